@@ -1,0 +1,113 @@
+"""Every error that a person may meet, each with its exit code.
+
+    DorakitError            1  failed while running
+    ├── UsageError          2  a command line that cannot be carried out
+    ├── RecipeError         2  a recipe with problems, all listed at once
+    ├── DataError           2  rows that cannot be read or trained on
+    ├── ModelError          2  a base model or an adapter that cannot be used
+    ├── RunError            3  a run directory that is locked, changed, corrupt or unfinished
+    ├── MachineError        3  this machine lacks something: an extra, a device
+    ├── ResourceError       4  out of disk, memory or network
+    ├── GateError           5  a gate was not met: non-finite loss, merge receipt, `eval --min`
+    └── Interrupted   130/143  stopped by a signal after saving; resumable
+
+A message says what is wrong, where, the value seen, and what to do. Only dorakit/cli prints and exits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class DorakitError(Exception):
+    """The root of the tree. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(DorakitError):
+    """The command line asks for something that cannot be carried out."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a recipe.
+
+    `line` and `column` are 1-based; 0 means that the mistake has no place in a file (it came from `--set`, say).
+    `source_line` is the offending line as it stands in the file and `length` the number of characters to underline.
+    """
+
+    message: str
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    source_line: str = ""
+    length: int = 1
+    hint: str = ""
+
+    def render(self) -> str:
+        """Lay the mistake out as a compiler does: place, message, the line, a caret line with the hint."""
+        if not self.line:
+            place = f"{self.file}: " if self.file else ""
+            return f"{place}error: {self.message}" + (f"\n       {self.hint}" if self.hint else "")
+        head = f"{self.file}:{self.line}:{self.column}: error: {self.message}"
+        number = f"{self.line:5d}"
+        caret = " " * (self.column - 1) + "^" * max(1, self.length)
+        hint = f" {self.hint}" if self.hint else ""
+        return f"{head}\n{number} | {self.source_line}\n{' ' * len(number)} | {caret}{hint}"
+
+
+class RecipeError(DorakitError):
+    """A recipe with one or more problems; all of them are in `problems`, in file order."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[Problem]):
+        self.problems = sorted(problems, key=lambda p: (p.file, p.line, p.column))
+        super().__init__("\n".join(problem.render() for problem in self.problems))
+
+
+class DataError(DorakitError):
+    """Rows that cannot be read, or from which nothing can be learned."""
+
+    exit_code = 2
+
+
+class ModelError(DorakitError):
+    """A base model, tokenizer or adapter that cannot be used as asked."""
+
+    exit_code = 2
+
+
+class RunError(DorakitError):
+    """A run directory that is locked, changed, corrupt or in the wrong state."""
+
+    exit_code = 3
+
+
+class MachineError(DorakitError):
+    """Something that this machine lacks: an optional package, a device."""
+
+    exit_code = 3
+
+
+class ResourceError(DorakitError):
+    """Out of disk, memory or network."""
+
+    exit_code = 4
+
+
+class GateError(DorakitError):
+    """A gate was not met: non-finite loss, a merge receipt above its limit, `eval --min`."""
+
+    exit_code = 5
+
+
+class Interrupted(DorakitError):
+    """Stopped by a signal after a checkpoint was saved."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,249 @@
+"""The run directory: the only module that knows its file names.
+
+    run.json                schema version, state (training | finished | failed), versions, notes
+    recipe.yaml             the user's file, byte for byte
+    recipe.resolved.yaml    every value and where it came from
+    environment.json        machine and library versions
+    metrics.jsonl           one object per logged step, validation or sample
+    checkpoints/step-N/     complete or absent (training/checkpoint.py)
+    adapter/ or model/      the result; exists only when training finished
+    eval/  merged/  quantized/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dorakit.errors import RunError
+from dorakit.recipe.loader import dump_resolved
+from dorakit.recipe.schema import Recipe
+
+SCHEMA_VERSION = 1
+_LIBRARIES = ("dorakit", "torch", "transformers", "datasets", "bitsandbytes", "safetensors", "tokenizers", "numpy")
+
+
+class Run:
+    """One training run on disk.
+
+    Attributes:
+        path: The run directory. Everything inside is named relative to it, so it can be moved.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics_file = path / "metrics.jsonl"
+        self.log_file = path / "log.txt"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.model = path / "model"
+        self.eval = path / "eval"
+        self.merged = path / "merged"
+        self.quantized = path / "quantized"
+
+    @classmethod
+    def create(cls, recipe: Recipe) -> Run:
+        """Make the directory of a new run.
+
+        A finished run of the same name stays: the new one is called NAME-2, NAME-3 ...
+
+        Raises:
+            RunError: An unfinished run is there already; the message holds the line that resumes it.
+        """
+        wanted = Path(recipe.output_dir.replace("{name}", recipe.origin.name)).expanduser()
+        path, number = wanted, 1
+        while path.exists():
+            if not (path / "run.json").exists():
+                if not any(path.iterdir()):
+                    break
+                raise RunError(f"{path} exists and is not a run directory.\n  set output_dir to another place")
+            if cls.open(path).state != "finished":
+                raise RunError(
+                    f"{path} holds an unfinished run.\n"
+                    f"  go on with it:  dorakit train --resume {path}\n"
+                    f"  or remove it:   rm -r {path}"
+                )
+            number += 1
+            path = wanted.with_name(f"{wanted.name}-{number}")
+        # Assembled beside its place and renamed, so that a kill here leaves no half-made run.
+        staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+        staging.mkdir(parents=True)
+        (staging / "recipe.yaml").write_text(recipe.origin.text, encoding="utf-8")
+        (staging / "recipe.resolved.yaml").write_text(dump_resolved(recipe), encoding="utf-8")
+        write_json(staging / "environment.json", _environment())
+        write_json(
+            staging / "run.json", {"schema": SCHEMA_VERSION, "state": "training", "notes": list(recipe.origin.notes)}
+        )
+        if path.exists():
+            path.rmdir()
+        staging.rename(path)
+        _point_latest_to(path)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """Open an existing run directory.
+
+        Raises:
+            RunError: The path holds no run, or one made by a newer dorakit.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise RunError(f"no such run directory: {path}")
+        run = cls(path)
+        if not (path / "run.json").is_file():
+            above = next((p for p in path.resolve().parents if (p / "run.json").is_file()), None)
+            hint = f"\n  did you mean {above}?" if above else "\n  `dorakit train RECIPE` makes one"
+            raise RunError(f"{path} is not a run directory: it has no run.json{hint}")
+        version = run.read("run.json").get("schema")
+        if version != SCHEMA_VERSION:
+            raise RunError(f"{path}/run.json has schema {version!r}; this dorakit reads {SCHEMA_VERSION}")
+        return run
+
+    @property
+    def name(self) -> str:
+        """Name of the directory."""
+        return self.path.name
+
+    @property
+    def state(self) -> str:
+        """`training`, `finished` or `failed`."""
+        return str(self.read("run.json")["state"])
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe as it was resolved when the run began."""
+        return Recipe.from_yaml(str(self.path / "recipe.resolved.yaml"))
+
+    @property
+    def result(self) -> Path:
+        """Directory of the trained weights: adapter/, or model/ for full fine-tuning.
+
+        Raises:
+            RunError: Training has not finished.
+        """
+        for directory in (self.adapter, self.model):
+            if directory.is_dir():
+                return directory
+        raise RunError(f"{self.path} has no result yet: training did not finish.\n  dorakit train --resume {self.path}")
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Read one of the run's JSON files."""
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"{self.path / name} is missing") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.path / name} is not valid JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise RunError(f"{self.path / name} holds {type(content).__name__}, expected an object")
+        return content
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of run.json."""
+        write_json(self.path / "run.json", {**self.read("run.json"), **fields})
+
+    def note(self, line: str) -> None:
+        """Record an adjustment or remark in run.json; printing it is the caller's business."""
+        notes = list(self.read("run.json")["notes"])
+        if line not in notes:
+            self.update(notes=[*notes, line])
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run's lock: one writer at a time.
+
+        Raises:
+            RunError: Another process holds it.
+        """
+        with open(self.path / "run.lock", "a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                raise RunError(f"{self.path} is being written by {holder}") from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}")
+            lock.flush()
+            yield
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is at any instant the old one or the new one, whole."""
+    staging = path.with_name(f".tmp-{path.name}")
+    with open(staging, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Give a staging directory that becomes `path` if the block succeeds and vanishes if it does not.
+
+    An existing `path` is replaced only at that moment.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+    staging.mkdir()
+    try:
+        yield staging
+        for file in staging.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        fsync_directory(staging)
+        if path.exists():
+            old = path.with_name(f".trash-{path.name}-{uuid.uuid4().hex[:8]}")
+            path.rename(old)
+            staging.rename(path)
+            shutil.rmtree(old)
+        else:
+            staging.rename(path)
+        fsync_directory(path.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _environment() -> dict[str, Any]:
+    versions = {}
+    for library in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "versions": versions,
+    }
+
+
+def _point_latest_to(path: Path) -> None:
+    link = path.parent / "latest"
+    if link.exists() and not link.is_symlink():
+        return
+    staging = path.parent / f".tmp-latest-{uuid.uuid4().hex[:8]}"
+    staging.symlink_to(path.name)
+    staging.replace(link)
