@@ -1,0 +1,175 @@
+"""`dorakit eval` and `dorakit generate`."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dorakit.errors import UsageError
+
+if TYPE_CHECKING:
+    from dorakit.recipe.schema import Recipe
+
+TARGET = typer.Argument(
+    help="A run, a PEFT adapter directory, a model directory (merged, quantized), a hub id, pkg:... or tiny:...",
+)
+RECIPE = typer.Option(None, "--recipe", help="Recipe that names the rows and the metric, where TARGET is no run.")
+SET = typer.Option(None, "--set", help="Override a value of the recipe: section.key=value. May be repeated.")
+BASE_MODEL = typer.Option(None, "--base-model", help="Base of an adapter directory, instead of the one it names.")
+JSON = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr.")
+QUIET = typer.Option(False, "--quiet", "-q", help="No progress, no notes.")
+
+
+def evaluate(
+    target: str = TARGET,
+    base: bool = typer.Option(False, "--base", help="Measure the frozen base: the adapter is switched off."),
+    data: str | None = typer.Option(None, "--data", help="File of test rows, in the form of the training rows."),
+    recipe: str | None = RECIPE,
+    set_: list[str] | None = SET,
+    base_model: str | None = BASE_MODEL,
+    limit: int | None = typer.Option(None, "--limit", min=1, help="At most this many rows."),
+    batch_size: int | None = typer.Option(None, "--batch-size", min=1, help="Rows per generation batch."),
+    output: str | None = typer.Option(None, "--output", help="Write the result here instead of into RUN/eval/."),
+    minimum: list[str] | None = typer.Option(
+        None, "--min", help="Gate: METRIC=VALUE, exit 5 where the metric is lower. May be repeated."
+    ),
+    maximum: list[str] | None = typer.Option(
+        None, "--max", help="Gate: METRIC=VALUE, exit 5 where the metric is higher. May be repeated."
+    ),
+    as_json: bool = JSON,
+    quiet: bool = QUIET,
+) -> None:
+    """Measure loss, perplexity and accuracy of a run or a model on test rows."""
+    gates = [*_gates(minimum, "--min"), *_gates(maximum, "--max")]
+    from dorakit.evaluation.task import check_gates, evaluate
+
+    check_gates(gates, None)
+    result = evaluate(
+        target,
+        base=base,
+        data=data,
+        limit=limit,
+        recipe=_recipe(target, recipe, set_),
+        batch_size=batch_size,
+        base_model=base_model,
+        output=output,
+        quiet=quiet,
+    )
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        _show(result)
+    check_gates(gates, result)
+
+
+def generate(
+    target: str = TARGET,
+    prompt: list[str] = typer.Option(..., "--prompt", "-p", help="What to answer. May be repeated."),
+    compare: bool = typer.Option(False, "--compare", help="Show the base's answer beside the adapter's."),
+    max_new_tokens: int = typer.Option(128, "--max-new-tokens", min=1, help="Tokens to generate at most."),
+    system: str | None = typer.Option(None, "--system", help="System message put before the prompt."),
+    raw: bool = typer.Option(False, "--raw", help="Give the prompt as it is, without the chat template."),
+    base_model: str | None = BASE_MODEL,
+    as_json: bool = JSON,
+    quiet: bool = QUIET,
+) -> None:
+    """Answer prompts, greedily; with --compare the base and the adapter side by side."""
+    from dorakit.evaluation.generation import answer_prompts
+
+    answers = answer_prompts(
+        target,
+        prompt,
+        compare=compare,
+        max_new_tokens=max_new_tokens,
+        system=system,
+        raw=raw,
+        base_model=base_model,
+        quiet=quiet,
+    )
+    if as_json:
+        typer.echo(json.dumps({"target": target, "answers": answers}, ensure_ascii=False))
+        return
+    _show_answers(answers, compare=compare)
+
+
+def _recipe(target: str, path: str | None, overrides: list[str] | None) -> Recipe | None:
+    """Load the recipe that `--recipe` and `--set` ask for; None leaves the run's own."""
+    from dorakit.recipe.schema import Recipe
+
+    if path is not None:
+        return Recipe.from_yaml(path, overrides or [])
+    if not overrides:
+        return None
+    from dorakit.target import run_around
+
+    run = run_around(target)
+    if run is None:
+        raise UsageError(
+            f"--set needs a recipe to change, and {target} belongs to no run\n  name one with --recipe FILE"
+        )
+    return run.recipe_with(overrides)
+
+
+def _gates(texts: list[str] | None, flag: str) -> list[tuple[str, str, float]]:
+    """Parse METRIC=VALUE; gives (flag, metric, value)."""
+    gates = []
+    for text in texts or []:
+        metric, equals, number = text.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not equals or not metric or math.isnan(value):
+            raise UsageError(f"{flag} {text}: expected METRIC=VALUE, as in {flag} accuracy=0.8")
+        gates.append((flag, metric.strip(), value))
+    return gates
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result['target']} · {result['variant']} · {result['data']}", box=box.SIMPLE_HEAD)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_row("rows", f"{result['rows']}")
+    table.add_row("supervised tokens", f"{result['tokens']}")
+    table.add_row("loss", f"{result['loss']:.4f}")
+    table.add_row("perplexity", f"{result['perplexity']:.4g}")
+    if result["accuracy"] is not None:
+        table.add_row(
+            f"accuracy ({result['metric']})", f"{result['accuracy']:.1%} ± {result['accuracy_standard_error']:.1%}"
+        )
+        table.add_row("answers without a hit", f"{result['unparsed']}")
+    console = Console(highlight=False)
+    console.print(table)
+    for sample in result["samples"]:
+        mark = "right" if sample["correct"] else "wrong"
+        console.print(f"...{sample['prompt_tail']}", style="dim", markup=False)
+        console.print(f"  expected: {sample['answer']}", markup=False)
+        console.print(f"  got ({mark}): {sample['generated']}\n", markup=False)
+    if result["output"]:
+        console.print(f"written: {result['output']}", markup=False, soft_wrap=True)
+
+
+def _show_answers(answers: list[dict[str, Any]], *, compare: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for answer in answers:
+        if not compare:
+            if len(answers) > 1:
+                console.print(Text(f"> {answer['prompt']}", style="dim"))
+            console.print(Text(answer["text"]), soft_wrap=True)
+            continue
+        table = Table(title=Text(answer["prompt"]), title_justify="left", expand=True, show_lines=True)
+        table.add_column("base", ratio=1)
+        table.add_column("adapter", ratio=1)
+        table.add_row(Text(answer["base_text"]), Text(answer["text"]))
+        console.print(table)

@@ -1,0 +1,119 @@
+"""`dorakit merge` and `dorakit quantize`."""
+
+from __future__ import annotations
+
+import enum
+import json
+from typing import Any
+
+import typer
+
+from dorakit.cli.evaluate import BASE_MODEL, JSON, QUIET, RECIPE
+
+
+class Onto(str, enum.Enum):
+    """Base to merge into."""
+
+    trained = "trained"
+    original = "original"
+
+
+class Dtype(str, enum.Enum):
+    """Dtype of merged weights."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class Format(str, enum.Enum):
+    """Format of quantized weights."""
+
+    nf4 = "nf4"
+
+
+def merge(
+    target: str = typer.Argument(help="A run, or a PEFT adapter directory."),
+    output: str | None = typer.Option(None, "--output", help="Directory to write; RUN/merged for a run."),
+    onto: Onto | None = typer.Option(
+        None, "--onto", help="Base to merge into: what the adapter was trained on, or the original weights."
+    ),
+    dtype: Dtype | None = typer.Option(None, "--dtype", help="Dtype of the weights, instead of the recipe's."),
+    receipt: bool = typer.Option(
+        True, "--receipt/--no-receipt", help="Load the result back and compare it with the live adapter."
+    ),
+    base_model: str | None = BASE_MODEL,
+    as_json: bool = JSON,
+    quiet: bool = QUIET,
+) -> None:
+    """Fold the adapter into its base: a plain model directory, with a receipt that it answers as the adapter does."""
+    from dorakit.export.merge import merge
+    from dorakit.export.receipt import read_receipt
+
+    directory = merge(
+        target,
+        output=output,
+        onto=onto.value if onto else None,
+        dtype=dtype.value if dtype else None,
+        receipt=receipt,
+        base_model=base_model,
+        quiet=quiet,
+    )
+    content = read_receipt(directory, "merge.json")
+    if as_json:
+        typer.echo(json.dumps({"output": str(directory), **content}, ensure_ascii=False))
+        return
+    typer.echo(f"merged: {directory}")
+    _show_receipt(content["receipt"])
+
+
+def quantize(
+    target: str = typer.Argument(help="A run (merged first), or a model directory, hub id, pkg:... or tiny:..."),
+    format_: Format = typer.Option(Format.nf4, "--format", help="Format of the weights."),
+    output: str | None = typer.Option(None, "--output", help="Directory to write; RUN/quantized for a run."),
+    recipe: str | None = RECIPE,
+    base_model: str | None = BASE_MODEL,
+    as_json: bool = JSON,
+    quiet: bool = QUIET,
+) -> None:
+    """Write a 4-bit model directory that transformers loads as a bitsandbytes checkpoint."""
+    from dorakit.export.quantize import quantize
+    from dorakit.export.receipt import read_receipt
+    from dorakit.recipe.schema import Recipe
+
+    directory = quantize(
+        target,
+        format=format_.value,
+        output=output,
+        recipe=Recipe.from_yaml(recipe) if recipe else None,
+        base_model=base_model,
+        quiet=quiet,
+    )
+    content = read_receipt(directory, "quantize.json")
+    if as_json:
+        typer.echo(json.dumps({"output": str(directory), **content}, ensure_ascii=False))
+        return
+    typer.echo(f"quantized: {directory}")
+    before, after = content["bytes_before"], content["bytes_after"]
+    typer.echo(f"size: {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({after / before:.0%})")
+    errors = content["relative_error"]
+    typer.echo(f"relative error per layer: mean {errors['mean']:.4f}, largest {errors['max']:.4f} ({errors['worst']})")
+    perplexity = content["perplexity"]
+    if perplexity["before"] is None:
+        typer.echo(f"perplexity: not measured, {perplexity['reason']}")
+    else:
+        typer.echo(
+            f"perplexity: {perplexity['before']:.4g} -> {perplexity['after']:.4g} "
+            f"({perplexity['tokens']} tokens of {perplexity['data']})"
+        )
+
+
+def _show_receipt(receipt: Any) -> None:
+    if receipt == "none":
+        typer.echo("receipt: none")
+        return
+    typer.echo(
+        f"receipt: KL(live || merged) {receipt['all']['kl']:.2e} (limit {receipt['max_kl']:g}), top-1 agreement "
+        f"{receipt['all']['top1_agreement']:.2%}, max |logit difference| {receipt['all']['max_logit_difference']:.3g} "
+        f"over {receipt['all']['positions']} positions of {receipt['rows']} rows"
+    )
