@@ -1,0 +1,58 @@
+"""Which modules a recipe means: name suffixes, regular expressions, `all-linear`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from dorakit.errors import ModelError
+
+
+def has_suffix(name: str, suffix: str) -> bool:
+    """Whether `suffix` is the whole dotted name or its last parts: `q_proj` and `self_attn.q_proj` of `a.self_attn.q_proj`."""
+    return name == suffix or name.endswith("." + suffix)
+
+
+def select(names: Iterable[str], wanted: str | list[str], *, setting: str) -> list[str]:
+    """The names that a list of suffixes, or one regular expression over whole names, selects; in the order given.
+
+    Args:
+        names: Candidates.
+        wanted: Suffixes, each of which must match at least one name, or a regular expression.
+        setting: The recipe key, for messages.
+
+    Raises:
+        ModelError: An entry matches nothing (with near misses), or the expression does not compile.
+    """
+    names = list(names)
+    if isinstance(wanted, str):
+        try:
+            pattern = re.compile(wanted)
+        except re.error as error:
+            raise ModelError(f"{setting}: {wanted!r} is not a regular expression: {error}") from None
+        chosen = [name for name in names if pattern.fullmatch(name)]
+        if not chosen:
+            raise ModelError(
+                f"{setting}: the expression {wanted!r} matches no module name in full.\n"
+                f"  a name looks like {names[0] if names else '(none)'}; for suffixes give a list: [{wanted}]"
+            )
+        return chosen
+    for suffix in wanted:
+        if not any(has_suffix(name, suffix) for name in names):
+            endings = sorted({name.rsplit(".", 1)[-1] for name in names})
+            near = difflib.get_close_matches(suffix.rsplit(".", 1)[-1], endings, n=3, cutoff=0.5)
+            raise ModelError(
+                f"{setting}: no module is called {suffix!r}.\n  "
+                + (f"did you mean {', '.join(near)}? " if near else "")
+                + f"this model has {', '.join(endings) or 'none'}"
+            )
+    return [name for name in names if any(has_suffix(name, suffix) for suffix in wanted)]
+
+
+def pattern_value(name: str, patterns: dict[str, int], default: int) -> int:
+    """The value whose key matches the end of `name`, as PEFT reads rank_pattern: first hit wins."""
+    for key, value in patterns.items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return default

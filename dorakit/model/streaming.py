@@ -1,0 +1,153 @@
+"""Streaming a checkpoint into NF4 layers: a transformers quantizer, so that transformers finds, renames and places the
+tensors and each is quantized as it arrives. The whole dense model never exists.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from dorakit.model.names import has_suffix
+from dorakit.model.nf4 import NF4Format, NF4Linear
+
+METHOD = "dorakit_nf4"
+
+
+@register_quantization_config(METHOD)
+class NF4Config(QuantizationConfigMixin):  # type: ignore[misc]
+    """What from_pretrained is given. `compute_dtype` is the dtype that a pre-quantized weight dequantizes to."""
+
+    def __init__(self, form: NF4Format | None = None, skip_modules: list[str] | None = None, **_: Any):
+        self.quant_method = METHOD
+        self.form = form or NF4Format(skip_modules=tuple(skip_modules or ["lm_head"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only: transformers prints and stores this."""
+        return {"quant_method": METHOD, "skip_modules": list(self.form.skip_modules)}
+
+
+@register_quantizer(METHOD)
+class NF4Quantizer(HfQuantizer):  # type: ignore[misc]
+    """Replaces linear layers by NF4Linear before loading and fills them while loading.
+
+    Reads dense checkpoints and bitsandbytes' serialized NF4 checkpoints (`pre_quantized`). While transformers loads, the
+    model holds placeholders: it overwrites their non-persistent buffers at the end. The filled layers take their places
+    after that.
+    """
+
+    requires_calibration = False
+
+    def __init__(self, quantization_config: NF4Config, **kwargs: Any):
+        super().__init__(quantization_config, **kwargs)
+        self.filled: dict[str, NF4Linear] = {}
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        form: NF4Format = self.quantization_config.form
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        for name, module in list(model.named_modules()):
+            skipped = module is head or any(has_suffix(name, suffix) for suffix in form.skip_modules)
+            if type(module) is nn.Linear and not skipped:
+                with torch.device("meta"):
+                    layer = NF4Linear(
+                        module.in_features,
+                        module.out_features,
+                        block_size=form.block_size,
+                        dtype=module.weight.dtype,
+                        bias=None if module.bias is None else module.bias.detach(),
+                    )
+                model.set_submodule(name, layer)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        for name, layer in self.filled.items():
+            layer.bias = model.get_submodule(name).bias
+            model.set_submodule(name, layer)
+        self.filled.clear()
+        # transformers refuses to train or save a model that says it is quantized; here the base is simply frozen.
+        model.is_quantized = False  # type: ignore[assignment]
+        del model.hf_quantizer
+        model.config.quantization_config = None  # type: ignore[union-attr]
+        del model.config.quantization_config
+        return model
+
+    def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
+        """Weights of NF4 layers; biases and everything else load as they are."""
+        owner, _, leaf = param_name.rpartition(".")
+        return leaf == "weight" and isinstance(model.get_submodule(owner), NF4Linear)
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """Quantizes a dense tensor on arrival."""
+        return _Quantize(self)
+
+    serialized_names = {  # noqa: RUF012
+        "weight": [
+            "weight",
+            "weight.nested_absmax",
+            "weight.nested_quant_map",
+            "weight.quant_map",
+            "weight.absmax",
+            "weight.quant_state.bitsandbytes__nf4",
+        ]
+    }
+
+    def get_load_operations(self) -> dict[str, type[ConversionOps]]:
+        """Collects the tensors that bitsandbytes wrote for one weight."""
+        return {"deserialize": _Deserialize}
+
+    def is_serializable(self) -> bool:
+        """Saving goes through export/quantize.py."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters train on it."""
+        return True
+
+
+class _Quantize(ConversionOps):  # type: ignore[misc]
+    def __init__(self, quantizer: NF4Quantizer):
+        self.quantizer = quantizer
+
+    def convert(
+        self, input_dict: dict[str, Any], model: nn.Module | None = None, **_: Any
+    ) -> dict[str, nn.Parameter]:
+        assert model is not None
+        result = {}
+        for name, value in input_dict.items():
+            owner = name.rpartition(".")[0]
+            placeholder = model.get_submodule(owner)
+            dense: Tensor = value[0] if isinstance(value, list) else value
+            layer = NF4Linear.from_dense(dense.to(placeholder.dtype), None, self.quantizer.quantization_config.form)
+            placeholder._is_hf_initialized = True  # type: ignore[assignment]
+            self.quantizer.filled[owner] = layer
+            result[name] = layer.weight
+        return result
+
+
+class _Deserialize(ConversionOps):  # type: ignore[misc]
+    def __init__(self, quantizer: NF4Quantizer):
+        self.quantizer = quantizer
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        model: nn.Module | None = None,
+        full_layer_name: str | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        if len(input_dict) == 1:  # a weight that was never quantized
+            return input_dict
+        assert model is not None and full_layer_name is not None
+        tensors = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
+        owner = full_layer_name.rpartition(".")[0]
+        placeholder = model.get_submodule(owner)
+        assert isinstance(placeholder, NF4Linear)
+        layer = NF4Linear.from_quantized(tensors.pop("weight"), tensors)
+        placeholder._is_hf_initialized = True  # type: ignore[assignment]
+        self.quantizer.filled[owner] = layer
+        return {"weight": layer.weight}
