@@ -1,0 +1,142 @@
+"""Greedy generation in batches, through transformers' own `generate`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from dorakit.errors import ModelError
+
+_PROBE = "dorakit"
+
+
+def generate_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+    stop_ids: Iterable[int] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt greedily until a stop token or `max_new_tokens`.
+
+    Prompts are batched by length, longest first, so that a batch that does not fit in memory fails at once. The model's
+    own generation_config (sampling, penalties) plays no part.
+
+    Args:
+        model: Any causal model; adapters may be attached. Its training state is as before on return.
+        tokenizer: Gives the padding token.
+        prompts: Token ids, at least one each.
+        max_new_tokens: New tokens a prompt at most.
+        batch_size: Prompts a batch.
+        progress: Called after each batch with the number of prompts done so far.
+        stop_ids: Tokens that end an answer; None for `stop_token_ids(model, tokenizer)`.
+
+    Returns:
+        The new ids of each prompt, in the order given, without the stop token. One of length `max_new_tokens` did not
+        come to an end.
+
+    Raises:
+        ModelError: A prompt is empty, or longer than the model's positions allow.
+    """
+    stops = sorted(stop_token_ids(model, tokenizer) if stop_ids is None else set(stop_ids))
+    _check(model, prompts, max_new_tokens)
+    pad_id = tokenizer.pad_token_id
+    if pad_id is None:
+        pad_id = stops[0] if stops else 0
+    form = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        eos_token_id=stops or None,
+        pad_token_id=pad_id,
+    )
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    with _ready_to_generate(model):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = len(prompts[chosen[0]])
+            ids = torch.full((len(chosen), width), pad_id)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(chosen):
+                ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
+                mask[row, width - len(prompts[index]) :] = 1
+            # generate runs under no_grad, not inference_mode: what adapters cache must stay fit for training.
+            output = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=form)
+            for row, index in enumerate(chosen):
+                answers[index] = _until_stop(output[row, width:].tolist(), stops)
+            if progress is not None:
+                progress(start + len(chosen))
+    return answers
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that end an answer: the tokenizer's, the model's, and the one that ends a turn in the chat template."""
+    found: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    for stated in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)):
+        if isinstance(stated, int):
+            found.add(stated)
+        elif stated is not None:
+            found.update(stated)
+    if (turn_end := _turn_end(tokenizer)) is not None:
+        found.add(turn_end)
+    return found
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template puts right after the assistant's text, if it puts one there."""
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template raises what it likes; one that refuses these turns tells nothing
+        return None
+    assert isinstance(text, str)
+    rest = text.rpartition(_PROBE)[2].lstrip()
+    special = [token for token in tokenizer.all_special_tokens if rest.startswith(token)]
+    if not special:
+        return None
+    number = tokenizer.convert_tokens_to_ids(max(special, key=len))
+    assert isinstance(number, int)
+    return number
+
+
+def _check(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> None:
+    if any(not prompt for prompt in prompts):
+        raise ModelError(f"prompt {[bool(p) for p in prompts].index(False) + 1} holds no token: nothing to continue")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts), default=0)
+    if positions is not None and longest + max_new_tokens > positions:
+        raise ModelError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {positions} positions\n"
+            "  lower max_new_tokens or shorten the prompt"
+        )
+
+
+def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
+    for place, token in enumerate(ids):
+        if token in stops:
+            return ids[:place]
+    return ids
+
+
+@contextlib.contextmanager
+def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode and a neutral generation_config, which would otherwise fill whatever ours leaves open."""
+    was_training = model.training
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+        model.train(was_training)
