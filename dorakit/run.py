@@ -122,7 +122,11 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The recipe as it was resolved when the run began."""
-        return Recipe.from_yaml(str(self.path / "recipe.resolved.yaml"))
+        return self.recipe_with([])
+
+    def recipe_with(self, overrides: list[str]) -> Recipe:
+        """The run's recipe with `section.key=value` overrides, for commands that measure the finished run."""
+        return Recipe.from_yaml(str(self.path / "recipe.resolved.yaml"), overrides)
 
     @property
     def result(self) -> Path:
