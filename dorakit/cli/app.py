@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from dorakit import __version__
-from dorakit.cli import evaluate, export, recipe, train
+from dorakit.cli import data, evaluate, export, recipe, train
 from dorakit.errors import DorakitError
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app.command("generate")(evaluate.generate)
 app.command("merge")(export.merge)
 app.command("quantize")(export.quantize)
 app.command("validate")(recipe.validate)
-app.command("data")(recipe.data)
+app.command("data")(data.data)
 app.command("schema")(recipe.schema)
 
 

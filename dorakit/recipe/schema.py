@@ -81,7 +81,9 @@ class AdapterSection(Section):
     )
     rank: Positive = setting(16, reads="build.py", says="Rank r of A and B.")
     alpha: float = setting(32.0, reads="build.py", says="Scaling numerator: s = alpha / rank.", gt=0.0)
-    dropout: Fraction = setting(0.0, reads="build.py", says="Dropout on the input of A; the base term is never dropped.")
+    dropout: Fraction = setting(
+        0.0, reads="build.py", says="Dropout on the input of A; the base term is never dropped."
+    )
     target_modules: Literal["all-linear"] | str | list[str] = setting(
         "all-linear",
         reads="build.py",
@@ -105,7 +107,9 @@ class QuantizationSection(Section):
 
     format: Literal["nf4"] = setting("nf4", reads="build.py", says="4-bit NormalFloat, the QLoRA paper's data type.")
     block_size: Literal[64, 128, 256, 512] = setting(64, reads="build.py", says="Weights that share one absmax.")
-    double_quant: bool = setting(True, reads="build.py", says="Quantize the absmax values too (0.37 bit saved a weight).")
+    double_quant: bool = setting(
+        True, reads="build.py", says="Quantize the absmax values too (0.37 bit saved a weight)."
+    )
     skip_modules: list[str] = setting(
         ["lm_head"], reads="build.py", says="Name suffixes of linear layers to keep unquantized."
     )
@@ -163,7 +167,9 @@ class DataSection(Section):
     """Rows, and how they become tokens."""
 
     root: str = setting(
-        ".", reads="recipe/loader.py", says="Directory that relative data paths start from, itself relative to the recipe."
+        ".",
+        reads="recipe/loader.py",
+        says="Directory that relative data paths start from, itself relative to the recipe.",
     )
     train: list[SourceSection] = setting(reads="data/sources.py", says="Training sources.", min_length=1)
     validation: ValidationSection = setting(ValidationSection(), reads="data/tokens.py", says="Held-out rows.")
@@ -176,7 +182,9 @@ class DataSection(Section):
         says="Tokens that carry the loss: completion (in chats every turn of the assistant), all, or last (the last "
         "turn of the assistant).",
     )
-    max_seq_len: Annotated[int, Field(ge=8)] = setting(1024, reads="data/tokens.py", says="Tokens per document at most.")
+    max_seq_len: Annotated[int, Field(ge=8)] = setting(
+        1024, reads="data/tokens.py", says="Tokens per document at most."
+    )
     overlength: Literal["drop", "truncate", "error"] = setting(
         "drop", reads="data/tokens.py", says="What happens to longer documents; the count is always printed."
     )
@@ -204,7 +212,9 @@ class TrainingSection(Section):
     deterministic: bool = setting(
         False, reads="training/loop.py", says="Deterministic kernels on CUDA too (always on where there is none)."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = setting(42, reads="training/loop.py", says="Seed of every random draw.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = setting(
+        42, reads="training/loop.py", says="Seed of every random draw."
+    )
     log_every: Positive = setting(10, reads="training/loop.py", says="Steps between two lines of metrics.")
     eval_every: Annotated[int, Field(ge=0)] = setting(
         100, reads="training/loop.py", says="Steps between two validations; 0 validates at the end only."
@@ -229,9 +239,9 @@ class TrainingSection(Section):
 class OptimizerSection(Section):
     """The update rule and its schedule."""
 
-    name: Literal[
-        "adamw", "sgd", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"
-    ] = setting("adamw", reads="training/optim.py", says="torch's adamw and sgd; the others are bitsandbytes'.")
+    name: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"] = (
+        setting("adamw", reads="training/optim.py", says="torch's adamw and sgd; the others are bitsandbytes'.")
+    )
     learning_rate: float = setting(reads="training/optim.py", says="Peak learning rate.", gt=0.0)
     betas: tuple[Fraction, Fraction] = setting(
         (0.9, 0.999), reads="training/optim.py", says="Decay rates of the running averages.", strict=False
@@ -253,7 +263,9 @@ class EvaluationSection(Section):
     """What `dorakit eval` measures."""
 
     path: str | None = setting(
-        None, reads="evaluation/task.py", says="Test rows, in the form of the first training source; else the validation rows."
+        None,
+        reads="evaluation/task.py",
+        says="Test rows, in the form of the first training source; else the validation rows.",
     )
     prompt: str | None = setting(
         None, reads="evaluation/task.py", says="Prompt of the test rows where it differs from the training rows'."
@@ -335,6 +347,11 @@ class Recipe(Section):
     def method(self) -> str | None:
         """The adapter method, lora or dora whatever the base's storage; None for full fine-tuning."""
         return None if self.adapter.mode == "full" else self.adapter.mode.removeprefix("q")
+
+    @property
+    def method_options(self) -> dict[str, str]:
+        """What only this method takes: keyword arguments of `attach_`."""
+        return {"magnitude_init": self.adapter.magnitude.init} if self.method == "dora" else {}
 
     @property
     def origin(self) -> Origin:

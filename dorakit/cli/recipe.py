@@ -1,0 +1,138 @@
+"""`dorakit validate` and `dorakit schema`; neither imports torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dorakit.errors import Problem, RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from dorakit.recipe.schema import Recipe
+
+
+def validate(
+    recipes: list[str] = typer.Argument(help="Recipe files, or directories: every .yaml file below them."),
+    set_: list[str] | None = typer.Option(None, "--set", help="Override a value: section.key=value. May be repeated."),
+    twin: bool = typer.Option(False, "--twin", help="Check the recipe as `--twin` would run it."),
+    explain: bool = typer.Option(False, "--explain", help="Show each value, where it came from and what reads it."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print problems only."),
+) -> None:
+    """Check recipes: every problem at once, with its place. Exit code 2 if there is one."""
+    from dorakit.recipe.loader import load_recipe
+
+    reports: list[dict[str, Any]] = []
+    failed: list[RecipeError] = []
+    for path in _recipe_files(recipes):
+        try:
+            recipe = load_recipe(path, set_ or [], twin=twin)
+        except RecipeError as error:
+            failed.append(error)
+            reports.append({"path": path, "ok": False, "problems": [_problem(p) for p in error.problems]})
+            print(error, file=sys.stderr)
+            continue
+        reports.append(_report(path, recipe, explain))
+        if as_json or quiet:
+            continue
+        typer.echo(f"ok  {path}  {_summary(recipe)}")
+        for note in recipe.origin.notes:
+            typer.echo(f"    {note}")
+        if explain:
+            _print_table(recipe)
+    if as_json:
+        typer.echo(json.dumps({"ok": not failed, "recipes": reports}, ensure_ascii=False))
+    if failed:
+        count = sum(len(error.problems) for error in failed)
+        if not as_json and not quiet:
+            print(f"{_count(count, 'problem')} in {_count(len(failed), 'recipe')}", file=sys.stderr)
+        raise typer.Exit(RecipeError.exit_code)
+
+
+def schema(
+    output: str | None = typer.Option(None, "--output", "-o", help="Write to this file instead of stdout."),
+) -> None:
+    """Print the JSON schema of recipes, for editors and checks."""
+    from dorakit.recipe.loader import json_schema
+
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}") from None
+
+
+def _recipe_files(arguments: list[str]) -> list[str]:
+    files: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if not path.is_dir():
+            files.append(argument)
+            continue
+        below = sorted(p for p in path.rglob("*") if p.suffix in (".yaml", ".yml") and p.is_file())
+        if not below:
+            raise UsageError(f"no .yaml files below {argument}")
+        files += map(str, below)
+    return files
+
+
+def _summary(recipe: Recipe) -> str:
+    adapter = "" if recipe.method is None else f" rank {recipe.adapter.rank}"
+    sources = ", ".join(source.path for source in recipe.data.train)
+    return f"{recipe.adapter.mode}{adapter} on {recipe.model.base}, {sources}"
+
+
+def _report(path: str, recipe: Recipe, explained: bool) -> dict[str, Any]:
+    from dorakit.recipe.loader import explain
+
+    report = {
+        "path": path,
+        "ok": True,
+        "mode": recipe.adapter.mode,
+        "base": recipe.model.base,
+        "notes": recipe.origin.notes,
+    }
+    if explained:
+        names = ("key", "value", "source", "read_by")
+        report["values"] = [dict(zip(names, row, strict=True)) for row in explain(recipe)]
+    return report
+
+
+def _problem(problem: Problem) -> dict[str, Any]:
+    return {
+        "message": problem.message,
+        "hint": problem.hint,
+        "file": problem.file,
+        "line": problem.line,
+        "column": problem.column,
+    }
+
+
+def _print_table(recipe: Recipe) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from dorakit.recipe.loader import explain
+
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("key", "value", "source", "read by"):
+        table.add_column(name, overflow="fold", no_wrap=not console.is_terminal)
+    for key, value, source, read_by in explain(recipe):
+        style = "dim" if source == "default" else ""
+        table.add_row(*(Text(cell, style=style) for cell in (key, value, source, read_by)))
+    if not console.is_terminal:
+        console.width = 10_000  # a table for grep: one line a value, whatever its length
+    console.print(table)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,240 @@
+"""YAML text to Recipe: `extends`, `--set`, `--twin`, positions, and every problem at once.
+
+Three steps: files and overrides become one tree of nodes with places (yaml_text.py, overrides.py); the schema and the
+cross-field rules (rules.py) judge it; the recipe leaves with its paths absolute and the source of each value recorded.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dorakit.errors import Problem, RecipeError
+from dorakit.recipe.messages import dotted, section_at, unknown_key_hint, value_message
+from dorakit.recipe.overrides import apply_overrides
+from dorakit.recipe.resolved import dump_resolved as dump_resolved
+from dorakit.recipe.resolved import explain as explain
+from dorakit.recipe.resolved import json_schema as json_schema
+from dorakit.recipe.resolved import leaf_keys
+from dorakit.recipe.rules import broken_rules, is_path, twin_base
+from dorakit.recipe.schema import Origin, Recipe
+from dorakit.recipe.yaml_text import Node, PathKey, Place, decode, merged, parse
+
+_MAX_CHAIN = 16
+
+
+def load_recipe(path: str, overrides: list[str], *, twin: bool = False) -> Recipe:
+    """Read, merge, override and validate a recipe file.
+
+    Relative paths in it start from the directory of the file they are written in; in `--set`, from the working
+    directory.
+
+    Args:
+        path: The YAML file.
+        overrides: `section.key=value` texts.
+        twin: Swap the base for `tiny:<architecture>`.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
+    path = str(path)
+    text, root, problems = _read_chain(path, ())
+    if root is None:
+        raise RecipeError(problems)
+    layer = root.place.layer + 1
+    root, found = apply_overrides(root, overrides, layer)
+    problems += found
+    found, notes = _judge(root)
+    problems += found
+    base: str | None = None
+    if twin:
+        base, found, twin_notes = twin_base(root)
+        problems += found
+        notes += twin_notes
+    if problems:
+        raise RecipeError(_one_per_place(problems))
+    recipe = _settled(Recipe.model_validate(root.plain()), root, Path(path), base)
+    recipe._origin = Origin(
+        path=path,
+        name=Path(path).name.removesuffix(".yaml").removesuffix(".yml"),
+        text=text,
+        sources=_sources(recipe, root, twinned=base is not None),
+        notes=notes,
+        is_twin=twin,
+    )
+    return recipe
+
+
+def _read_chain(path: str, below: tuple[str, ...]) -> tuple[str, Node | None, list[Problem]]:
+    """Read a file and everything it extends; `below` are the files that led here."""
+    directory = Path(os.path.abspath(path)).parent
+    text, problems = _read(path)
+    if problems:
+        return text, None, problems
+    root, problems = parse(text, Place(path, directory=directory))
+    if root is None or not isinstance(root.value, dict):
+        if not problems:
+            what = "the file is empty" if root is None or root.value is None else "a recipe is a mapping of sections"
+            hint = "it starts with `version: 1`"
+            place = root.place if root and root.place.line else None
+            problems = [place.problem(what, hint) if place else Problem(what, path, hint=hint)]
+        return text, None, problems
+    extends = root.entries.get("extends")
+    if extends is None or not isinstance(extends.value, str) or not extends.value:
+        return text, root, problems
+    parent = os.path.expanduser(extends.value)
+    if not os.path.isabs(parent):
+        parent = os.path.normpath(os.path.join(os.path.dirname(path), parent))
+    chain = (*below, path)
+    seen = [os.path.realpath(file) for file in chain]
+    if os.path.realpath(parent) in seen:
+        loop = " -> ".join((*chain[seen.index(os.path.realpath(parent)) :], parent))
+        return text, root, [*problems, extends.place.problem(f"recipes extend each other: {loop}")]
+    if len(chain) >= _MAX_CHAIN:
+        return text, root, [*problems, extends.place.problem(f"a chain of more than {_MAX_CHAIN} recipes")]
+    if not os.path.isfile(parent):
+        return text, None, [*problems, extends.place.problem(f"extends: no such file: {parent}")]
+    _, base, found = _read_chain(parent, chain)
+    problems += found
+    if base is None:
+        return text, None, problems
+    return text, merged(base, _raised(root, base.place.layer + 1)), problems
+
+
+def _read(path: str) -> tuple[str, list[Problem]]:
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return "", [Problem("no such file", path, hint="give the path of a recipe, such as recipes/quickstart.yaml")]
+    except IsADirectoryError:
+        return "", [Problem("a directory, not a recipe file", path)]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return "", [Problem(f"cannot be read: {reason}", path)]
+    return decode(content, path)
+
+
+def _raised(node: Node, layer: int) -> Node:
+    """Put a tree on a layer."""
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: _raised(item, layer) for key, item in value.items()}
+    elif isinstance(value, list):
+        value = [_raised(item, layer) for item in value]
+    return replace(
+        node, value=value, place=replace(node.place, layer=layer), key_place=replace(node.key_place, layer=layer)
+    )
+
+
+def _judge(root: Node) -> tuple[list[Problem], list[str]]:
+    """Hold the tree against the schema and the cross-field rules."""
+    problems: list[Problem] = []
+    try:
+        Recipe.model_validate(root.plain())
+    except ValidationError as error:
+        problems = _schema_problems(error, root)
+    found, notes = broken_rules(root)
+    return problems + found, notes
+
+
+def _schema_problems(error: ValidationError, root: Node) -> list[Problem]:
+    unknown: list[PathKey] = []
+    missing: list[PathKey] = []
+    wrong: dict[PathKey, None] = {}
+    problems = []
+    for entry in error.errors(include_url=False, include_context=True):
+        path = _tree_path(root, entry["loc"])
+        node = root.at(path)
+        assert node is not None
+        if entry["type"] == "extra_forbidden":
+            unknown.append(path)
+        elif entry["type"] == "missing" and isinstance(node.value, dict):
+            missing.append((*path, str(entry["loc"][-1])))
+        elif entry["type"] == "value_error":
+            message = str(entry["ctx"]["error"]) if "ctx" in entry else entry["msg"]
+            problems.append(node.key_place.problem(f"{dotted(path)}: {message}"))
+        else:
+            wrong[path] = None
+    meant = set()
+    for path in unknown:
+        node = root.at(path)
+        assert node is not None
+        hint, field = unknown_key_hint(path)
+        meant.add(field)
+        problems.append(node.key_place.problem(f"unknown key '{dotted(path)}'", hint))
+    for path in missing:
+        if dotted(path) not in meant and not (len(path) == 1 and any(m.startswith(f"{path[0]}.") for m in meant)):
+            problems.append(_missing_problem(path, root))
+    for path in wrong:
+        # Every arm of a union complains; the deepest complaint is the one to read.
+        if not any(other != path and other[: len(path)] == path for other in wrong):
+            node = root.at(path)
+            assert node is not None
+            problems.append(node.place.problem(*value_message(path, node)))
+    return problems
+
+
+def _tree_path(root: Node, location: tuple[Any, ...]) -> PathKey:
+    """The part of pydantic's location that is in the tree; names of union arms are not."""
+    path: PathKey = ()
+    for part in location:
+        if root.at((*path, part)) is not None:
+            path = (*path, part)
+    return path
+
+
+def _missing_problem(path: PathKey, root: Node) -> Problem:
+    parent = root.at(path[:-1])
+    assert parent is not None
+    section = section_at(path)
+    if section is None:
+        hint = "write version: 1" if path == ("version",) else ""
+        return parent.key_place.problem(f"missing required key '{dotted(path)}'", hint)
+    needs = ", ".join(name for name, field in section.model_fields.items() if field.is_required())
+    return parent.key_place.problem(f"missing section '{dotted(path)}'", f"it needs {needs}")
+
+
+def _one_per_place(problems: list[Problem]) -> list[Problem]:
+    """Keep the first problem of each place: what follows from it is noise."""
+    kept: dict[tuple[Any, ...], Problem] = {}
+    for problem in problems:
+        key = (problem.file, problem.line, problem.column, "" if problem.line else problem.message)
+        if not problem.message.startswith("missing"):
+            kept.setdefault(key, problem)
+        else:
+            kept.setdefault((*key, problem.message), problem)
+    return list(kept.values())
+
+
+def _settled(recipe: Recipe, root: Node, path: Path, twin: str | None) -> Recipe:
+    """Make paths absolute, put the twin in, and drop `extends`, which is done."""
+    base_node, root_node, train_node = root.at(("model", "base")), root.at(("data", "root")), root.at(("data", "train"))
+    assert base_node is not None and train_node is not None
+    written = root_node or train_node
+    base = twin or recipe.model.base
+    if is_path(base):
+        base = os.path.abspath(base_node.place.directory / os.path.expanduser(base))
+    data_root = os.path.abspath(written.place.directory / os.path.expanduser(recipe.data.root))
+    update: dict[str, Any] = {
+        "model": recipe.model.model_copy(update={"base": base}),
+        "data": recipe.data.model_copy(update={"root": data_root}),
+    }
+    if recipe.extends:
+        update["extends"] = None
+    return recipe.model_copy(update=update)
+
+
+def _sources(recipe: Recipe, root: Node, *, twinned: bool) -> dict[str, str]:
+    sources = {}
+    for path in leaf_keys(recipe):
+        node = root.at(path)
+        sources[dotted(path)] = node.place.source if node else "default"
+    if twinned:
+        sources["model.base"] = "--twin"
+    if root.at(("extends",)):
+        sources["extends"] = "default"
+    return sources

@@ -1,0 +1,310 @@
+"""What is wrong, in words for the person with the recipe open: expected and seen, did-you-mean, foreign names.
+
+Pydantic finds out that a value is wrong; what is said about it is worked out here from the schema's types.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic.fields import FieldInfo
+
+from dorakit.recipe.foreign import KEYS, VALUES
+from dorakit.recipe.schema import Recipe, Section
+from dorakit.recipe.yaml_text import Node, PathKey
+
+_SINGULAR = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "section": "sections"}
+
+
+def section_at(path: PathKey) -> type[Section] | None:
+    """The section that a path leads to, if it leads to one."""
+    found = _type_at(path)
+    return found[0] if found and isinstance(found[0], type) and issubclass(found[0], Section) else None
+
+
+def is_free_mapping(path: PathKey) -> bool:
+    """Whether the keys below a path are the user's own (rank_pattern, columns)."""
+    found = _type_at(path)
+    return bool(found) and get_origin(found[0]) is dict if found else False
+
+
+def dotted(path: PathKey) -> str:
+    """A path as the user writes it: data.train.0.path."""
+    return ".".join(map(str, path))
+
+
+def field_name(path: PathKey) -> str:
+    """A path without list indices: data.train.path."""
+    return ".".join(part for part in path if isinstance(part, str))
+
+
+@cache
+def homes() -> dict[str, list[str]]:
+    """Every key of the schema, and the sections that have it ('' is the top level)."""
+    found: dict[str, list[str]] = {}
+
+    def walk(section: type[Section], name: str) -> None:
+        for key, field in section.model_fields.items():
+            found.setdefault(key, []).append(name)
+            for inner in _sections_in(field.annotation):
+                walk(inner, f"{name}.{key}" if name else key)
+
+    walk(Recipe, "")
+    return found
+
+
+def nearest(word: str, candidates: list[str]) -> str | None:
+    """The candidate that the user most likely meant, if any is near."""
+    limit = 1 if len(word) <= 4 else 2
+    scored = sorted((_distance(word.lower(), c.lower()), i) for i, c in enumerate(candidates))
+    if scored and scored[0][0] <= limit and scored[0][0] < len(word):
+        return candidates[scored[0][1]]
+    close = difflib.get_close_matches(word.lower(), candidates, n=1, cutoff=0.75)
+    return close[0] if close else None
+
+
+def unknown_key_hint(path: PathKey) -> tuple[str, str]:
+    """Explain an unknown key.
+
+    Returns:
+        The hint ('' when there is nothing to say), and the dotted field it points to ('' for none).
+    """
+    key, parent = str(path[-1]), field_name(path[:-1])
+    section = section_at(path[:-1])
+    own = list(section.model_fields) if section else []
+    known = homes()
+    if key in known:
+        return _belongs(key, known[key]), _join(known[key][0], key)
+    normal = key.lower().replace("-", "_")
+    if normal in own:
+        return f"did you mean '{normal}'?", _join(parent, normal)
+    if foreign := KEYS.get(normal):
+        if foreign.rpartition(".")[2] not in known or " " in foreign:
+            return foreign, ""
+        home, _, name = foreign.rpartition(".")
+        return (f"`{key}` is `{name if home == parent else foreign}` here"), foreign
+    if near := nearest(key, own):
+        return f"did you mean '{near}'?", _join(parent, near)
+    if near := nearest(key, list(known)):
+        name = _join(known[near][0], near)
+        return f"did you mean '{name}'?", name
+    return (f"known here: {', '.join(own)}" if own else ""), ""
+
+
+def value_message(path: PathKey, node: Node) -> tuple[str, str]:
+    """Explain a value of the wrong type, out of range or not among those allowed.
+
+    Returns:
+        The message and the hint.
+    """
+    name = dotted(path)
+    annotation, metadata = _type_at(path) or (Any, ())
+    expected = expects(annotation, metadata)
+    if name == "version" and not isinstance(node.value, (list, dict, bool)) and not node.quoted:
+        return f"version {node.text or 'nothing'} is not known", "this dorakit reads version 1"
+    if isinstance(node.value, str) and (allowed := _allowed(annotation)):
+        meant = VALUES.get(field_name(path), {}).get(node.value) or nearest(node.value, allowed)
+        hint = f"did you mean '{meant}'?" if meant else ""
+        return f"{name}: {_quote(node.value)} is not {expected}", hint
+    if isinstance(node.value, str) and node.quoted and _would_fit(node.value, annotation):
+        return f"{name}: quoted text {_quote(node.value)}, expected {expected}", "remove the quotes"
+    return f"{name}: expected {expected}, got {seen(node)}", _value_hint(node, annotation)
+
+
+def expects(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
+    """Describe a type of the schema: 'a whole number of at least 1'."""
+    annotation, metadata = _unwrap(annotation, metadata)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        said = [expects(argument, metadata) for argument in arguments]
+        # `Literal | str` is text: the literals are only among it.
+        if str in arguments:
+            said = [s for s, a in zip(said, arguments, strict=True) if get_origin(a) is not Literal]
+        return " or ".join(said)
+    if origin is Literal:
+        values = [str(argument) for argument in arguments]
+        return values[0] if len(values) == 1 else "one of " + ", ".join(values)
+    if origin is list:
+        some = "a list of one or more" if any(isinstance(m, annotated_types.MinLen) for m in metadata) else "a list of"
+        return f"{some} {_plural(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)} entries, each {expects(arguments[0])}"
+    if origin is dict:
+        return f"a mapping from names to {_plural(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "a section (lines of key: value)"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    return names.get(annotation, "another value") + _range(metadata)
+
+
+def seen(node: Node) -> str:
+    """Describe the value that stands in the recipe."""
+    value = node.value
+    if isinstance(value, dict):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if value is None:
+        return "null" if node.text else "nothing"
+    if isinstance(value, str):
+        return f"{'quoted ' if node.quoted else ''}text {_quote(value)}"
+    return node.text if len(node.text) <= 40 else f"{node.text[:37]}..."
+
+
+def _belongs(key: str, sections: list[str]) -> str:
+    if sections[0] == "":
+        return f"`{key}` belongs at the top level"
+    unique = list(dict.fromkeys(sections))
+    *first, last = [f"`{section}`" for section in unique]
+    return f"`{key}` belongs under {', '.join(first) + ' or ' if first else ''}{last}"
+
+
+def _join(section: str, key: str) -> str:
+    return f"{section}.{key}" if section else key
+
+
+def _quote(text: str) -> str:
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return repr(shown)
+
+
+def _value_hint(node: Node, annotation: Any) -> str:
+    types_ = _arms(annotation)
+    value = node.value
+    if bool in types_ and (str(value).lower() in ("yes", "no", "on", "off", "y", "n") or value in (0, 1)):
+        return "write true or false"
+    if value is None:
+        return "write a value or remove the line"
+    if int in types_ and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f"write {int(value)}"
+    if isinstance(value, str) and (int in types_ or float in types_):
+        bare = value.replace("_", "").replace(",", "")
+        if bare != value and _would_fit(bare, annotation):
+            return f"write {bare}"
+        if value.endswith("%") and float in types_ and _would_fit(value[:-1], float):
+            return f"write {float(value[:-1]) / 100:g}"
+    if str in types_ and isinstance(value, (bool, int, float)):
+        return f'put it in quotes: "{node.text}"'
+    if any(get_origin(t) is list for t in types_) and isinstance(value, (str, int, float)):
+        return f"write [{node.text}]"
+    if any(get_origin(t) is list for t in types_) and isinstance(value, dict):
+        return "start the first line with '- '"
+    if any(isinstance(t, type) and issubclass(t, Section) for t in types_) and isinstance(value, list):
+        return "remove the '- '"
+    return ""
+
+
+def _would_fit(text: str, annotation: Any) -> bool:
+    from dorakit.recipe.yaml_text import scalar
+
+    try:
+        value = scalar(text.strip())
+    except ValueError:
+        return False
+    types_ = _arms(annotation)
+    if isinstance(value, bool):
+        return bool in types_
+    if isinstance(value, int):
+        return int in types_ or float in types_
+    return isinstance(value, float) and float in types_
+
+
+def _allowed(annotation: Any) -> list[str]:
+    """The allowed texts of a field that takes nothing but them."""
+    annotation, _ = _unwrap(annotation, ())
+    return [str(a) for a in get_args(annotation)] if get_origin(annotation) is Literal else []
+
+
+def _plural(annotation: Any) -> str:
+    said = expects(annotation).removeprefix("a ")
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "sections"
+    for singular, plural in _SINGULAR.items():
+        if said.startswith(singular):
+            return plural + said[len(singular) :]
+    return said
+
+
+def _range(metadata: tuple[Any, ...]) -> str:
+    said = []
+    for bound in metadata:
+        if isinstance(bound, annotated_types.Ge):
+            said.append(f"of at least {bound.ge:g}")
+        elif isinstance(bound, annotated_types.Gt):
+            said.append(f"above {bound.gt:g}")
+        elif isinstance(bound, annotated_types.Le):
+            said.append(f"of at most {bound.le:g}")
+        elif isinstance(bound, annotated_types.Lt):
+            said.append(f"below {bound.lt if isinstance(bound.lt, int) else format(bound.lt, 'g')}")
+    return f" {' and '.join(said)}" if said else ""
+
+
+def _unwrap(annotation: Any, metadata: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    while get_origin(annotation) is Annotated:
+        annotation, *extras = get_args(annotation)
+        for extra in extras:
+            metadata += tuple(extra.metadata) if isinstance(extra, FieldInfo) else (extra,)
+    return annotation, metadata
+
+
+def _arms(annotation: Any) -> list[Any]:
+    annotation, _ = _unwrap(annotation, ())
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [inner for argument in get_args(annotation) for inner in _arms(argument)]
+    return [annotation]
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    found = []
+    for arm in _arms(annotation):
+        if isinstance(arm, type) and issubclass(arm, Section):
+            found.append(arm)
+        elif get_origin(arm) is list:
+            found += _sections_in(get_args(arm)[0])
+    return found
+
+
+def _type_at(path: PathKey) -> tuple[Any, tuple[Any, ...]] | None:
+    """The type that the schema gives to a path, with its constraints."""
+    annotation: Any = Recipe
+    metadata: tuple[Any, ...] = ()
+    for part in path:
+        step = None
+        for arm in _arms(annotation):
+            step = step or _step(arm, part)
+        if step is None:
+            return None
+        annotation, metadata = step
+    return _unwrap(annotation, metadata)
+
+
+def _step(annotation: Any, part: str | int) -> tuple[Any, tuple[Any, ...]] | None:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Section) and isinstance(part, str):
+        field = annotation.model_fields.get(part)
+        return (field.annotation, tuple(field.metadata)) if field else None
+    if origin is list and isinstance(part, int):
+        return arguments[0], ()
+    if origin is tuple and isinstance(part, int):
+        return arguments[min(part, len(arguments) - 1)], ()
+    if origin is dict and isinstance(part, str):
+        return arguments[1], ()
+    return None
+
+
+def _distance(a: str, b: str) -> int:
+    """Damerau-Levenshtein distance (adjacent transpositions count one)."""
+    rows = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            best = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                best = min(best, rows[-2][j - 2] + 1)
+            row.append(best)
+        rows.append(row)
+    return rows[-1][-1]

@@ -1,0 +1,141 @@
+"""A recipe as it was resolved: every value with its source, as YAML or as rows; and the schema as JSON."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+from dorakit.recipe.schema import Recipe, Section
+from dorakit.recipe.yaml_text import PathKey, scalar
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./~]([A-Za-z0-9_./+-]|:(?=[A-Za-z0-9_.+-]))*")
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def leaf_keys(recipe: Recipe) -> list[PathKey]:
+    """The path of every value: scalars, lists of scalars and free mappings; sections are gone through."""
+    return [path for path, _, _ in _leaves(recipe, ())]
+
+
+def explain(recipe: Recipe) -> list[tuple[str, str, str, str]]:
+    """Say of each value where it came from.
+
+    Returns:
+        Rows of dotted key, value as YAML, source, and the module that reads it.
+    """
+    return [
+        (key, _flow(value), recipe.origin.sources.get(key, "default"), read_by)
+        for path, value, read_by in _leaves(recipe, ())
+        for key in [".".join(map(str, path))]
+    ]
+
+
+def dump_resolved(recipe: Recipe) -> str:
+    """Write a recipe out in full, each value with a comment that names its source; it loads back equal."""
+    lines = [f"# {recipe.origin.path}, resolved: every value and where it came from"]
+    lines += [f"# {note}" for note in recipe.origin.notes]
+    _dump_section(recipe, (), "", lines, recipe.origin.sources)
+    return "\n".join(lines) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """The recipe as a JSON schema for editors: descriptions, defaults, allowed values.
+
+    What is required is asked for only where the recipe extends no other.
+    """
+    schema = Recipe.model_json_schema()
+    definitions: dict[str, Any] = schema.pop("$defs")
+    sections: dict[str, type[Section]] = {"Recipe": Recipe, **{c.__name__: c for c in _sections()}}
+    needed = {}
+    for name, section in sections.items():
+        body = schema if name == "Recipe" else definitions[name]
+        body.pop("title", None)
+        for key, field in section.model_fields.items():
+            shown = body["properties"][key]
+            shown.pop("read_by", None)
+            shown.pop("title", None)
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            if not field.is_required() and not isinstance(default, Section):
+                shown["default"] = list(default) if isinstance(default, tuple) else default
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                required = [k for k, f in field.annotation.model_fields.items() if f.is_required()]
+                if required:
+                    needed[key] = {"required": required}
+                    definitions[field.annotation.__name__].pop("required", None)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "dorakit recipe",
+        "description": "A dorakit recipe, version 1.",
+        **{key: value for key, value in schema.items() if key not in ("required", "description")},
+        "if": {"required": ["extends"]},
+        "else": {"required": schema["required"], "properties": needed},
+        "$defs": definitions,
+    }
+
+
+def _sections() -> list[type[Section]]:
+    found: list[type[Section]] = []
+    pending = list(Section.__subclasses__())
+    while pending:
+        section = pending.pop()
+        if section is not Recipe and section.__module__ == Recipe.__module__:
+            found.append(section)
+        pending += section.__subclasses__()
+    return found
+
+
+def _leaves(section: Section, path: PathKey) -> list[tuple[PathKey, Any, str]]:
+    rows: list[tuple[PathKey, Any, str]] = []
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            rows += _leaves(value, (*path, key))
+        elif isinstance(value, list) and value and isinstance(value[0], Section):
+            for index, item in enumerate(value):
+                rows += _leaves(item, (*path, key, index))
+        else:
+            extra = cast("dict[str, Any]", field.json_schema_extra or {})
+            rows.append(((*path, key), value, str(extra.get("read_by", ""))))
+    return rows
+
+
+def _dump_section(section: Section, path: PathKey, indent: str, lines: list[str], sources: dict[str, str]) -> None:
+    for key in type(section).model_fields:
+        value, here = getattr(section, key), (*path, key)
+        if isinstance(value, Section):
+            lines.append(f"{indent}{key}:")
+            _dump_section(value, here, indent + "  ", lines, sources)
+        elif isinstance(value, list) and value and isinstance(value[0], Section):
+            lines.append(f"{indent}{key}:")
+            for index, item in enumerate(value):
+                entry: list[str] = []
+                _dump_section(item, (*here, index), indent + "    ", entry, sources)
+                entry[0] = f"{indent}  - {entry[0].lstrip()}"
+                lines += entry
+        else:
+            source = sources.get(".".join(map(str, here)), "default")
+            lines.append(f"{indent}{key}: {_flow(value)}  # {source}")
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_text(str(key))}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_flow(item) for item in value) + "]"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _text(value) if isinstance(value, str) else repr(value)
+
+
+def _text(text: str) -> str:
+    if _PLAIN.fullmatch(text) and isinstance(scalar(text[:400]), str) and not text.startswith("~"):
+        return text
+    quoted = "".join(_ESCAPES.get(c) or (c if c.isprintable() else _escaped(c)) for c in text)
+    return f'"{quoted}"'
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
