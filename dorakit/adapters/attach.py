@@ -1,0 +1,187 @@
+"""Adapters on and off a model: `attach_`, `merge_`, `base_only`. Knows torch and no recipe; usable in a notebook."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from dorakit.adapters import METHODS
+from dorakit.adapters.lora import LoRALinear
+from dorakit.adapters.whole import TrainedCopy
+from dorakit.errors import ModelError
+from dorakit.model.names import has_suffix, pattern_value, select
+from dorakit.model.nf4 import NF4Linear
+
+
+def attach_(
+    model: PreTrainedModel,
+    *,
+    method: str,
+    target_modules: str | list[str] = "all-linear",
+    rank: int = 16,
+    alpha: float = 32.0,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    rank_pattern: dict[str, int] | None = None,
+    alpha_pattern: dict[str, int] | None = None,
+    modules_to_save: list[str] | None = None,
+    seed: int = 0,
+    **method_options: Any,
+) -> list[str]:
+    """Freeze the model and put an adapter on each target, in place. The output does not change.
+
+    Args:
+        model: A loaded model, dense or NF4.
+        method: A key of METHODS.
+        target_modules: `all-linear` (every linear layer but the output head), name suffixes, or one regular expression.
+        rank: r; `rank_pattern` overrides it per name suffix or expression.
+        alpha: Numerator of the scaling; `alpha_pattern` overrides it likewise.
+        dropout: On the input of A.
+        rslora: Scale by alpha / sqrt(r).
+        rank_pattern: See rank.
+        alpha_pattern: See alpha.
+        modules_to_save: Name suffixes of modules to train whole. Of tied modules, naming one trains both as one.
+        seed: A's start is a pure function of (seed, module name).
+        method_options: Passed to the method, e.g. magnitude_init for dora.
+
+    Returns:
+        Names of the adapted modules, in model order.
+
+    Raises:
+        ModelError: A target matches nothing, or something that no adapter fits.
+    """
+    model.requires_grad_(False)
+    names = _targets(model, target_modules)
+    whole = _whole_modules(model, modules_to_save or [])
+    if twice := sorted(set(names) & set(whole)):
+        raise ModelError(f"adapter: {twice[0]} is both in target_modules and in modules_to_save; name it once")
+    for pattern in rank_pattern or {}:
+        if not any(pattern_value(name, {pattern: 1}, 0) for name in names):
+            raise ModelError(f"adapter.rank_pattern: {pattern!r} matches no adapted module; one is {names[0]}")
+    for name in names:
+        digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+        adapter = METHODS[method](
+            model.get_submodule(name),
+            rank=pattern_value(name, rank_pattern or {}, rank),
+            alpha=pattern_value(name, alpha_pattern or {}, alpha),  # type: ignore[arg-type]
+            dropout=dropout,
+            rslora=rslora,
+            generator=torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1),
+            **method_options,
+        )
+        model.set_submodule(name, adapter)
+    _train_whole_(model, whole)
+    return names
+
+
+def adapter_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+    """Name and layer of every adapter, in model order."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            yield name, module
+
+
+def whole_modules(model: nn.Module) -> Iterator[tuple[str, TrainedCopy]]:
+    """Name and module of everything trained whole beside the adapters, in model order."""
+    for name, module in model.named_modules():
+        if isinstance(module, TrainedCopy):
+            yield name, module
+
+
+@contextlib.contextmanager
+def base_only(model: nn.Module) -> Iterator[None]:
+    """Within the block the frozen base answers alone."""
+    switched = [module for module in model.modules() if isinstance(module, (LoRALinear, TrainedCopy)) and module.enabled]
+    for module in switched:
+        module.enabled = False
+    try:
+        yield
+    finally:
+        for module in switched:
+            module.enabled = True
+
+
+@torch.no_grad()
+def merge_(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace every adapter by the dense layer that does the same, in place; each merge is computed in float32.
+
+    The merged weights have the dtype that the layer computed in, so an NF4 layer becomes a dense one.
+    """
+    for name, layer in list(adapter_layers(model)):
+        dtype = layer.base.dtype if isinstance(layer.base, NF4Linear) else layer.base.weight.dtype  # type: ignore[union-attr]
+        bias = layer.base.bias
+        dense = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None, device="meta")
+        dense.weight = nn.Parameter(layer.merged_weight().to(dtype), requires_grad=False)  # type: ignore[arg-type]
+        if bias is not None:
+            dense.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)  # type: ignore[operator]
+        model.set_submodule(name, dense)
+    done: dict[nn.Parameter, nn.Parameter] = {}
+    for name, module in list(whole_modules(model)):
+        base = module.base
+        for key, trained in module.copy.named_parameters():
+            old = base.get_parameter(key)
+            new = done.setdefault(trained, nn.Parameter(trained.detach().to(old.dtype), requires_grad=False))
+            owner, _, leaf = key.rpartition(".")
+            setattr(base.get_submodule(owner), leaf, new)
+        model.set_submodule(name, base)
+    return model
+
+
+def _targets(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:
+    fused = next((type(m).__name__ for m in model.modules() for p in m.parameters(recurse=False) if p.dim() == 3), None)
+    if fused:
+        raise ModelError(
+            f"{type(model).__name__} holds fused expert weights ({fused}), which no adapter here fits yet;\n"
+            "  only models whose targets are plain linear layers can be trained"
+        )
+    head = model.get_output_embeddings()
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, NF4Linear))}
+    candidates = [name for name, module in linear.items() if module is not head]
+    if not candidates:
+        kinds = ", ".join(sorted({type(m).__name__ for m in model.modules() if next(m.parameters(recurse=False), None) is not None}))
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer (nn.Linear) to adapt; its layers are {kinds}.\n"
+            "  Conv1D layers (GPT-2) are not supported"
+        )
+    if wanted == "all-linear":
+        return candidates
+    head_name = next((name for name, module in linear.items() if module is head), "")
+    if head_name and isinstance(wanted, list) and any(has_suffix(head_name, suffix) for suffix in wanted):
+        raise ModelError(f"adapter.target_modules: the output head {head_name} takes no adapter; list it in modules_to_save")
+    return select(candidates, wanted, setting="adapter.target_modules")
+
+
+def _whole_modules(model: PreTrainedModel, wanted: list[str]) -> list[str]:
+    if not wanted:
+        return []
+    names = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
+    chosen = select(names, wanted, setting="adapter.modules_to_save")
+    for name in chosen:
+        module = model.get_submodule(name)
+        if any(isinstance(inner, NF4Linear) for inner in module.modules()):
+            raise ModelError(
+                f"adapter.modules_to_save: {name} is stored as NF4 and cannot be trained; add it to quantization.skip_modules"
+            )
+    tied = {id(p) for name in chosen for p in model.get_submodule(name).parameters()}
+    partners = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for name, module in model.named_modules():
+        if module in partners and name not in chosen and any(id(p) in tied for p in module.parameters()):
+            chosen.append(name)
+    return chosen
+
+
+def _train_whole_(model: PreTrainedModel, names: list[str]) -> None:
+    trained: dict[int, nn.Parameter] = {}
+    for name in names:
+        wrapper = TrainedCopy(model.get_submodule(name))
+        for key, original in wrapper.base.named_parameters():
+            owner, _, leaf = key.rpartition(".")
+            own = wrapper.copy.get_parameter(key)
+            setattr(wrapper.copy.get_submodule(owner), leaf, trained.setdefault(id(original), own))
+        model.set_submodule(name, wrapper)

@@ -1,0 +1,112 @@
+"""DoRA (arXiv:2402.09353, eq. 5 and 11, sec. 4.3): y = g (W x + s B A D(x)) + b, with g = m / n and n = ||W + s B A||.
+
+The norm runs over the input axis: one number per output row, as in the authors' code (the paper's text says column).
+n is a constant for the gradient (sec. 4.3). The bias is never scaled. Dropout falls on the low-rank branch only, so W is
+multiplied once; the authors' code and PEFT drop out the base term too, which has the same expectation at twice the cost.
+
+n is exact without the dense product B A:
+
+    n^2 = ||W||^2 + 2 s rowsum((W A^T) * B) + s^2 rowsum((B A A^T) * B)
+
+||W|| is computed once, the rest whenever A or B have changed.
+
+Shapes: O out, I in, R rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dorakit.adapters.lora import LoRALinear
+from dorakit.model.nf4 import NF4Linear, dense_weight, product
+
+_ROWS_AT_ONCE = 1024  # bounds the float32 copy of W that the norm needs
+_SMALLEST_NORM = 1e-12  # an all-zero row has m = 0 and stays zero, instead of 0 / 0
+
+
+class DoRALinear(LoRALinear):
+    """LoRA on the direction of W, and a trained magnitude per output row.
+
+    Attributes:
+        lora_magnitude_vector: m, float32 (O,), the row norms of the weight in use at the start.
+    """
+
+    def __init__(self, base: nn.Module, *, magnitude_init: str = "dequantized", **lora: Any):
+        super().__init__(base, **lora)
+        with torch.no_grad():
+            self._base_norm_squared = _rows(dense_weight(base), lambda w_OI, _: w_OI.square().sum(dim=1))
+            norm = self._base_norm_squared.sqrt()
+            if magnitude_init == "original" and isinstance(base, NF4Linear) and base.original_row_norm.numel():
+                norm = base.original_row_norm
+        self.lora_magnitude_vector = nn.Parameter(norm.clone())
+        self._norm: Tensor | None = None
+        self._norm_versions = (-1, -1)
+
+    def weight_norm(self) -> Tensor:
+        """n = ||W + s B A|| per output row, float32 (O,), without gradient.
+
+        Computed anew when A or B have changed in place since the last call (by their version counters; code that
+        writes past autograd must call `torch.autograd.graph.increment_version`).
+        """
+        versions = (self.lora_A._version, self.lora_B._version)
+        if self._norm is None or versions != self._norm_versions:
+            # Outside inference mode: the value is kept for training steps too.
+            with torch.inference_mode(False), torch.no_grad():
+                self._norm = self._compute_norm()
+            self._norm_versions = versions
+        return self._norm
+
+    def _compute_norm(self) -> Tensor:
+        a_RI, b_OR, s = self.lora_A.detach().float(), self.lora_B.detach().float(), self.scaling
+        cross = _rows(dense_weight(self.base), lambda w_OI, rows: ((w_OI @ a_RI.T) * b_OR[rows]).sum(dim=1))
+        square = ((b_OR @ (a_RI @ a_RI.T)) * b_OR).sum(dim=1)
+        norm_squared = self._base_norm_squared.to(cross.device) + 2 * s * cross + s * s * square
+        return norm_squared.clamp_min_(_SMALLEST_NORM**2).sqrt_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I) -> (..., O), in x's dtype; scale, sum and bias in float32, rounded once."""
+        if not self.enabled:
+            result: Tensor = self.base(x)
+            return result
+        gain = self.lora_magnitude_vector / self.weight_norm()
+        scaled: Tensor = _ScaledSum.apply(product(self.base, x), self.update(x), gain, self.base.bias)
+        return scaled
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """The float32 weight (O, I): g (W + s B A)."""
+        return super().merged_weight().mul_((self.lora_magnitude_vector / self.weight_norm())[:, None])
+
+
+class _ScaledSum(torch.autograd.Function):
+    """g * (base + update) + bias over the last axis, in float32, rounded once to the dtype of `base`.
+
+    g - 1 is about 0.0015, below half a unit in the last place of bfloat16: in that dtype it would vanish.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, update: Tensor, gain_O: Tensor, bias_O: Tensor | None) -> Tensor:
+        total = base.float() + update.float()
+        ctx.save_for_backward(total.to(base.dtype), gain_O)
+        total = total.mul_(gain_O)
+        if bias_O is not None:
+            total = total.add_(bias_O.float())
+        return total.to(base.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        total, gain_O = ctx.saved_tensors
+        wide = grad.float()
+        grad_gain = (wide * total).flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
+        grad_sum = wide.mul(gain_O).to(grad.dtype)
+        return grad_sum, grad_sum, grad_gain, None
+
+
+def _rows(weight_OI: Tensor, function: Any) -> Tensor:
+    """`function(float32 rows, slice)` over slices of rows, joined: never a whole float32 copy of the weight."""
+    slices = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, weight_OI.shape[0], _ROWS_AT_ONCE)]
+    return torch.cat([function(weight_OI[rows].float(), rows) for rows in slices])

@@ -1,0 +1,77 @@
+"""LoRA (arXiv:2106.09685, eq. 3): y = W x + s B A D(x) + b, with s = alpha / r, or alpha / sqrt(r) as rsLoRA.
+
+Owns one layer. Which layers are adapted is adapters/attach.py's business, and whether W is dense or NF4 model/nf4.py's:
+the base is seen only through `product`, `dense_weight` and `.bias`.
+
+Shapes: B batch, T tokens, I in, O out, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dorakit.model.nf4 import dense_weight, product
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer with a low-rank update. Complete once built; at step 0 it equals its base.
+
+    Attributes:
+        base: The frozen layer.
+        lora_A: float32 (R, I), Kaiming-uniform.
+        lora_B: float32 (O, R), zero.
+        scaling: s.
+        enabled: False lets the base answer alone.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.base = base
+        self.in_features: int = base.in_features  # type: ignore[assignment]
+        self.out_features: int = base.out_features  # type: ignore[assignment]
+        self.rank = rank
+        self.alpha = alpha
+        self.scaling = alpha / (math.sqrt(rank) if rslora else rank)
+        self.dropout = nn.Dropout(dropout)
+        self.enabled = True
+        device = next(base.parameters()).device
+        # Drawn on the CPU, so that a seed means the same adapter on every device.
+        start = torch.empty(rank, self.in_features)
+        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+        self.lora_A = nn.Parameter(start.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+
+    def update(self, x: Tensor) -> Tensor:
+        """s B A D(x): x (..., I) -> (..., O), in x's dtype."""
+        hidden = nn.functional.linear(self.dropout(x), self.lora_A.to(x.dtype))
+        return nn.functional.linear(hidden, (self.scaling * self.lora_B).to(x.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., I) -> (..., O), in x's dtype."""
+        if not self.enabled:
+            result: Tensor = self.base(x)
+            return result
+        y = product(self.base, x) + self.update(x)
+        bias = self.base.bias
+        return y if bias is None else y + bias.to(y.dtype)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """The float32 weight (O, I) of the one dense layer that does what this one does in eval mode."""
+        return dense_weight(self.base).float().addmm(self.lora_B.float(), self.lora_A.float(), alpha=self.scaling)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print(model)."""
+        return f"rank={self.rank}, alpha={self.alpha}, scaling={self.scaling:.4g}"

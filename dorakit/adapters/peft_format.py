@@ -1,0 +1,220 @@
+"""Adapters on disk in PEFT's format: adapter_config.json and adapter_model.safetensors.
+
+Written so that PEFT loads them, and read from whatever PEFT wrote for LoRA and DoRA on linear layers. What an adapter
+needs and we do not have is refused by name, never dropped: a DoRA without its magnitude is another model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dorakit.adapters.attach import adapter_layers, attach_, whole_modules
+from dorakit.adapters.dora import DoRALinear
+from dorakit.adapters.lora import LoRALinear
+from dorakit.errors import ModelError
+from dorakit.model.names import has_suffix
+from dorakit.model.nf4 import NF4Linear
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+# Settings of PEFT that change the mathematics and have no counterpart here, with the values that mean "not used".
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "lora_bias": (False,),
+    "fan_in_fan_out": (False,),
+    "layer_replication": (None,),
+    "use_qalora": (False,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "use_bdlora": (None, False),
+    "alora_invocation_tokens": (None,),
+}
+
+
+def save_adapter(
+    model: PreTrainedModel, directory: Path | str, *, base_name_or_path: str, revision: str | None = None
+) -> None:
+    """Write the model's adapters to an existing directory.
+
+    Args:
+        model: A model with adapters attached.
+        directory: Where the two files go.
+        base_name_or_path: What PEFT is to load the base from.
+        revision: Commit of the base, if it came from a hub.
+    """
+    layers = dict(adapter_layers(model))
+    if not layers:
+        raise ModelError("the model has no adapter to save")
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B
+        if isinstance(layer, DoRALinear):
+            tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
+    for name, module in whole_modules(model):
+        for key, parameter in module.copy.named_parameters():
+            tensors[f"{_PREFIX}{name}.{key}"] = parameter
+    path = Path(directory)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+    save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    (path / WEIGHTS).chmod(0o644)  # safetensors leaves 0600, which another user cannot read
+    config = _config(model, layers, base_name_or_path, revision)
+    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
+    """Attach the adapter in a directory to its base, in place.
+
+    Which modules are adapted is read off the tensors themselves, so every way of naming targets works.
+
+    Raises:
+        ModelError: The directory holds no adapter, one of another kind, or one that does not fit this base.
+    """
+    path = Path(directory)
+    config = read_config(path)
+    tensors = _read_tensors(path)
+    own = dict(model.named_modules())
+    adapted = sorted({name.rsplit(".lora_A", 1)[0] for name in tensors if ".lora_A" in name})
+    if not adapted:
+        raise ModelError(f"{path / WEIGHTS} holds no lora_A tensor; its first is {next(iter(tensors), '(none)')}")
+    if unknown := [name for name in adapted if name not in own]:
+        raise ModelError(
+            f"{path} does not fit this base: it adapts {unknown[0]}, which the base does not have "
+            f"({len(unknown)} of {len(adapted)} modules)"
+        )
+    options: dict[str, Any] = {"magnitude_init": "dequantized"} if config.get("use_dora") else {}
+    whole = sorted(
+        {name for name in own if name and any(_is_part_of(key, name, own) for key in tensors if ".lora_" not in key)}
+    )
+    attach_(
+        model,
+        method="dora" if config.get("use_dora") else "lora",
+        target_modules=adapted,
+        rank=int(config["r"]),
+        alpha=float(config["lora_alpha"]),
+        dropout=float(config.get("lora_dropout", 0.0)),
+        rslora=bool(config.get("use_rslora", False)),
+        rank_pattern=config.get("rank_pattern") or {},
+        alpha_pattern=config.get("alpha_pattern") or {},
+        modules_to_save=whole,
+        **options,
+    )
+    _fill(model, tensors, path)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The adapter_config.json of a directory, checked.
+
+    Raises:
+        ModelError: There is none, it is not LoRA's or DoRA's, or it uses something that is not supported here.
+    """
+    path = Path(directory) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{directory} is not an adapter: it has no {CONFIG}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise ModelError(f"{path}: peft_type is {kind!r}; only LORA (LoRA and DoRA) can be read")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), (int, float)):
+            raise ModelError(f"{path}: {key} is {config.get(key)!r}, expected a number")
+    for key, unused in _UNSUPPORTED.items():
+        if key in config and config[key] not in unused:
+            raise ModelError(f"{path}: {key} = {config[key]!r} is not supported; only {unused[0]!r} is")
+    return config
+
+
+def _config(
+    model: PreTrainedModel, layers: dict[str, LoRALinear], base_name_or_path: str, revision: str | None
+) -> dict[str, Any]:
+    ranks = [layer.rank for layer in layers.values()]
+    rank = max(set(ranks), key=ranks.count)
+    first = next(iter(layers.values()))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name_or_path,
+        "revision": revision,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": first.alpha,
+        "lora_dropout": first.dropout.p,
+        "bias": "none",
+        "target_modules": _shortest_targets(model, list(layers)),
+        "use_dora": isinstance(first, DoRALinear),
+        "use_rslora": first.scaling != first.alpha / first.rank,
+        "rank_pattern": {name: layer.rank for name, layer in layers.items() if layer.rank != rank},
+        "alpha_pattern": {},
+        "init_lora_weights": True,
+        "fan_in_fan_out": False,
+        "modules_to_save": [name for name, _ in whole_modules(model)] or None,
+    }
+
+
+def _shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
+    """Last name parts where they select exactly the adapted modules, else whole names."""
+    endings = sorted({name.rsplit(".", 1)[-1] for name in adapted})
+    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, NF4Linear, LoRALinear))}
+    inside = {f"{name}.base" for name in adapted}
+    selected = {name for name in linear - inside if any(has_suffix(name, ending) for ending in endings)}
+    return endings if selected == set(adapted) else sorted(adapted)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not (path / WEIGHTS).is_file():
+        raise ModelError(f"{path} has no {WEIGHTS} (pickled adapters are never read)")
+    try:
+        with safe_open(path / WEIGHTS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelError(f"{path / WEIGHTS} is damaged: {error}") from None
+    strange = [name for name in tensors if not name.startswith(_PREFIX)]
+    if strange:
+        raise ModelError(f"{path / WEIGHTS}: {strange[0]!r} is not a name that PEFT writes (it would begin {_PREFIX!r})")
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def _is_part_of(key: str, name: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether `key` is a parameter directly of module `name`."""
+    return key.rpartition(".")[0] == name and next(modules[name].parameters(recurse=False), None) is not None
+
+
+@torch.no_grad()
+def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> None:
+    wanted: dict[str, nn.Parameter] = {}
+    for name, layer in adapter_layers(model):
+        wanted[f"{name}.lora_A.weight"] = layer.lora_A
+        wanted[f"{name}.lora_B.weight"] = layer.lora_B
+        if isinstance(layer, DoRALinear):
+            # PEFT strips the trailing .weight on disk; older files have it.
+            long = f"{name}.lora_magnitude_vector.weight"
+            wanted[long if long in tensors else f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
+    trained = {
+        f"{name}.{key}": parameter for name, module in whole_modules(model) for key, parameter in module.copy.named_parameters()
+    }
+    tied = {id(parameter) for key, parameter in trained.items() if key in tensors}
+    wanted |= {key: parameter for key, parameter in trained.items() if key in tensors or id(parameter) not in tied}
+    problems = [f"lacks {name}" for name in sorted(wanted.keys() - tensors.keys())]
+    problems += [f"has {name}, which nothing here reads" for name in sorted(tensors.keys() - wanted.keys())]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & tensors.keys())
+        if tensors[name].shape != wanted[name].shape
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ModelError(f"{path / WEIGHTS} does not fit:\n  " + "\n  ".join(problems[:5]) + more)
+    for name, parameter in wanted.items():
+        parameter.copy_(tensors[name])
+

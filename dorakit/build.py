@@ -1,0 +1,83 @@
+"""From a recipe to a model ready to train: the one place where recipe sections become plain numbers for model/ and adapters/."""
+
+from __future__ import annotations
+
+from dorakit.adapters.attach import attach_
+from dorakit.errors import ModelError
+from dorakit.model.load import Base, load_base, load_tokenizer, pick_dtype
+from dorakit.model.nf4 import NF4Format
+from dorakit.recipe.schema import Recipe
+
+
+def build_base(recipe: Recipe, *, original: bool = False) -> Base:
+    """The frozen base of a recipe: NF4 in the q modes, unless `original` asks for the unquantized weights."""
+    model, quantization = recipe.model, recipe.quantization
+    form = None
+    if recipe.is_quantized and not original:
+        assert quantization.format == "nf4"
+        form = NF4Format(quantization.block_size, quantization.double_quant, tuple(quantization.skip_modules))
+    base = load_base(
+        model.base, revision=model.revision, dtype=model.dtype, attention=model.attention, nf4=form
+    )
+    if model.added_tokens:
+        _add_tokens_(base, model.added_tokens)
+    return base
+
+
+def build_tokenizer(recipe: Recipe) -> object:
+    """The recipe's tokenizer, added tokens included, without its model."""
+    tokenizer = load_tokenizer(recipe.model.base, revision=recipe.model.revision)
+    tokenizer.add_special_tokens({"additional_special_tokens": recipe.model.added_tokens}, replace_extra_special_tokens=False)
+    return tokenizer
+
+
+def build_model(recipe: Recipe) -> Base:
+    """The recipe's base with its adapters attached, or with float32 master weights to train in mode full.
+
+    Raises:
+        ModelError: The base cannot be had, or the adapter does not fit it.
+    """
+    adapter = recipe.adapter
+    if recipe.method is None:
+        model = recipe.model
+        # Masters are float32, or updates smaller than half an ulp would round away; the compute dtype is the loop's.
+        base = load_base(model.base, revision=model.revision, dtype="float32", attention=model.attention)
+        if model.added_tokens:
+            _add_tokens_(base, model.added_tokens)
+        base.model.requires_grad_(True)
+        return base
+    base = build_base(recipe)
+    if recipe.model.added_tokens and not adapter.modules_to_save:
+        raise ModelError(
+            "model.added_tokens gives new rows to the embedding, which nothing would train.\n"
+            "  add adapter.modules_to_save: [embed_tokens]"
+        )
+    attach_(
+        base.model,
+        method=recipe.method,
+        target_modules=adapter.target_modules,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+        rslora=adapter.rslora,
+        rank_pattern=adapter.rank_pattern,
+        modules_to_save=adapter.modules_to_save,
+        seed=recipe.training.seed,
+        **recipe.method_options,
+    )
+    return base
+
+
+def compute_dtype_name(recipe: Recipe) -> str:
+    """The dtype that products are computed in, as it is written in recipes."""
+    return str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
+
+
+def _add_tokens_(base: Base, tokens: list[str]) -> None:
+    known = [token for token in tokens if token in base.tokenizer.get_vocab()]
+    if known:
+        base.notes.append(f"model.added_tokens: {', '.join(known)} is in the tokenizer already")
+    base.tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
+    if len(base.tokenizer) > base.model.get_input_embeddings().weight.shape[0]:
+        base.model.resize_token_embeddings(len(base.tokenizer), mean_resizing=False)
+        base.model.requires_grad_(False)
