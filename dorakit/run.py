@@ -1,13 +1,13 @@
 """The run directory: the only module that knows its file names.
 
-    run.json                schema version, state (training | finished | failed), versions, notes
-    recipe.yaml             the user's file, byte for byte
-    recipe.resolved.yaml    every value and where it came from
-    environment.json        machine and library versions
-    metrics.jsonl           one object per logged step, validation or sample
-    checkpoints/step-N/     complete or absent (training/checkpoint.py)
-    adapter/ or model/      the result; exists only when training finished
-    eval/  merged/  quantized/
+run.json                schema version, state (training | finished | failed), versions, notes
+recipe.yaml             the user's file, byte for byte
+recipe.resolved.yaml    every value and where it came from
+environment.json        machine and library versions
+metrics.jsonl           one object per logged step, validation or sample
+checkpoints/step-N/     complete or absent (training/checkpoint.py)
+adapter/ or model/      the result; exists only when training finished
+eval/  merged/  quantized/
 """
 
 from __future__ import annotations
@@ -81,7 +81,13 @@ class Run:
         (staging / "recipe.resolved.yaml").write_text(dump_resolved(recipe), encoding="utf-8")
         write_json(staging / "environment.json", _environment())
         write_json(
-            staging / "run.json", {"schema": SCHEMA_VERSION, "state": "training", "notes": list(recipe.origin.notes)}
+            staging / "run.json",
+            {
+                "schema": SCHEMA_VERSION,
+                "state": "training",
+                "is_twin": recipe.origin.is_twin,
+                "notes": list(recipe.origin.notes),
+            },
         )
         if path.exists():
             path.rmdir()
@@ -126,7 +132,8 @@ class Run:
 
     def recipe_with(self, overrides: list[str]) -> Recipe:
         """The run's recipe with `section.key=value` overrides, for commands that measure the finished run."""
-        return Recipe.from_yaml(str(self.path / "recipe.resolved.yaml"), overrides)
+        is_twin = bool(self.read("run.json").get("is_twin"))
+        return Recipe.from_yaml(str(self.path / "recipe.resolved.yaml"), overrides, twin=is_twin)
 
     @property
     def result(self) -> Path:

@@ -122,16 +122,18 @@ def _print_table(recipe: Recipe) -> None:
 
     from dorakit.recipe.loader import explain
 
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    rows = explain(recipe)
+    if not sys.stdout.isatty():
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        for row in rows:
+            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("key", "value", "source", "read by"):
-        table.add_column(name, overflow="fold", no_wrap=not console.is_terminal)
-    for key, value, source, read_by in explain(recipe):
-        style = "dim" if source == "default" else ""
-        table.add_row(*(Text(cell, style=style) for cell in (key, value, source, read_by)))
-    if not console.is_terminal:
-        console.width = 10_000  # a table for grep: one line a value, whatever its length
-    console.print(table)
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style="dim" if row[2] == "default" else "") for cell in row))
+    Console().print(table)
 
 
 def _count(number: int, noun: str) -> str:

@@ -20,8 +20,9 @@ from dorakit.recipe.resolved import dump_resolved as dump_resolved
 from dorakit.recipe.resolved import explain as explain
 from dorakit.recipe.resolved import json_schema as json_schema
 from dorakit.recipe.resolved import leaf_keys
-from dorakit.recipe.rules import broken_rules, is_path, twin_base
+from dorakit.recipe.rules import broken_rules, with_twin
 from dorakit.recipe.schema import Origin, Recipe
+from dorakit.recipe.unread import is_path, without_unread
 from dorakit.recipe.yaml_text import Node, PathKey, Place, decode, merged, parse
 
 _MAX_CHAIN = 16
@@ -48,21 +49,22 @@ def load_recipe(path: str, overrides: list[str], *, twin: bool = False) -> Recip
     layer = root.place.layer + 1
     root, found = apply_overrides(root, overrides, layer)
     problems += found
-    found, notes = _judge(root)
-    problems += found
-    base: str | None = None
     if twin:
-        base, found, twin_notes = twin_base(root)
+        root, found = with_twin(root, layer + 1)
         problems += found
-        notes += twin_notes
+    kept, found, notes = without_unread(root)
+    problems += found
+    # What is taken out must still be right; only what holds between fields is judged without it.
+    problems += _schema_problems(root, between_fields=False) + _schema_problems(kept)
+    problems += broken_rules(kept)
     if problems:
         raise RecipeError(_one_per_place(problems))
-    recipe = _settled(Recipe.model_validate(root.plain()), root, Path(path), base)
+    recipe = _settled(Recipe.model_validate(kept.plain()), kept)
     recipe._origin = Origin(
         path=path,
         name=Path(path).name.removesuffix(".yaml").removesuffix(".yml"),
         text=text,
-        sources=_sources(recipe, root, twinned=base is not None),
+        sources=_sources(recipe, kept),
         notes=notes,
         is_twin=twin,
     )
@@ -130,18 +132,16 @@ def _raised(node: Node, layer: int) -> Node:
     )
 
 
-def _judge(root: Node) -> tuple[list[Problem], list[str]]:
-    """Hold the tree against the schema and the cross-field rules."""
-    problems: list[Problem] = []
+def _schema_problems(root: Node, *, between_fields: bool = True) -> list[Problem]:
+    """Hold a tree against the schema."""
     try:
         Recipe.model_validate(root.plain())
     except ValidationError as error:
-        problems = _schema_problems(error, root)
-    found, notes = broken_rules(root)
-    return problems + found, notes
+        return _told(error, root, between_fields)
+    return []
 
 
-def _schema_problems(error: ValidationError, root: Node) -> list[Problem]:
+def _told(error: ValidationError, root: Node, between_fields: bool) -> list[Problem]:
     unknown: list[PathKey] = []
     missing: list[PathKey] = []
     wrong: dict[PathKey, None] = {}
@@ -155,8 +155,8 @@ def _schema_problems(error: ValidationError, root: Node) -> list[Problem]:
         elif entry["type"] == "missing" and isinstance(node.value, dict):
             missing.append((*path, str(entry["loc"][-1])))
         elif entry["type"] == "value_error":
-            message = str(entry["ctx"]["error"]) if "ctx" in entry else entry["msg"]
-            problems.append(node.key_place.problem(f"{dotted(path)}: {message}"))
+            if between_fields:
+                problems.append(node.key_place.problem(f"{dotted(path)}: {entry['ctx']['error']}"))
         else:
             wrong[path] = None
     meant = set()
@@ -210,31 +210,32 @@ def _one_per_place(problems: list[Problem]) -> list[Problem]:
     return list(kept.values())
 
 
-def _settled(recipe: Recipe, root: Node, path: Path, twin: str | None) -> Recipe:
-    """Make paths absolute, put the twin in, and drop `extends`, which is done."""
-    base_node, root_node, train_node = root.at(("model", "base")), root.at(("data", "root")), root.at(("data", "train"))
+def _settled(recipe: Recipe, root: Node) -> Recipe:
+    """Make paths absolute and drop `extends`, which is done."""
+    base_node, train_node = root.at(("model", "base")), root.at(("data", "train"))
     assert base_node is not None and train_node is not None
-    written = root_node or train_node
-    base = twin or recipe.model.base
+    # A root that is nowhere stated is the directory of the file that states the sources.
+    root_node = root.at(("data", "root")) or train_node
+    base = recipe.model.base
     if is_path(base):
-        base = os.path.abspath(base_node.place.directory / os.path.expanduser(base))
-    data_root = os.path.abspath(written.place.directory / os.path.expanduser(recipe.data.root))
+        base = _absolute(base, base_node.place.directory)
+    data_root = _absolute(recipe.data.root, root_node.place.directory)
     update: dict[str, Any] = {
         "model": recipe.model.model_copy(update={"base": base}),
         "data": recipe.data.model_copy(update={"root": data_root}),
     }
-    if recipe.extends:
+    if recipe.extends is not None:
         update["extends"] = None
     return recipe.model_copy(update=update)
 
 
-def _sources(recipe: Recipe, root: Node, *, twinned: bool) -> dict[str, str]:
+def _absolute(path: str, directory: Path) -> str:
+    return os.path.abspath(directory / os.path.expanduser(path))
+
+
+def _sources(recipe: Recipe, root: Node) -> dict[str, str]:
     sources = {}
     for path in leaf_keys(recipe):
-        node = root.at(path)
+        node = root.at(path) if path != ("extends",) else None
         sources[dotted(path)] = node.place.source if node else "default"
-    if twinned:
-        sources["model.base"] = "--twin"
-    if root.at(("extends",)):
-        sources["extends"] = "default"
     return sources

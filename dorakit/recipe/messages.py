@@ -32,6 +32,13 @@ def is_free_mapping(path: PathKey) -> bool:
     return bool(found) and get_origin(found[0]) is dict if found else False
 
 
+def default_of(path: PathKey) -> Any:
+    """The schema's default at a path; None where there is none."""
+    section = section_at(path[:-1])
+    field = section.model_fields.get(str(path[-1])) if section else None
+    return None if field is None or field.is_required() else field.get_default(call_default_factory=True)
+
+
 def dotted(path: PathKey) -> str:
     """A path as the user writes it: data.train.0.path."""
     return ".".join(map(str, path))

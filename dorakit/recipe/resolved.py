@@ -6,6 +6,7 @@ import re
 from typing import Any, cast
 
 from dorakit.recipe.schema import Recipe, Section
+from dorakit.recipe.unread import unread_settings
 from dorakit.recipe.yaml_text import PathKey, scalar
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./~]([A-Za-z0-9_./+-]|:(?=[A-Za-z0-9_.+-]))*")
@@ -23,18 +24,24 @@ def explain(recipe: Recipe) -> list[tuple[str, str, str, str]]:
     Returns:
         Rows of dotted key, value as YAML, source, and the module that reads it.
     """
-    return [
-        (key, _flow(value), recipe.origin.sources.get(key, "default"), read_by)
-        for path, value, read_by in _leaves(recipe, ())
-        for key in [".".join(map(str, path))]
-    ]
+    unread = _unread(recipe)
+    rows = []
+    for path, value, read_by in _leaves(recipe, ()):
+        key = ".".join(map(str, path))
+        when = next((unread[path[:n]] for n in range(1, len(path) + 1) if path[:n] in unread), "")
+        reader = f"not read {when}" if when else read_by
+        rows.append((key, _flow(value), recipe.origin.sources.get(key, "default"), reader))
+    return rows
 
 
 def dump_resolved(recipe: Recipe) -> str:
-    """Write a recipe out in full, each value with a comment that names its source; it loads back equal."""
+    """Write a recipe out in full, each value with a comment that names its source; it loads back equal.
+
+    What is not read in the recipe's mode is named in a comment instead.
+    """
     lines = [f"# {recipe.origin.path}, resolved: every value and where it came from"]
     lines += [f"# {note}" for note in recipe.origin.notes]
-    _dump_section(recipe, (), "", lines, recipe.origin.sources)
+    _dump_section(recipe, (), "", lines, recipe.origin.sources, _unread(recipe))
     return "\n".join(lines) + "\n"
 
 
@@ -99,17 +106,41 @@ def _leaves(section: Section, path: PathKey) -> list[tuple[PathKey, Any, str]]:
     return rows
 
 
-def _dump_section(section: Section, path: PathKey, indent: str, lines: list[str], sources: dict[str, str]) -> None:
+def _unread(recipe: Recipe) -> dict[PathKey, str]:
+    """The paths that this recipe leaves unread, and when they are not."""
+
+    def get(path: PathKey) -> Any:
+        value: Any = recipe
+        for part in path:
+            if isinstance(part, int):
+                value = value[part] if part < len(value) else None
+            else:
+                value = getattr(value, part)
+        return value
+
+    return {unread.path: unread.when for unread in unread_settings(get)}
+
+
+def _dump_section(
+    section: Section,
+    path: PathKey,
+    indent: str,
+    lines: list[str],
+    sources: dict[str, str],
+    unread: dict[PathKey, str],
+) -> None:
     for key in type(section).model_fields:
         value, here = getattr(section, key), (*path, key)
-        if isinstance(value, Section):
+        if here in unread:
+            lines.append(f"{indent}# {key}: not read {unread[here]}")
+        elif isinstance(value, Section):
             lines.append(f"{indent}{key}:")
-            _dump_section(value, here, indent + "  ", lines, sources)
+            _dump_section(value, here, indent + "  ", lines, sources, unread)
         elif isinstance(value, list) and value and isinstance(value[0], Section):
             lines.append(f"{indent}{key}:")
             for index, item in enumerate(value):
                 entry: list[str] = []
-                _dump_section(item, (*here, index), indent + "    ", entry, sources)
+                _dump_section(item, (*here, index), indent + "    ", entry, sources, unread)
                 entry[0] = f"{indent}  - {entry[0].lstrip()}"
                 lines += entry
         else:

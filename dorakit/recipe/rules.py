@@ -1,47 +1,158 @@
-"""Rules between fields, and `--twin`.
+"""What must hold between fields, and what a text field must look like; and the base that `--twin` puts in.
 
-A setting that the mode never reads is an error where it stands beside the mode or above it, and a note where the mode
-was set later (`--set adapter.mode=lora` on a QDoRA recipe, or a recipe that extends one).
+The rules look at the tree, not at a validated recipe, so that they speak up beside the schema's own complaints. A value
+of the wrong type is the schema's business: a rule passes over it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dorakit.errors import Problem
-from dorakit.recipe.yaml_text import Node
+from dorakit.recipe.messages import default_of, dotted, nearest
+from dorakit.recipe.unread import is_path
+from dorakit.recipe.yaml_text import Node, PathKey, Place
+
+PROMPTS = ("default", "llm-adapters", "orca-math", "chat")
+_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def is_path(base: str) -> bool:
-    """Whether model.base names a file or directory of this machine."""
-    return base.startswith(("./", "../", "/", "~")) or (base.endswith(".gguf") and not base.startswith("pkg:"))
+def broken_rules(root: Node) -> Iterator[Problem]:
+    """Find what is wrong between fields."""
+    yield from _base(root)
+    yield from _batch(root)
+    yield from _sources(root)
+    yield from _prompts(root)
+    yield from _best(root)
+    yield from _regexes(root)
 
 
-def broken_rules(root: Node) -> tuple[list[Problem], list[str]]:
-    """Find what is wrong between fields; returns problems and notes."""
-    return [], []
+def with_twin(root: Node, layer: int) -> tuple[Node, list[Problem]]:
+    """Put `tiny:<architecture>` in the place of model.base; a base that is tiny already stays.
 
-
-def twin_base(root: Node) -> tuple[str | None, list[Problem], list[str]]:
-    """Work out what `--twin` puts in the place of model.base.
-
-    Returns:
-        The tiny base, or None where the base stays as it is; problems; notes.
+    The architecture is model.architecture, else what config.json of a local base directory says.
     """
-    node, architecture = root.at(("model", "base")), root.at(("model", "architecture"))
-    if node is None or not isinstance(node.value, str) or node.value.startswith("tiny:"):
-        return None, [], []
-    if architecture is not None and isinstance(architecture.value, str):
-        return f"tiny:{architecture.value}", [], []
-    if is_path(node.value):
-        config = node.place.directory / Path(node.value).expanduser() / "config.json"
-        try:
-            found = json.loads(config.read_text(encoding="utf-8"))["model_type"]
-            if isinstance(found, str) and re.fullmatch(r"\w+", found):
-                return f"tiny:{found}", [], []
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-    hint = "add model.architecture, such as `architecture: llama`"
-    return None, [node.place.problem(f"--twin: the architecture of {node.value!r} is not known", hint)], []
+    node, model = root.at(("model", "base")), root.at(("model",))
+    if node is None or model is None or not isinstance(node.value, str) or node.value.startswith("tiny:"):
+        return root, []
+    architecture = _architecture(root, node)
+    if architecture is None:
+        hint = "add model.architecture, for example `architecture: llama`"
+        return root, [node.place.problem(f"--twin: the architecture of {node.value!r} is not known", hint)]
+    place = Place("--twin", source="--twin", layer=layer)
+    base = Node(f"tiny:{architecture}", place, place)
+    entries = {**root.entries, "model": replace(model, value={**model.entries, "base": base})}
+    return replace(root, value=entries), []
+
+
+def _architecture(root: Node, base: Node) -> str | None:
+    stated = root.at(("model", "architecture"))
+    if stated is not None and isinstance(stated.value, str):
+        return stated.value
+    if not is_path(str(base.value)):
+        return None
+    config = base.place.directory / Path(str(base.value)).expanduser() / "config.json"
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return None
+    return found if isinstance(found, str) and _WORD.fullmatch(found) else None
+
+
+def _value(root: Node, path: PathKey) -> Any:
+    """The value at a path, or the schema's default."""
+    node = root.at(path)
+    return default_of(path) if node is None else node.plain()
+
+
+def _base(root: Node) -> Iterator[Problem]:
+    node = root.at(("model", "base"))
+    if node is None or not isinstance(node.value, str):
+        return
+    base = node.value
+    if base.startswith("pkg:"):
+        package, slash, file = base.removeprefix("pkg:").partition("/")
+        if not (slash and file and _WORD.fullmatch(package)):
+            yield node.place.problem(f"model.base: {base!r} names no file", "write pkg:<installed package>/<file>")
+    elif base.startswith("tiny:"):
+        if not _WORD.fullmatch(base.removeprefix("tiny:")):
+            yield node.place.problem(f"model.base: {base!r} names no architecture", "write tiny:llama")
+    elif not is_path(base) and not _HUB_ID.fullmatch(base):
+        meant = "for a directory, start with ./ or /" if "/" in base else "write a hub id, ./directory, file.gguf"
+        yield node.place.problem(f"model.base: {base!r} is not a hub id", meant)
+    stated = root.at(("model", "architecture"))
+    if stated is not None and isinstance(stated.value, str) and not _WORD.fullmatch(stated.value):
+        yield stated.place.problem(f"model.architecture: {stated.value!r} is no architecture", "for example llama")
+
+
+def _batch(root: Node) -> Iterator[Problem]:
+    paths = ("training", "batch_size"), ("training", "micro_batch_size")
+    batch, micro = (_value(root, path) for path in paths)
+    if not (_is_int(batch) and _is_int(micro) and 0 < batch < micro):
+        return
+    nodes = [node for path in paths if (node := root.at(path))]
+    last = max(nodes, key=lambda node: node.place.layer)
+    default = "" if root.at(paths[1]) else " (the default)"
+    message = f"training.micro_batch_size {micro}{default} is larger than training.batch_size {batch}"
+    yield last.place.problem(message, f"set micro_batch_size to {batch} or less")
+
+
+def _sources(root: Node) -> Iterator[Problem]:
+    """`train_on: last` needs conversations."""
+    node, train = root.at(("data", "train_on")), root.at(("data", "train"))
+    if node is None or node.value != "last" or train is None:
+        return
+    forms = [form.value for item in train.items if (form := item.at(("format",)))]
+    if forms and "chat" not in forms:
+        yield node.place.problem("data.train_on: last needs a source of format chat", "write completion or all")
+    elif "text" in forms:
+        yield node.place.problem("data.train_on: a source of format text has no last turn", "write completion or all")
+
+
+def _prompts(root: Node) -> Iterator[Problem]:
+    train = root.at(("data", "train"))
+    paths: list[PathKey] = [("data", "train", index, "prompt") for index in range(len(train.items) if train else 0)]
+    for path in [*paths, ("evaluation", "prompt")]:
+        node = root.at(path)
+        if node is None or not isinstance(node.value, str):
+            continue
+        if node.value not in PROMPTS and "{instruction}" not in node.value:
+            meant = nearest(node.value, list(PROMPTS))
+            message = (
+                f"{dotted(path)}: {node.value[:60]!r} is not one of {', '.join(PROMPTS)} and has no {{instruction}}"
+            )
+            yield node.place.problem(message, f"did you mean '{meant}'?" if meant else "")
+
+
+def _best(root: Node) -> Iterator[Problem]:
+    node = root.at(("training", "keep_best"))
+    held_out = [_value(root, ("data", "validation", key)) for key in ("fraction", "rows", "path")]
+    if node is not None and node.value is True and not any(held_out):
+        hint = "add for example data.validation: {fraction: 0.02}"
+        yield node.place.problem("training.keep_best needs validation rows", hint)
+
+
+def _regexes(root: Node) -> Iterator[Problem]:
+    """A target_modules text is a regular expression."""
+    node = root.at(("adapter", "target_modules"))
+    if node is None or not isinstance(node.value, str) or node.value == "all-linear":
+        return
+    if nearest(node.value, ["all-linear"]):
+        message = f"adapter.target_modules: {node.value!r} would match no module"
+        yield node.place.problem(message, "did you mean 'all-linear'?")
+        return
+    try:
+        re.compile(node.value)
+    except (re.error, RecursionError, OverflowError) as error:
+        hint = "write all-linear, or a list of name suffixes"
+        yield node.place.problem(f"adapter.target_modules is no regular expression: {error}", hint)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,167 @@
+"""Settings that a recipe's other settings leave unread: a `quantization` section in mode lora, eps with sgd.
+
+Where such a setting stands beside its cause, or was set after it, it is an error: someone believes that it does
+something. Where the cause came later (`--set adapter.mode=lora` on a QDoRA recipe, or a recipe that extends one), the
+setting is taken out of the recipe and that is noted: "not read in mode lora: quantization".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dorakit.errors import Problem
+from dorakit.recipe.messages import dotted
+from dorakit.recipe.yaml_text import Node, PathKey
+
+_ADAPTER = ("rank", "alpha", "dropout", "target_modules", "rank_pattern", "modules_to_save", "rslora", "magnitude")
+_LOCAL_FILE = (".json", ".jsonl", ".csv", ".parquet", ".txt")
+# Settings that say the same thing in different ways, with the value that says nothing.
+_ALTERNATIVES: tuple[tuple[tuple[PathKey, Any], ...], ...] = (
+    ((("optimizer", "warmup_ratio"), 0), (("optimizer", "warmup_steps"), None)),
+    (
+        (("data", "validation", "fraction"), 0),
+        (("data", "validation", "rows"), 0),
+        (("data", "validation", "path"), None),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A setting that is not read, the setting that causes it, and when: `in mode lora`."""
+
+    path: PathKey
+    cause: PathKey
+    when: str
+    hint: str = "remove it"
+
+
+def is_path(base: str) -> bool:
+    """Whether model.base names a file or directory of this machine."""
+    return base.startswith(("./", "../", "/", "~")) or (base.endswith(".gguf") and not base.startswith("pkg:"))
+
+
+def unread_settings(get: Callable[[PathKey], Any]) -> Iterator[Unread]:
+    """Name every setting that is not read.
+
+    Args:
+        get: Gives the value at a path, None where there is none.
+    """
+    yield from _by_mode(get(("adapter", "mode")))
+    name = get(("optimizer", "name"))
+    for key in {"sgd": ("betas", "eps"), "lion_8bit": ("eps",)}.get(name if isinstance(name, str) else "", ()):
+        yield Unread(("optimizer", key), ("optimizer", "name"), f"by optimizer {name}")
+    base = get(("model", "base"))
+    if isinstance(base, str) and (is_path(base) or base.startswith(("tiny:", "pkg:"))):
+        yield Unread(("model", "revision"), ("model", "base"), "with a base that is no hub id")
+    sources = get(("data", "train"))
+    for index in range(len(sources) if isinstance(sources, list) else 0):
+        yield from _by_source(("data", "train", index), get)
+    form = get(("data", "train", 0, "format"))
+    if form not in ("instruction", None):
+        yield Unread(("evaluation", "prompt"), ("data", "train", 0, "format"), f"with format {form}")
+    metric = get(("evaluation", "metric"))
+    if metric != "option" and get(("evaluation", "options")):
+        yield Unread(
+            ("evaluation", "options"), ("evaluation", "metric"), f"with metric {metric}", "add `metric: option`"
+        )
+
+
+def without_unread(root: Node) -> tuple[Node, list[Problem], list[str]]:
+    """Take the settings that are not read out of a tree.
+
+    Returns:
+        The tree without those that a later setting made unread; problems for the others; notes.
+    """
+
+    def get(path: PathKey) -> Any:
+        node = root.at(path)
+        return None if node is None else node.plain()
+
+    problems: list[Problem] = []
+    noted: dict[str, list[str]] = {}
+    pruned = root
+    for unread in [*unread_settings(get), *_outvoted(root)]:
+        node, cause = root.at(unread.path), root.at(unread.cause)
+        if node is None:
+            continue
+        layer = cause.place.layer if cause else -1
+        offender = _set_since(node, layer)
+        if offender is not None:
+            message = f"'{dotted(unread.path)}' is not read {unread.when}"
+            problems.append(offender.key_place.problem(message, unread.hint))
+        else:
+            noted.setdefault(unread.when, []).append(dotted(unread.path))
+            pruned = _without(pruned, unread.path)
+    return pruned, problems, [f"not read {when}: {', '.join(keys)}" for when, keys in noted.items()]
+
+
+def _by_mode(mode: Any) -> Iterator[Unread]:
+    if mode not in ("full", "lora", "dora", "qlora", "qdora"):
+        return
+    cause, when = ("adapter", "mode"), f"in mode {mode}"
+    if mode in ("full", "lora", "dora"):
+        quantized = "qlora or qdora" if mode == "full" else f"q{mode}"
+        yield Unread(("quantization",), cause, when, f"remove it, or write `mode: {quantized}`")
+    if mode == "full":
+        for key in _ADAPTER:
+            yield Unread(("adapter", key), cause, when)
+        yield Unread(("merge",), cause, when)
+    elif mode in ("lora", "qlora"):
+        hint = f"remove it, or write `mode: {mode.replace('lora', 'dora')}`"
+        yield Unread(("adapter", "magnitude"), cause, when, hint)
+    elif mode == "dora":
+        yield Unread(("adapter", "magnitude", "init"), cause, when)
+
+
+def _by_source(path: PathKey, get: Callable[[PathKey], Any]) -> Iterator[Unread]:
+    form, file = get((*path, "format")), get((*path, "path"))
+    if form not in ("instruction", None):
+        yield Unread((*path, "prompt"), (*path, "format"), f"with format {form}")
+    if isinstance(file, str) and file.lower().endswith(_LOCAL_FILE):
+        for key in ("split", "name", "revision"):
+            yield Unread((*path, key), (*path, "path"), "with a single file")
+
+
+def _outvoted(root: Node) -> Iterator[Unread]:
+    """Of settings that say the same thing, the one set last stands; set in one place they contradict."""
+    for alternatives in _ALTERNATIVES:
+        given = [
+            (node.place.layer, path)
+            for path, nothing in alternatives
+            if (node := root.at(path)) is not None and node.value != nothing and node.value is not None
+        ]
+        if len(given) < 2:
+            continue
+        given.sort(key=lambda entry: entry[0])
+        last = given[-1][1]
+        for _, path in given[:-1]:
+            yield Unread(path, last, f"beside {dotted(last)}", "keep one of the two")
+
+
+def _set_since(node: Node, layer: int) -> Node | None:
+    """The first part of a subtree that was set on this layer or a later one."""
+    if isinstance(node.value, dict):
+        found = [inner for child in node.value.values() if (inner := _set_since(child, layer))]
+        if found:
+            return node if node.key_place.layer >= layer and node.key_place.line else found[0]
+        return node if not node.value and node.place.layer >= layer else None
+    return node if node.place.layer >= layer else None
+
+
+def _without(node: Node, path: PathKey) -> Node:
+    first, rest = path[0], path[1:]
+    if isinstance(node.value, dict) and first in node.value:
+        entries = dict(node.value)
+        if rest:
+            entries[str(first)] = _without(entries[str(first)], rest)
+        else:
+            del entries[str(first)]
+        return replace(node, value=entries)
+    if isinstance(node.value, list) and isinstance(first, int):
+        items = list(node.value)
+        items[first] = _without(items[first], rest)
+        return replace(node, value=items)
+    return node
