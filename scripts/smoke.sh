@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Every smoke recipe through the whole life of an adapter, with the command line that users have:
+# validate, train, eval with and without the adapter, generate, merge, quantize. Seconds each; see docs/ci.md.
+#
+#   bash scripts/smoke.sh [RECIPE...]       default: recipes/smoke/*.yaml
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/venv.sh
+use_venv ".[dev]"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+place=$(mktemp -d)
+trap 'rm -rf "$place"' EXIT
+[ $# -gt 0 ] || set -- recipes/smoke/*.yaml
+for recipe in "$@"; do
+  name=$(basename "$recipe" .yaml)
+  start=$SECONDS
+  run=$place/$name
+  quiet=(--quiet --json)
+  dorakit validate "$recipe"
+  dorakit train "$recipe" --set "output_dir=$run" "${quiet[@]}" >"$place/$name.train.json"
+  dorakit eval "$run" "${quiet[@]}" >"$place/$name.eval.json"
+  dorakit generate "$run" --prompt "4 red chairs for Ada in Oslo" --max-new-tokens 4 "${quiet[@]}" >/dev/null
+  if [ "$name" != full ]; then # full fine-tuning leaves a plain model: there is no base to go back to, nothing to merge
+    dorakit eval "$run" --base "${quiet[@]}" >/dev/null
+    dorakit merge "$run" "${quiet[@]}" >/dev/null
+    dorakit eval "$run/merged" "${quiet[@]}" >/dev/null
+  fi
+  dorakit quantize "$run" "${quiet[@]}" >/dev/null
+  dorakit eval "$run/quantized" "${quiet[@]}" >/dev/null
+  printf '%s: done in %d s\n' "$recipe" $((SECONDS - start))
+done

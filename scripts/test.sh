@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Install what the tests need and run them. The first time this makes .venv; after that it is reused.
+#
+#   bash scripts/test.sh                the fast suite
+#   bash scripts/test.sh --slow         everything that needs no GPU, the real model included
+#   bash scripts/test.sh -k dora        anything else goes to pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/venv.sh
+
+selection="not slow and not gpu"
+arguments=()
+for argument in "$@"; do
+  case $argument in
+    --slow) selection="not gpu" ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+
+use_venv ".[dev]"
+use_smollm2
+# The suite's models are tiny: more threads only get in each other's way.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec python -m pytest -m "$selection" ${arguments[@]+"${arguments[@]}"}
