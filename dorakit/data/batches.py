@@ -1,0 +1,113 @@
+"""Documents to batches by index arithmetic: nothing here has a state, so resuming needs only the number of a step.
+
+Documents of one row never see each other: each starts its position_ids at 0, which transformers takes as a border when
+no attention mask is given. Padding after several documents is a document of its own, without labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dorakit.data.order import EPOCH, shuffled
+
+if TYPE_CHECKING:
+    from dorakit.data.tokens import Document
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one forward pass, on the CPU. B rows, T tokens.
+
+    `labels` are unshifted, as transformers wants them: labels[b, t] is the token at t itself, or -100. `num_labels`
+    counts them; `documents` names the rows of data inside.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    position_ids: torch.Tensor
+    num_labels: int
+    documents: tuple[str, ...]
+
+
+@lru_cache(maxsize=4)
+def epoch_order(num_docs: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Order of the documents in an epoch (counted from 0); read-only."""
+    order = shuffled(num_docs, seed, EPOCH, epoch)
+    order.flags.writeable = False
+    return order
+
+
+def steps_per_epoch(num_docs: int, batch_size: int) -> int:
+    """Optimizer steps of an epoch; the last one may be short."""
+    return -(-num_docs // batch_size)
+
+
+def documents_of_step(num_docs: int, batch_size: int, seed: int, step: int) -> npt.NDArray[np.int64]:
+    """Indices of the documents in optimizer step `step`, counted from 0 over all epochs."""
+    epoch, slot = divmod(step, steps_per_epoch(num_docs, batch_size))
+    return epoch_order(num_docs, seed, epoch)[slot * batch_size : (slot + 1) * batch_size]
+
+
+def micro_batches(
+    documents: Sequence[Document], *, micro_batch_size: int, packing: bool, max_seq_len: int, pad_id: int
+) -> list[Batch]:
+    """Split the documents of one step into batches of at most `micro_batch_size` rows, longest first.
+
+    With `packing` several documents share a row of at most `max_seq_len` tokens (first fit, longest first); a single
+    document longer than that has a row of its own. Rows are padded on the right to the longest of their batch.
+    """
+    by_length = sorted(documents, key=len, reverse=True)
+    rows = _first_fit(by_length, max_seq_len) if packing else [[document] for document in by_length]
+    rows.sort(key=lambda row: -sum(map(len, row)))
+    groups = [rows[start : start + micro_batch_size] for start in range(0, len(rows), micro_batch_size)]
+    return [_batch(group, pad_id) for group in groups]
+
+
+def _first_fit(documents: Sequence[Document], max_seq_len: int) -> list[list[Document]]:
+    rows: list[list[Document]] = []
+    room: list[int] = []
+    for document in documents:
+        length = len(document)
+        index = next((i for i, free in enumerate(room) if free >= length), None)
+        if index is None:
+            rows.append([document])
+            room.append(max_seq_len - length)
+        else:
+            rows[index].append(document)
+            room[index] -= length
+    return rows
+
+
+def _batch(rows: list[list[Document]], pad_id: int) -> Batch:
+    width = max(sum(map(len, row)) for row in rows)
+    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    labels = np.full((len(rows), width), IGNORE_INDEX, dtype=np.int64)
+    position_ids = np.tile(np.arange(width, dtype=np.int64), (len(rows), 1))
+    for index, row in enumerate(rows):
+        start = 0
+        for document in row:
+            end = start + len(document)
+            input_ids[index, start:end] = document.input_ids
+            labels[index, start:end] = document.labels
+            position_ids[index, start:end] = np.arange(end - start)
+            start = end
+        # A row of one document counts on through its padding: attention is causal, and without a border in any row
+        # transformers needs no mask at all and takes its fast path.
+        if len(row) > 1:
+            position_ids[index, start:] = np.arange(width - start)
+    return Batch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(labels),
+        torch.from_numpy(position_ids),
+        int((labels != IGNORE_INDEX).sum()),
+        tuple(document.row for row in rows for document in row),
+    )

@@ -1,0 +1,159 @@
+"""Conversations through a chat template: the rendered text, and the spans that the assistant writes.
+
+Where a template marks the assistant's text ({% generation %}), its marks are used. Most do not; then a turn's span is
+the difference between two renderings: the turns before it, with the generation prompt, and the turns up to it. That
+holds only if both are beginnings of the whole rendering, and this is checked for every trained turn: a template that
+rewrites earlier turns is an error, never a wrong mask.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from dorakit.data.formats import Conversation
+from dorakit.data.hub import missing
+from dorakit.errors import DataError
+from dorakit.recipe.schema import DataSection
+
+_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text. `spans` carry the loss; `is_open` says that the last one ends without a stop token."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    is_open: bool
+
+
+def install_template_(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> None:
+    """Put `data.chat_template` (a text, or a file under data.root) in the place of the tokenizer's own.
+
+    The tokenizer is changed, so that the template is saved with it and generation uses it too.
+
+    Raises:
+        DataError: The file is not there.
+    """
+    written = data.chat_template
+    if written is None:
+        return
+    if "{{" not in written and "{%" not in written:
+        path = Path(data.root, Path(written).expanduser())
+        if not path.is_file():
+            raise DataError(f"data.chat_template: {missing(path, written)}")
+        written = path.read_text(encoding="utf-8")
+    tokenizer.chat_template = written
+
+
+class ChatRenderer:
+    """Renders conversations with one tokenizer's template.
+
+    Raises:
+        DataError: The tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, train_on: str):
+        if not tokenizer.chat_template:
+            raise DataError(
+                "the rows are conversations and the tokenizer has no chat template.\n"
+                "  set data.chat_template (a Jinja text or file), or use an instruction-tuned base"
+            )
+        self._tokenizer = tokenizer
+        self._train_on = train_on
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._specials = tuple({token for token in [*tokenizer.all_special_tokens, *special] if token})
+
+    def document(self, conversation: Conversation) -> Rendered:
+        """The whole conversation, with the spans to train on."""
+        answers = [i for i, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
+        if self._train_on == "all":
+            text = self._render(conversation, len(conversation.messages))
+            return Rendered(text, [(0, len(text))] if text else [], not self._is_stopped(text))
+        if _GENERATION_MARK.search(self._tokenizer.get_chat_template(tools=conversation.tools)):
+            text, spans = self._render_marked(conversation)
+        else:
+            text = self._render(conversation, len(conversation.messages))
+            wanted = answers[-1:] if self._train_on == "last" else answers
+            spans = [self._span(conversation, text, turn) for turn in wanted]
+        if self._train_on == "last":
+            spans = spans[-1:]
+        spans = [self._to_stop(text, start, end) for start, end in spans]
+        is_open = bool(spans) and not text[spans[-1][1] :].strip() and not self._is_stopped(text[: spans[-1][1]])
+        return Rendered(text, spans, is_open)
+
+    def prompt(self, conversation: Conversation) -> str:
+        """The turns before the assistant's last one, with the generation prompt."""
+        answers = [i for i, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
+        count = answers[-1] if answers else len(conversation.messages)
+        return self._render(conversation, count, add_generation_prompt=True)
+
+    def _span(self, conversation: Conversation, text: str, turn: int) -> tuple[int, int]:
+        before = self._render(conversation, turn, add_generation_prompt=True)
+        through = text if turn == len(conversation.messages) - 1 else self._render(conversation, turn + 1)
+        eos = self._tokenizer.eos_token or ""
+        if not text.startswith(through) and through.rstrip().endswith(eos):
+            # Some templates (Phi-3's) end every rendering with the end-of-text token, after the turn's own stop token.
+            shorter = through.rstrip().removesuffix(eos)
+            through = shorter if self._is_stopped(shorter) else through
+        if not text.startswith(before) or not text.startswith(through) or len(through) < len(before):
+            raise DataError(
+                f"{conversation.row}: the chat template does not write turn {turn + 1} in the whole conversation as it "
+                f"does when that turn is the newest, so the model would train on a text that it never meets.\n"
+                f"  {_difference(text, before if not text.startswith(before) else through)}\n"
+                "  use train_on: last with one conversation per answer, or another data.chat_template"
+            )
+        return len(before), len(through)
+
+    def _to_stop(self, text: str, start: int, end: int) -> tuple[int, int]:
+        """Move a span's end to just behind the turn's stop token: not a newline further, and not one token less."""
+        written = text[start:end].rstrip()
+        if written.endswith(self._specials):
+            return start, start + len(written)
+        eos = self._tokenizer.eos_token
+        if eos and text.startswith(eos, end):
+            return start, end + len(eos)
+        return start, end
+
+    def _is_stopped(self, text: str) -> bool:
+        return text.rstrip().endswith(self._specials)
+
+    def _render(self, conversation: Conversation, count: int, *, add_generation_prompt: bool = False) -> str:
+        render = partial(self._tokenizer.apply_chat_template, tools=conversation.tools, tokenize=False)
+        try:
+            return str(render(conversation.messages[:count], add_generation_prompt=add_generation_prompt))
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+            raise _failure(conversation, count, error) from None
+
+    def _render_marked(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        options: dict[str, Any] = {
+            "tools": conversation.tools,
+            "chat_template": self._tokenizer.get_chat_template(tools=conversation.tools),
+            "return_assistant_tokens_mask": True,
+            **self._tokenizer.special_tokens_map,
+        }
+        try:
+            texts, marks = render_jinja_template([conversation.messages], **options)
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+            raise _failure(conversation, len(conversation.messages), error) from None
+        return texts[0], [(start, end) for start, end in marks[0] if end > start]
+
+
+def _failure(conversation: Conversation, count: int, error: Exception) -> DataError:
+    roles = ", ".join(turn["role"] for turn in conversation.messages[:count]) or "none"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return DataError(f"{conversation.row}: the chat template cannot render the turns ({roles}): {reason}")
+
+
+def _difference(whole: str, part: str) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(whole, part, strict=False)) if a != b), min(len(whole), len(part)))
+    start = max(0, at - 20)
+    return f"alone it is {part[start : at + 30]!r}, in the whole {whole[start : at + 30]!r}"

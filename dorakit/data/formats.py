@@ -1,0 +1,188 @@
+"""A row of any format becomes a passage (a prompt and its completion) or a conversation (turns for a chat template)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dorakit.data.prompts import Prompt, prompt_of
+from dorakit.data.sources import Row
+from dorakit.data.turns import is_encodable, read_tools, read_turns
+from dorakit.errors import DataError
+from dorakit.recipe.schema import SourceSection
+
+# The names that a format looks for; the first is the one it cannot do without.
+EXPECTED = {
+    "chat": ("messages", "conversations", "system", "tools", "answer"),
+    "instruction": ("instruction", "input", "output", "answer"),
+    "completion": ("prompt", "completion", "answer"),
+    "text": ("text",),
+}
+# Names that other data sets use for the same thing, for the hint only: a column is never guessed.
+_OTHER_NAMES = {
+    "messages": ("conversation", "dialogue", "turns", "chat"),
+    "instruction": ("question", "prompt", "query", "problem", "text"),
+    "output": ("response", "answer", "completion", "target", "solution", "label"),
+    "prompt": ("question", "instruction", "input", "query"),
+    "completion": ("response", "answer", "output", "target", "solution"),
+    "text": ("content", "document", "body"),
+}
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Plain text: `completion` follows `prompt` with nothing between. An evaluation compares with `answer`."""
+
+    prompt: str
+    completion: str
+    answer: str
+    row: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns in the form that chat templates read, and the tools they may call."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    answer: str
+    row: str
+
+
+Sample = Passage | Conversation
+
+
+def read_samples(rows: Sequence[Row], source: SourceSection, *, evaluation: bool = False) -> list[Sample]:
+    """Read rows in a source's format.
+
+    Args:
+        rows: The rows.
+        source: Gives format, columns and prompt.
+        evaluation: Rows to be answered: the prompt may have an evaluation form, and the text to train on may be absent
+            where an `answer` is given.
+
+    Raises:
+        DataError: A field is absent, null or of the wrong type; the message names the row, the fields it has, and the
+            nearest of them.
+    """
+    columns = _columns(rows, source)
+    if source.format == "chat":
+        return [_conversation(row, columns, evaluation) for row in rows]
+    if source.format == "completion":
+        return [_completion(row, columns, evaluation) for row in rows]
+    if source.format == "text":
+        return [Passage("", _text(row, columns, "text"), "", row.place) for row in rows]
+    if source.prompt == "chat":
+        return [_instruction_turns(row, columns, evaluation) for row in rows]
+    prompt = prompt_of(source.prompt, evaluation=evaluation)
+    return [_instruction(row, columns, prompt, evaluation) for row in rows]
+
+
+def _columns(rows: Sequence[Row], source: SourceSection) -> dict[str, str]:
+    expected = EXPECTED[source.format]
+    for name, column in source.columns.items():
+        if name not in expected:
+            raise DataError(
+                f"{source.path}: columns names {name!r}, which format {source.format} does not look for; "
+                f"it looks for {', '.join(expected)}.\n  columns maps an expected name to the name in the data"
+            )
+        if name != "answer" and not any(column in row.fields for row in rows):
+            raise DataError(
+                f"{source.path}: columns maps {name} to {column!r}, and no row has that field.\n"
+                f"  the first row has: {', '.join(map(str, rows[0].fields)) if rows else 'nothing'}"
+            )
+    return {name: source.columns.get(name, name) for name in expected}
+
+
+def _instruction(row: Row, columns: dict[str, str], prompt: Prompt, evaluation: bool) -> Passage:
+    instruction, context = _text(row, columns, "instruction"), _optional(row, columns, "input")
+    output, answer = _target(row, columns, "output", evaluation)
+    return Passage(prompt.fill(instruction, context, row.place), output, answer, row.place)
+
+
+def _instruction_turns(row: Row, columns: dict[str, str], evaluation: bool) -> Conversation:
+    instruction, context = _text(row, columns, "instruction"), _optional(row, columns, "input")
+    output, answer = _target(row, columns, "output", evaluation)
+    user = f"{instruction}\n\n{context}" if context else instruction
+    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": output}]
+    return Conversation(turns, None, answer, row.place)
+
+
+def _completion(row: Row, columns: dict[str, str], evaluation: bool) -> Passage:
+    completion, answer = _target(row, columns, "completion", evaluation)
+    return Passage(_text(row, columns, "prompt"), completion, answer, row.place)
+
+
+def _conversation(row: Row, columns: dict[str, str], evaluation: bool) -> Conversation:
+    key = "messages" if columns["messages"] in row.fields else "conversations"
+    if columns[key] not in row.fields:
+        raise _absent(row, columns, "messages")
+    messages = read_turns(row.fields[columns[key]], row.place, columns[key])
+    if system := _optional(row, columns, "system"):
+        if messages[0]["role"] == "system":
+            raise DataError(f"{row.place}: a system text is both in {columns['system']!r} and in {columns[key]!r}")
+        messages.insert(0, {"role": "system", "content": system})
+    answer = _answer(row, columns)
+    if answer is None:
+        replies = [turn.get("content") for turn in messages if turn["role"] == "assistant"]
+        if evaluation and not replies:
+            raise DataError(f"{row.place}: no turn of the assistant and no answer, so nothing to compare with")
+        answer = str(replies[-1] or "") if replies else ""
+    return Conversation(messages, read_tools(row.fields.get(columns["tools"]), row.place), answer, row.place)
+
+
+def _target(row: Row, columns: dict[str, str], name: str, evaluation: bool) -> tuple[str, str]:
+    """The text to train on, and what an evaluation compares with."""
+    answer = _answer(row, columns)
+    if evaluation and answer is not None and row.fields.get(columns[name]) is None:
+        return "", answer
+    text = _text(row, columns, name)
+    return text, text if answer is None else answer
+
+
+def _answer(row: Row, columns: dict[str, str]) -> str | None:
+    value = row.fields.get(columns["answer"])
+    if isinstance(value, (int, float)):  # true is an answer as well, but is written as in the data
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    return None if value is None else _checked(value, row, columns["answer"])
+
+
+def _optional(row: Row, columns: dict[str, str], name: str) -> str:
+    value = row.fields.get(columns[name])
+    return "" if value is None else _checked(value, row, columns[name])
+
+
+def _text(row: Row, columns: dict[str, str], name: str) -> str:
+    column = columns[name]
+    if column not in row.fields:
+        raise _absent(row, columns, name)
+    value = row.fields[column]
+    if value is None:
+        raise DataError(f"{row.place}: field {column!r} is null, expected text.\n  remove the row, or fill it in")
+    return _checked(value, row, column)
+
+
+def _checked(value: Any, row: Row, column: str) -> str:
+    if not isinstance(value, str):
+        seen = repr(value)
+        seen = seen if len(seen) <= 60 else seen[:57] + "..."
+        raise DataError(f"{row.place}: field {column!r} holds {type(value).__name__} {seen}, expected text")
+    if not is_encodable(value):
+        raise DataError(f"{row.place}: field {column!r} holds half of a surrogate pair, which is no text")
+    return value
+
+
+def _absent(row: Row, columns: dict[str, str], name: str) -> DataError:
+    column, present = columns[name], list(map(str, row.fields))
+    near = difflib.get_close_matches(column, present, n=1) or _first_in(_OTHER_NAMES.get(name, ()), present)
+    hint = f"columns: {{{name}: {near[0] if near else 'NAME IN THE DATA'}}}"
+    return DataError(
+        f"{row.place}: no field {column!r}; the row has: {', '.join(present) or 'nothing'}.\n"
+        f"  if it goes by another name, say so in the source: {hint}"
+    )
+
+
+def _first_in(names: Iterable[str], present: Sequence[str]) -> list[str]:
+    return [name for name in names if name in present][:1]

@@ -1,0 +1,111 @@
+"""Data sets that are not plain files: saved by datasets, or on the hub. And what to say when there is nothing."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from dorakit.errors import DataError, ResourceError
+from dorakit.recipe.schema import SourceSection
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def is_hub_id(written: str, path: Path) -> bool:
+    """Whether a path as written in a recipe can only mean a hub data set: nothing is there, and it looks like an id."""
+    if path.exists() or written.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES:
+        return False
+    return bool(_HUB_ID.fullmatch(written))
+
+
+def load_hub(source: SourceSection) -> list[dict[str, Any]]:
+    """Download (or find in the cache) one split of a hub data set.
+
+    Raises:
+        DataError: No such data set, configuration or split.
+        ResourceError: The hub cannot be reached, or must not be.
+    """
+    import datasets
+
+    quiet = datasets.utils.logging
+    quiet.disable_progress_bar()
+    try:
+        dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=source.split)
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError) as error:
+        raise _unreachable(source.path, error) from None
+    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{source.path}: {_first_line(error)}") from None
+    return list(dataset.to_list())
+
+
+def load_saved(directory: Path, split: str) -> list[dict[str, Any]]:
+    """Read a directory that datasets' `save_to_disk` wrote.
+
+    Raises:
+        DataError: Not such a directory, or it has no such split.
+    """
+    import datasets
+
+    is_dict = (directory / "dataset_dict.json").is_file()
+    if not is_dict and not (directory / "state.json").is_file():
+        inside = sorted(entry.name for entry in directory.iterdir())
+        files = [name for name in inside if name.endswith(SUFFIXES)]
+        hint = f"\n  name a file in it: {', '.join(files[:5])}" if files else f"\n  it holds {_some(inside)}"
+        raise DataError(f"{directory} is a directory, and not one that datasets' save_to_disk wrote{hint}")
+    try:
+        loaded = datasets.load_from_disk(str(directory))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DataError(f"{directory} cannot be read as a data set: {_first_line(error)}") from None
+    if is_dict:
+        if split not in loaded:
+            raise DataError(f"{directory} has no split {split!r}; it has {', '.join(sorted(loaded))}")
+        loaded = loaded[split]
+    return list(loaded.to_list())
+
+
+def missing(path: Path, written: str) -> DataError:
+    """The error for a file that is not there, with what is there."""
+    directory = path.parent
+    if not directory.is_dir():
+        above = next(parent for parent in directory.parents if parent.is_dir())
+        return DataError(f"no such file: {path}\n  nearest directory that exists: {above} (holds {_listing(above)})")
+    names = [entry.name for entry in directory.iterdir() if not entry.name.startswith(".")]
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"the directory holds {_some(sorted(names))}"
+    return DataError(f"no such file: {written} (looked for {path})\n  {hint}")
+
+
+def _unreachable(name: str, error: Exception) -> Exception:
+    switches = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    offline = next((switch for switch in switches if os.environ.get(switch, "0") not in ("", "0")), "")
+    what_to_do = (
+        "  download it where there is a network and give its path: load_dataset(...).save_to_disk(DIRECTORY),\n"
+        "  or try the recipe without its data: --twin"
+    )
+    if offline:
+        return ResourceError(
+            f"{name} is not in the cache of hub data sets, and {offline} is set, so it is not downloaded.\n"
+            f"  unset {offline}; or {what_to_do.strip()}"
+        )
+    if isinstance(error, ConnectionError) or "reach" in str(error) or "connect" in str(error).lower():
+        return ResourceError(f"{name}: the hub cannot be reached: {_first_line(error)}\n{what_to_do}")
+    return DataError(
+        f"{name} is neither a file or directory here nor a data set on the hub that can be read: {_first_line(error)}\n"
+        "  a gated one needs `hf auth login` and its licence accepted on the hub"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _listing(directory: Path) -> str:
+    return _some(sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith(".")))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
