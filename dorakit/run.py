@@ -44,6 +44,7 @@ class Run:
         self.metrics_file = path / "metrics.jsonl"
         self.log_file = path / "log.txt"
         self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
         self.adapter = path / "adapter"
         self.model = path / "model"
         self.eval = path / "eval"
@@ -51,19 +52,17 @@ class Run:
         self.quantized = path / "quantized"
 
     @classmethod
-    def create(cls, recipe: Recipe) -> Run:
-        """Make the directory of a new run.
-
-        A finished run of the same name stays: the new one is called NAME-2, NAME-3 ...
+    def place(cls, recipe: Recipe) -> Path:
+        """Where a new run of this recipe goes: NAME, or NAME-2, NAME-3 ... beside finished ones.
 
         Raises:
-            RunError: An unfinished run is there already; the message holds the line that resumes it.
+            RunError: An unfinished run is there, with the line that resumes it; or something that is no run.
         """
         wanted = Path(recipe.output_dir.replace("{name}", recipe.origin.name)).expanduser()
         path, number = wanted, 1
         while path.exists():
             if not (path / "run.json").exists():
-                if not any(path.iterdir()):
+                if path.is_dir() and not any(path.iterdir()):
                     break
                 raise RunError(f"{path} exists and is not a run directory.\n  set output_dir to another place")
             if cls.open(path).state != "finished":
@@ -74,6 +73,16 @@ class Run:
                 )
             number += 1
             path = wanted.with_name(f"{wanted.name}-{number}")
+        return path
+
+    @classmethod
+    def create(cls, recipe: Recipe) -> Run:
+        """Make the directory of a new run.
+
+        Raises:
+            RunError: As `place`.
+        """
+        path = cls.place(recipe)
         # Assembled beside its place and renamed, so that a kill here leaves no half-made run.
         staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
         staging.mkdir(parents=True)

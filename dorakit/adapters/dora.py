@@ -41,6 +41,7 @@ class DoRALinear(LoRALinear):
             norm = self._base_norm_squared.sqrt()
             if magnitude_init == "original" and isinstance(base, NF4Linear) and base.original_row_norm.numel():
                 norm = base.original_row_norm
+        self._start = norm
         self.lora_magnitude_vector = nn.Parameter(norm.clone())
         self._norm: Tensor | None = None
         self._norm_versions = (-1, -1)
@@ -58,6 +59,10 @@ class DoRALinear(LoRALinear):
                 self._norm = self._compute_norm()
             self._norm_versions = versions
         return self._norm
+
+    def has_still_magnitude(self) -> bool:
+        """Whether m is, bit for bit, what it started from."""
+        return torch.equal(self.lora_magnitude_vector.detach(), self._start)
 
     def _compute_norm(self) -> Tensor:
         a_RI, b_OR, s = self.lora_A.detach().float(), self.lora_B.detach().float(), self.scaling

@@ -1,0 +1,57 @@
+"""What depends on the device, asked by the loop and answered here: seeding, determinism, peak memory, autocast, paging."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import resource
+from collections.abc import Iterator
+
+import torch
+
+from dorakit.model.load import pick_device
+
+
+def seed_draws(seed: int, stream: str, *position: int) -> None:
+    """Make the draws that follow a pure function of (seed, stream, position), so that nothing before can move them."""
+    text = ":".join([str(seed), stream, *map(str, position)])
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1)
+
+
+@contextlib.contextmanager
+def repeatable(*, on_cuda: bool) -> Iterator[None]:
+    """Deterministic kernels within the block: always on the CPU, where they cost nothing; on CUDA if asked."""
+    before = torch.are_deterministic_algorithms_enabled()
+    wanted = on_cuda or pick_device().type == "cpu"
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def is_bitwise(*, deterministic: bool) -> bool:
+    """Whether a resumed run ends with the bytes of an unbroken one."""
+    return deterministic or pick_device().type == "cpu"
+
+
+def peak_memory_bytes() -> int:
+    """Peak device memory on CUDA, peak resident memory of the process on the CPU."""
+    if pick_device().type == "cuda":
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def can_page() -> bool:
+    """Whether optimizer states can live in memory that CUDA pages to the host."""
+    return pick_device().type == "cuda"
+
+
+def autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Compute in `dtype` over float32 weights; nothing to do for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(pick_device().type, dtype=dtype)

@@ -1,0 +1,347 @@
+"""The training loop: one, for every mode and method."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dorakit.adapters.attach import adapter_layers
+from dorakit.adapters.dora import DoRALinear
+from dorakit.adapters.peft_format import save_adapter
+from dorakit.build import build_model
+from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_per_epoch
+from dorakit.data.asked import encode_asked
+from dorakit.data.tokens import Encoded, encode
+from dorakit.errors import GateError, Interrupted, RunError
+from dorakit.model.generate import generate_ids
+from dorakit.model.load import Base, pick_dtype
+from dorakit.recipe.schema import Recipe
+from dorakit.run import Run, whole_directory
+from dorakit.training.checkpoint import (
+    Checkpoint,
+    newest_checkpoint,
+    restore_trained,
+    save_checkpoint,
+    save_tensors,
+    trained_tensors,
+)
+from dorakit.training.device import is_bitwise, peak_memory_bytes, repeatable, seed_draws
+from dorakit.training.loss import SupervisedLoss, mean_loss
+from dorakit.training.metrics import Metrics
+from dorakit.training.optim import Updater, learning_rate, num_trained
+
+_SAMPLE_TOKENS = 64
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps besides tensors; everything else is a pure function of the step."""
+
+    step: int = 0
+    num_tokens: int = 0
+    summed_rate: float = 0.0
+    best_loss: float | None = None
+    best_step: int = 0
+    seconds: float = 0.0
+    fingerprints: dict[str, Any] = field(default_factory=dict)
+
+
+def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> Run:
+    """Train as the recipe says and return the finished run.
+
+    Args:
+        recipe: What to do; for a resumed run, the run's own recipe.
+        resume: An unfinished run to go on with, from its newest valid checkpoint.
+        quiet: Show nothing.
+
+    Raises:
+        RunError: The run directory is taken, locked, changed or damaged.
+        GateError: A loss or gradient is not finite; no step was taken.
+        Interrupted: Stopped by a signal; a checkpoint was saved.
+        DataError, ModelError, ResourceError: As their names say; nothing is left of a run that never began.
+    """
+    if resume is None:
+        Run.place(recipe)  # refuse before minutes are spent on loading
+    elif resume.state == "finished":
+        raise RunError(f"{resume.path} is finished; `dorakit train RECIPE` starts another")
+    with repeatable(on_cuda=recipe.training.deterministic):
+        base = build_model(recipe)
+        data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
+        run = resume or Run.create(recipe)
+        with run.writing():
+            return _Training(recipe, run, base, data, quiet=quiet).run()
+
+
+class _Training:
+    """One training: the parts, and the loop over steps in `run`."""
+
+    def __init__(self, recipe: Recipe, run: Run, base: Base, data: Encoded, *, quiet: bool):
+        self.recipe, self.directory, self.base, self.data = recipe, run, base, data
+        self.settings = recipe.training
+        self.model = base.model
+        self.loss = SupervisedLoss(self.model, pick_dtype(recipe.model.dtype))
+        self.updater = Updater(self.model, recipe.optimizer, recipe.adapter.magnitude)
+        per_epoch = steps_per_epoch(len(data.train), self.settings.batch_size)
+        self.total_steps = math.ceil(self.settings.epochs * per_epoch)
+        if self.settings.max_steps is not None:
+            self.total_steps = min(self.total_steps, self.settings.max_steps)
+        self.progress = Progress(fingerprints={"data": data.fingerprint, "base": base.identity})
+        self._restore()
+        self.metrics = Metrics(
+            run, recipe.logging, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet
+        )
+        if self.settings.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.settings.compile:
+            self.model.base_model.compile(dynamic=True)
+
+    def run(self) -> Run:
+        """The loop."""
+        try:
+            self._announce()
+            self.loss.train()
+            with _stop_requests() as stop:
+                began = time.monotonic() - self.progress.seconds
+                for step in range(self.progress.step, self.total_steps):
+                    batches = self._batches(step)
+                    rate = learning_rate(step, self.total_steps, self.recipe.optimizer)
+                    loss, grad_norm = self._accumulate(step, batches)
+                    self.updater.step(rate)
+
+                    done = self.progress
+                    num_tokens = sum(len(self.data.train[i]) for i in self._documents(step))
+                    done.step, done.num_tokens = step + 1, done.num_tokens + num_tokens
+                    done.summed_rate += rate
+                    self.metrics.step(done.step, num_tokens)
+                    if done.step % self.settings.log_every == 0 or done.step in (1, self.total_steps):
+                        self.metrics.train(
+                            done.step,
+                            loss=loss,
+                            rate=rate,
+                            grad_norm=grad_norm,
+                            num_tokens=done.num_tokens,
+                            memory_bytes=peak_memory_bytes(),
+                        )
+                    if _due(done.step, self.settings.eval_every, self.total_steps):
+                        self._validate()
+                    done.seconds = time.monotonic() - began
+                    if stop or _due(done.step, self.settings.save_every, self.total_steps):
+                        self._save()
+                    if stop and done.step < self.total_steps:
+                        raise Interrupted(
+                            f"stopped after step {done.step} of {self.total_steps}; a checkpoint is saved.\n"
+                            f"  go on with: dorakit train --resume {self.directory.path}",
+                            stop[0],
+                        )
+            return self._finish()
+        finally:
+            self.metrics.close()
+
+    def _accumulate(self, step: int, batches: list[Batch]) -> tuple[float, float]:
+        """Gradient of the mean loss over the step's supervised tokens; returns that loss and the gradient's norm."""
+        num_labels = sum(batch.num_labels for batch in batches)
+        self.updater.zero_grad()
+        sums: list[Tensor] = []
+        for micro, batch in enumerate(batches):
+            seed_draws(self.settings.seed, "train", step, micro)
+            total = self.loss(batch.input_ids, batch.labels, batch.position_ids)
+            (total / num_labels).backward()
+            sums.append(total.detach())
+        grad_norm = self.updater.clip(self.settings.max_grad_norm)
+        losses = torch.stack(sums).tolist()
+        assert self.settings.nonfinite == "stop"
+        if not math.isfinite(grad_norm) or not all(map(math.isfinite, losses)):
+            self._refuse(step, batches, losses, grad_norm)
+        return sum(losses) / num_labels, grad_norm
+
+    def _refuse(self, step: int, batches: list[Batch], losses: list[float], grad_norm: float) -> None:
+        bad = [b for b, loss in zip(batches, losses, strict=True) if not math.isfinite(loss)] or batches
+        rows = [name for batch in bad for name in batch.documents]
+        self.directory.update(state="failed")
+        raise GateError(
+            f"step {step + 1}: the {'loss' if bad is not batches else 'gradient'} is not finite (gradient norm {grad_norm}); "
+            f"no step was taken.\n  rows: {', '.join(rows[:8])}{' ...' if len(rows) > 8 else ''}\n"
+            "  a lower optimizer.learning_rate or model.dtype: float32 often helps"
+        )
+
+    def _documents(self, step: int) -> Any:
+        return documents_of_step(len(self.data.train), self.settings.batch_size, self.settings.seed, step)
+
+    def _batches(self, step: int) -> list[Batch]:
+        return self._micro_batches([self.data.train[i] for i in self._documents(step)])
+
+    def _micro_batches(self, documents: list[Any]) -> list[Batch]:
+        return micro_batches(
+            documents,
+            micro_batch_size=self.settings.micro_batch_size,
+            packing=self.recipe.data.packing,
+            max_seq_len=self.recipe.data.max_seq_len,
+            pad_id=int(self.base.tokenizer.pad_token_id),
+        )
+
+    def _announce(self) -> None:
+        for line in [*self.recipe.origin.notes, *self.base.notes, *self.data.notes, *self.loss.notes, *self.updater.notes]:
+            self.metrics.say(line)
+            self.directory.note(line)
+        trained = num_trained(self.model)
+        total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.model.parameters())  # NF4: two a byte
+        self.metrics.say(
+            f"{self.recipe.adapter.mode} on {self.recipe.model.base}: {trained:,} of {total:,} parameters"
+            f" trained ({trained / total:.2%}), {len(self.data.train):,} rows, {self.total_steps:,} steps"
+        )
+        if self.progress.step:
+            exactly = is_bitwise(deterministic=self.settings.deterministic)
+            self.metrics.say(
+                f"going on after step {self.progress.step} ({'bitwise' if exactly else 'resumable, not bitwise'})"
+            )
+
+    def _validate(self) -> None:
+        done = self.progress
+        entry: dict[str, Any] = {"step": done.step}
+        if self.data.validation:
+            batches = self._micro_batches(list(self.data.validation))
+            loss, num_labels = mean_loss(self.loss, batches)
+            entry |= {"validation/loss": loss, "validation/tokens": num_labels}
+            self.metrics.say(f"step {done.step}: validation loss {loss:.4f}")
+            if done.best_loss is None or loss < done.best_loss:
+                done.best_loss, done.best_step = loss, done.step
+                if self.settings.keep_best:
+                    with whole_directory(self.directory.best) as staging:
+                        save_tensors(staging / "adapter.safetensors", trained_tensors(self.model))
+        if self.settings.sample_prompts:
+            entry["samples"] = self._samples()
+            for sample in entry["samples"]:
+                self.metrics.say(f"  {sample['prompt']!r} -> {sample['text']!r}")
+        if len(entry) > 1:
+            self.metrics.write(entry)
+        self.loss.train()
+        self.metrics.pause_clock()
+
+    def _samples(self) -> list[dict[str, str]]:
+        prompts = self.settings.sample_prompts
+        ids = encode_asked(prompts, self.recipe.data, self.base.tokenizer)
+        new = generate_ids(self.model, self.base.tokenizer, ids, max_new_tokens=_SAMPLE_TOKENS, batch_size=8)
+        texts = self.base.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+
+    def _save(self) -> None:
+        tensors, numbers = self.updater.state()
+        state = {**vars(self.progress), "optimizer": numbers, "num_threads": torch.get_num_threads()}
+        save_checkpoint(
+            self.directory,
+            trained=trained_tensors(self.model),
+            optimizer=tensors,
+            state=state,
+            keep=self.settings.keep_checkpoints,
+        )
+        self.metrics.pause_clock()
+
+    def _restore(self) -> None:
+        checkpoint, rejected = newest_checkpoint(self.directory)
+        for reason in rejected:
+            self.base.notes.append(f"passed over: {reason}")
+        if checkpoint is None:
+            return
+        self._check_unchanged(checkpoint)
+        restore_trained(self.model, checkpoint.trained)
+        self.updater.restore(checkpoint.optimizer, checkpoint.state["optimizer"])
+        known = {name: checkpoint.state[name] for name in vars(self.progress)}
+        self.progress = Progress(**known)
+        if checkpoint.state["num_threads"] != torch.get_num_threads():
+            self.base.notes.append(
+                f"the checkpoint was made with {checkpoint.state['num_threads']} threads, this is "
+                f"{torch.get_num_threads()}: resumable, not bitwise"
+            )
+
+    def _check_unchanged(self, checkpoint: Checkpoint) -> None:
+        for what, now in self.progress.fingerprints.items():
+            if (before := checkpoint.state["fingerprints"][what]) != now:
+                raise RunError(
+                    f"the {what} changed since step {checkpoint.step} of {self.directory.path}:\n"
+                    f"  then {before}\n  now  {now}\n  put it back, or start a new run"
+                )
+
+    def _finish(self) -> Run:
+        recipe, run = self.recipe, self.directory
+        if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
+            restore_trained(self.model, _load(run.best / "adapter.safetensors"))
+            self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
+        _check_magnitudes_moved(self.model, self.progress.summed_rate * recipe.adapter.magnitude.learning_rate_ratio)
+        target = run.model if recipe.method is None else run.adapter
+        with whole_directory(target) as staging:
+            if recipe.method is None:
+                self.model.to(self.loss.compute_dtype).save_pretrained(staging)
+                self.base.tokenizer.save_pretrained(staging)
+            else:
+                save_adapter(
+                    self.model, staging, base_name_or_path=recipe.model.base, revision=self.base.revision or None
+                )
+                if recipe.model.added_tokens or recipe.data.chat_template:
+                    self.base.tokenizer.save_pretrained(staging)
+        seconds = self.progress.seconds
+        run.update(
+            state="finished",
+            base={"name": recipe.model.base, "revision": self.base.revision, "files": self.base.identity},
+            steps=self.progress.step,
+            tokens=self.progress.num_tokens,
+            trained_parameters=num_trained(self.model),
+            best_step=self.progress.best_step,
+            best_validation_loss=self.progress.best_loss,
+            seconds=round(seconds, 1),
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+        self.metrics.say(f"finished {self.progress.step} steps in {seconds / 60:.1f} min -> {target}")
+        return run
+
+
+def _check_magnitudes_moved(model: torch.nn.Module, summed_rate: float) -> None:
+    """A DoRA whose magnitudes could have moved and did not has trained as LoRA: say so instead of saving it."""
+    layers = [(name, layer) for name, layer in adapter_layers(model) if isinstance(layer, DoRALinear)]
+    for name, layer in layers:
+        ulp = torch.finfo(torch.float32).eps * float(layer.lora_magnitude_vector.detach().abs().mean())
+        if summed_rate > 100 * ulp and layer.has_still_magnitude():
+            raise GateError(
+                f"the DoRA magnitude of {name} never moved, though learning rates summed to {summed_rate:.2e}.\n"
+                "  its gradient is zero or it was rounded away; the result would be a plain LoRA, so none is written"
+            )
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step == total or (every > 0 and step % every == 0)
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that receives SIGINT or SIGTERM, to be acted on at the next step boundary; the second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals stay the caller's
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,107 @@
+"""Cross entropy summed over supervised tokens, with logits only where labels are.
+
+The sum is divided by the step's number of supervised tokens in one place, the loop: a mean of means would weigh a token
+by the company it keeps. Everything lives inside one `Module.forward`, so that wrappers see the loss.
+
+Shapes: B rows, T tokens, N supervised tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from dorakit.data.batches import Batch
+from dorakit.training.device import autocast
+
+IGNORE_INDEX = -100
+# Logits of this many tokens exist at once; more are computed in turn and again in backward.
+_TOKENS_AT_ONCE = 1024
+
+
+class SupervisedLoss(nn.Module):
+    """A model and its loss.
+
+    Attributes:
+        notes: One line where logits cannot be had for supervised tokens only.
+    """
+
+    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype | None = None):
+        super().__init__()
+        self.model = model
+        self.compute_dtype = compute_dtype or model.dtype
+        self.notes: list[str] = []
+        self.skips_logits = self._head_after_backbone_is_the_model()
+        if not self.skips_logits:
+            self.notes.append(f"{type(model).__name__} transforms its logits: they are computed for every token")
+
+    def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
+        """Sum of the losses of the supervised tokens, float32 ().
+
+        Args:
+            input_ids: (B, T), right-padded. No attention mask: padding comes last and carries no label, and transformers
+                separates packed documents by their restarting positions only when there is none.
+            labels: (B, T), the token itself where it is supervised, IGNORE_INDEX elsewhere.
+            position_ids: (B, T), restarting at each document.
+        """
+        device = self.model.device
+        input_ids, labels, position_ids = input_ids.to(device), labels.to(device), position_ids.to(device)
+        targets = labels[:, 1:]
+        keep = targets != IGNORE_INDEX
+        targets_N = targets[keep]
+        with autocast(self.compute_dtype if self.compute_dtype != self.model.dtype else torch.float32):
+            if not self.skips_logits:
+                logits = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+                return _cross_entropy(logits[:, :-1][keep], targets_N)
+            hidden_NH = self._hidden(input_ids, position_ids)[:, :-1][keep]
+            if len(targets_N) <= _TOKENS_AT_ONCE:
+                return self._head_loss(hidden_NH, targets_N)
+            total = hidden_NH.new_zeros((), dtype=torch.float32)
+            pieces = zip(hidden_NH.split(_TOKENS_AT_ONCE), targets_N.split(_TOKENS_AT_ONCE), strict=True)
+            for hidden, part_targets in pieces:
+                total = total + checkpoint(self._head_loss, hidden, part_targets, use_reentrant=False)
+            return total
+
+    def _hidden(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        hidden: Tensor = self.model.base_model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        return hidden
+
+    def _head_loss(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+        return _cross_entropy(self.model.get_output_embeddings()(hidden_NH), targets_N)
+
+    @torch.no_grad()
+    def _head_after_backbone_is_the_model(self) -> bool:
+        """Ask the model: some soft-cap or scale their logits after the head."""
+        model = self.model
+        if model.get_output_embeddings() is None or model.base_model is model:
+            return False
+        ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+        was_training = model.training
+        model.eval()
+        whole = model(input_ids=ids, use_cache=False).logits
+        parts = model.get_output_embeddings()(self._hidden(ids, torch.arange(8, device=model.device)[None]))
+        model.train(was_training)
+        return torch.equal(whole, parts.to(whole.dtype))
+
+
+def mean_loss(loss: SupervisedLoss, batches: Iterable[Batch]) -> tuple[float, int]:
+    """Mean loss per supervised token over batches, in eval mode, and the number of those tokens."""
+    was_training = loss.training
+    loss.eval()
+    total, num_labels = 0.0, 0
+    with torch.inference_mode():
+        for batch in batches:
+            total += float(loss(batch.input_ids, batch.labels, batch.position_ids))
+            num_labels += batch.num_labels
+    loss.train(was_training)
+    return total / max(1, num_labels), num_labels
+
+
+def _cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits_NV.float(), targets_N, reduction="sum")

@@ -1,0 +1,145 @@
+"""What a run says while it trains: metrics.jsonl always, TensorBoard if asked, a live line on a terminal, plain lines
+elsewhere. Nothing here can move a trained byte.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from dorakit.errors import MachineError
+from dorakit.recipe.schema import LoggingSection
+from dorakit.run import Run
+
+_SPEED_WINDOW = 20  # logged intervals over which tokens/s is averaged
+
+
+class Metrics:
+    """Writes a run's metrics and shows its progress.
+
+    Args:
+        run: Where metrics.jsonl and log.txt are.
+        settings: Trackers to write to.
+        total_steps: For the bar.
+        start_step: Steps done before; lines of later steps, from before a crash, are removed.
+        quiet: Show nothing; files are written all the same.
+
+    Raises:
+        MachineError: A tracker's package is not installed.
+    """
+
+    def __init__(self, run: Run, settings: LoggingSection, *, total_steps: int, start_step: int, quiet: bool):
+        self._file = _reopen(run, start_step)
+        self._log = open(run.log_file, "a", encoding="utf-8")  # noqa: SIM115
+        self._board = _tensorboard(run) if "tensorboard" in settings.to else None
+        self._quiet = quiet
+        self._total = total_steps
+        self._speed: deque[tuple[int, float]] = deque(maxlen=_SPEED_WINDOW)
+        self._since = time.monotonic()
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if not quiet and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[line]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("", total=total_steps, completed=start_step, line="")
+            self._bar.start()
+
+    def say(self, line: str) -> None:
+        """One line for a person, above the bar, and into log.txt."""
+        self._log.write(line + "\n")
+        self._log.flush()
+        if not self._quiet:
+            self._console.print(line, markup=False, emoji=False, soft_wrap=True)
+
+    def step(self, step: int, num_tokens: int) -> None:
+        """An optimizer step is done; `num_tokens` counts its tokens without padding."""
+        now = time.monotonic()
+        self._speed.append((num_tokens, now - self._since))
+        self._since = now
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens without padding per second, over the last steps."""
+        seconds = sum(s for _, s in self._speed)
+        return sum(tokens for tokens, _ in self._speed) / seconds if seconds else 0.0
+
+    def train(self, step: int, *, loss: float, rate: float, grad_norm: float, num_tokens: int, memory_bytes: int) -> None:
+        """A logged step; `num_tokens` counts all tokens since the run began."""
+        speed = self.tokens_per_s
+        self.write(
+            {
+                "step": step,
+                "train/loss": loss,
+                "train/learning_rate": rate,
+                "train/grad_norm": grad_norm,
+                "train/tokens": num_tokens,
+                "train/tokens_per_s": round(speed, 1),
+                "train/memory_bytes": memory_bytes,
+            }
+        )
+        shown = f"loss {loss:.4f}  lr {rate:.2e}  {speed:.0f} tok/s  {memory_bytes / 1e9:.1f} GB"
+        if self._bar:
+            self._bar.update(self._task, line=shown)
+        seconds = sum(s for _, s in self._speed) / max(1, len(self._speed)) * (self._total - step)
+        plain = f"step {step}/{self._total}  {shown}  ETA {seconds / 60:.0f}:{seconds % 60:02.0f}"
+        self._log.write(plain + "\n")
+        if not self._quiet and not self._bar:
+            print(plain, file=sys.stderr, flush=True)
+
+    def pause_clock(self) -> None:
+        """What happened since the last step (validation, saving) is not training time."""
+        self._since = time.monotonic()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Append one object to metrics.jsonl, numbers also to the trackers."""
+        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in entry.items():
+                if name != "step" and isinstance(value, (int, float)):
+                    self._board.add_scalar(name, value, entry["step"])
+
+    def close(self) -> None:
+        """Close every file and the bar."""
+        if self._bar:
+            self._bar.stop()
+        if self._board:
+            self._board.close()
+        self._file.close()
+        self._log.close()
+
+
+def _reopen(run: Run, start_step: int) -> TextIO:
+    """metrics.jsonl ready for appending, without lines of steps that a resumed run does again."""
+    if run.metrics_file.exists():
+        kept = []
+        for line in run.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= start_step:
+                    kept.append(line)
+            except ValueError:  # the last line, cut short by a crash
+                continue
+        run.metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    return open(run.metrics_file, "a", encoding="utf-8")
+
+
+def _tensorboard(run: Run) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MachineError("logging.to: tensorboard is not installed\n  pip install 'dorakit[tensorboard]'") from None
+    return SummaryWriter(str(run.path / "tensorboard"))  # type: ignore[no-untyped-call]

@@ -1,0 +1,175 @@
+"""Optimizers over flat buffers, and learning rate as a pure function of the step.
+
+All parameters of a group are views of one flat float32 buffer, and so are their gradients. Every rule here works
+element by element, so nothing changes but the number of kernels, and paging becomes true: bitsandbytes pages no state
+under 1e5 elements, which is most adapter matrices on their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dorakit.model.nf4  # noqa: F401  first, it quiets bitsandbytes
+import bitsandbytes as bnb  # isort: skip
+
+from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
+from dorakit.training.device import can_page
+
+_SMALLEST_PAGED = 100_000  # bitsandbytes' own limit, in elements
+_UNPAGED = {"paged_adamw": "adamw_32bit", "paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_32bit"}
+
+
+def learning_rate(step: int, total_steps: int, settings: OptimizerSection) -> float:
+    """Learning rate of the step-th update (0-based): linear warmup, then cosine or linear to 0, or constant."""
+    warmup = settings.warmup_steps
+    if warmup is None:
+        warmup = math.ceil(settings.warmup_ratio * total_steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    left = (1 + math.cos(math.pi * progress)) / 2 if settings.schedule == "cosine" else 1 - progress
+    return settings.learning_rate * left
+
+
+class Updater:
+    """The optimizer with its flat groups.
+
+    Attributes:
+        notes: Lines to print and record: an optimizer that this machine cannot run as asked, what pages.
+    """
+
+    def __init__(self, model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSection):
+        self.notes: list[str] = []
+        self._groups = _group(model, settings, magnitude)
+        self._optimizer = self._build(settings)
+
+    def zero_grad(self) -> None:
+        """Zero the gradients in place: parameters keep their views."""
+        for group in self._groups:
+            assert group.flat.grad is not None
+            group.flat.grad.zero_()
+
+    def clip(self, max_norm: float) -> float:
+        """Scale the gradient to `max_norm` if it is longer (0 never scales); returns its norm before.
+
+        A norm that is not finite is returned and scales nothing.
+        """
+        norm = float(torch.stack([g.flat.grad.norm() for g in self._groups]).norm())  # type: ignore[union-attr]
+        if max_norm and math.isfinite(norm) and norm > max_norm:
+            for group in self._groups:
+                group.flat.grad.mul_(max_norm / (norm + 1e-6))  # type: ignore[union-attr]
+        return norm
+
+    def step(self, rate: float) -> None:
+        """One update at this learning rate."""
+        for group, settings in zip(self._groups, self._optimizer.param_groups, strict=True):
+            settings["lr"] = rate * group.rate_ratio
+        self._optimizer.step()
+        # The parameters are views that autograd does not know of, and bitsandbytes writes past it altogether.
+        torch.autograd.graph.increment_version([p for group in self._groups for p in group.members])
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The optimizer's state: tensors, and plain numbers, keyed `group.name`."""
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, Any] = {}
+        for group in self._groups:
+            for name, value in self._optimizer.state[group.flat].items():
+                where = tensors if isinstance(value, Tensor) else numbers
+                where[f"{group.name}.{name}"] = value
+        return tensors, numbers
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Put a state back; state tensors that exist are written in place, so that paged memory stays paged."""
+        for index, group in enumerate(self._groups):
+            prefix = f"{group.name}."
+            state = self._optimizer.state[group.flat]
+            if hasattr(self._optimizer, "init_state"):
+                self._optimizer.init_state(self._optimizer.param_groups[index], group.flat, index, 0)
+            for name, value in numbers.items():
+                if name.startswith(prefix):
+                    state[name.removeprefix(prefix)] = value
+            for name, tensor in tensors.items():
+                if not name.startswith(prefix):
+                    continue
+                key = name.removeprefix(prefix)
+                if isinstance(state.get(key), Tensor):
+                    state[key].copy_(tensor)
+                else:
+                    state[key] = tensor.clone() if key == "step" else tensor.to(group.flat.device)
+
+    def _build(self, settings: OptimizerSection) -> torch.optim.Optimizer:
+        name = settings.name
+        if name in _UNPAGED:
+            if can_page():
+                total = sum(group.flat.numel() for group in self._groups)
+                paged = sum(g.flat.numel() for g in self._groups if g.flat.numel() >= _SMALLEST_PAGED)
+                self.notes.append(f"optimizer states of {paged:,} of {total:,} parameters are paged")
+            else:
+                self.notes.append(f"asked: {name}, using: {_UNPAGED[name]} (no CUDA device to page from)")
+                name = _UNPAGED[name]  # type: ignore[assignment]
+        groups = [{"params": [group.flat], "weight_decay": group.weight_decay} for group in self._groups]
+        adam = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
+        rules: dict[str, Callable[[], torch.optim.Optimizer]] = {
+            "adamw": lambda: torch.optim.AdamW(groups, **adam),
+            "sgd": lambda: torch.optim.SGD(groups, lr=settings.learning_rate),
+            "adamw_32bit": lambda: bnb.optim.AdamW32bit(groups, **adam),
+            "adamw_8bit": lambda: bnb.optim.AdamW8bit(groups, **adam),
+            "paged_adamw": lambda: bnb.optim.PagedAdamW(groups, **adam),
+            "paged_adamw_8bit": lambda: bnb.optim.PagedAdamW8bit(groups, **adam),
+            "paged_adamw_32bit": lambda: bnb.optim.PagedAdamW32bit(groups, **adam),
+            "lion_8bit": lambda: bnb.optim.Lion8bit(groups, lr=settings.learning_rate, betas=settings.betas),
+        }
+        return rules[name]()
+
+
+class _FlatGroup:
+    """Parameters laid end to end in one buffer, of which they and their gradients become views."""
+
+    def __init__(self, name: str, members: list[nn.Parameter], *, rate_ratio: float, weight_decay: float):
+        self.name = name
+        self.members = members
+        self.rate_ratio = rate_ratio
+        self.weight_decay = weight_decay
+        size = sum(parameter.numel() for parameter in members)
+        self.flat = nn.Parameter(torch.empty(size, dtype=torch.float32, device=members[0].device))
+        self.flat.grad = torch.zeros_like(self.flat)
+        start = 0
+        for parameter in members:
+            end = start + parameter.numel()
+            view = self.flat.detach()[start:end].view(parameter.shape)
+            view.copy_(parameter.detach())
+            parameter.data = view
+            parameter.grad = self.flat.grad[start:end].view(parameter.shape)
+            start = end
+
+
+def _group(model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSection) -> list[_FlatGroup]:
+    """DoRA's magnitudes apart, with their own rate and decay; vectors (norms, biases) apart, without decay."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    magnitudes = [p for name, p in trained if name.endswith("lora_magnitude_vector")]
+    vectors = [p for name, p in trained if p.dim() < 2 and not name.endswith("lora_magnitude_vector")]
+    matrices = [p for _, p in trained if p.dim() >= 2]
+    ratio, decay = magnitude.learning_rate_ratio, magnitude.weight_decay
+    groups = [
+        ("matrices", matrices, 1.0, settings.weight_decay),
+        ("magnitudes", magnitudes, ratio, decay),
+        ("vectors", vectors, 1.0, 0.0),
+    ]
+    return [_FlatGroup(name, p, rate_ratio=r, weight_decay=d) for name, p, r, d in groups if p]
+
+
+def num_trained(model: nn.Module) -> int:
+    """Number of trained parameters; shared ones count once."""
+    return sum(p.numel() for p in _unique(model.parameters()) if p.requires_grad)
+
+
+def _unique(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return list({id(p): p for p in parameters}.values())
