@@ -102,7 +102,12 @@ def encode(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, 
             raise DataError(f"{source.path}: weight {source.weight} of {len(rows)} rows leaves none")
         sources.append((source, rows, copies))
         notes += remarks or [_rows_note(source, len(rows), int(copies.sum()))]
-    held_out = _held_out(data, sum(int((copies > 0).sum()) for _, _, copies in sources), seed)
+    num_rows = sum(int((copies > 0).sum()) for _, _, copies in sources)
+    wanted = data.validation.rows or round(data.validation.fraction * num_rows) or int(data.validation.fraction > 0)
+    if twin and wanted >= num_rows:
+        notes.append(f"--twin: {num_rows // 4} validation rows instead of {wanted}, for there are only {num_rows} rows")
+        wanted = num_rows // 4
+    held_out = _held_out(num_rows, wanted, seed)
 
     train: list[Document] = []
     validation: list[Document] = []
@@ -255,11 +260,8 @@ def _fitted(ids: Ids, mask: Mask, sample: Sample, data: DataSection, limit: int,
     return Document(ids, mask, sample.row)
 
 
-def _held_out(data: DataSection, num_rows: int, seed: int) -> set[int]:
-    wanted = data.validation.rows
-    if data.validation.fraction > 0:
-        wanted = max(1, round(data.validation.fraction * num_rows))
-    if wanted >= num_rows and wanted > 0:
+def _held_out(num_rows: int, wanted: int, seed: int) -> set[int]:
+    if 0 < num_rows <= wanted:
         raise DataError(f"data.validation holds out {wanted} rows of {num_rows}: nothing is left to train on")
     return set(shuffled(num_rows, seed, VALIDATION)[:wanted].tolist())
 

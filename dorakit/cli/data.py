@@ -1,0 +1,131 @@
+"""`dorakit data`: a recipe's rows as the model will see them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+    from dorakit.data.tokens import Document, Encoded
+
+# (text, whether it is trained on)
+Piece = tuple[str, bool]
+
+
+def data(
+    recipe: str = typer.Argument(help="Recipe whose rows to show."),
+    set_: list[str] | None = typer.Option(None, "--set", help="Override a value: section.key=value. May be repeated."),
+    twin: bool = typer.Option(
+        False, "--twin", help="Use the tiny base's tokenizer, and made rows where data is absent."
+    ),
+    rows: int = typer.Option(3, "--rows", "-n", min=0, help="Samples to show."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Counts only: no samples, no notes."),
+) -> None:
+    """Show the first samples as the model will see them: trained tokens bright, the others dimmed.
+
+    Off a terminal the trained text stands between ⟦ and ⟧. Only the tokenizer of the base is needed. Counts are of all
+    rows, after max_seq_len.
+    """
+    from dorakit.recipe.schema import Recipe
+
+    plan = Recipe.from_yaml(recipe, set_ or [], twin=twin)
+
+    from dorakit.build import build_tokenizer
+    from dorakit.data.tokens import encode
+
+    tokenizer = build_tokenizer(plan)
+    encoded = encode(plan.data, tokenizer, seed=plan.training.seed, twin=plan.origin.is_twin)
+    report = _report(encoded, [*plan.origin.notes, *encoded.notes])
+    samples = [(document, _pieces(document, tokenizer)) for document in encoded.train[: 0 if quiet else rows]]
+    if as_json:
+        report["samples"] = [
+            {
+                "row": document.row,
+                "tokens": len(document),
+                "supervised_tokens": document.num_labels,
+                "pieces": [{"text": text, "trained": trained} for text, trained in pieces],
+            }
+            for document, pieces in samples
+        ]
+        typer.echo(json.dumps(report, ensure_ascii=False))
+        return
+
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    for document, pieces in samples:
+        _show(console, document, pieces)
+    for name in ("train", "validation"):
+        if report[name] is not None:
+            console.print(_summary(name, report[name]), markup=False)
+    for note in [] if quiet else report["notes"]:
+        console.print(f"note: {note}", markup=False)
+
+
+def _report(encoded: Encoded, notes: list[str]) -> dict[str, Any]:
+    return {
+        "train": _counts(encoded.train),
+        "validation": _counts(encoded.validation) if encoded.validation else None,
+        "notes": notes,
+        "fingerprint": encoded.fingerprint,
+    }
+
+
+def _counts(documents: list[Document]) -> dict[str, Any]:
+    lengths = sorted(map(len, documents))
+    return {
+        "documents": len(documents),
+        "tokens": sum(lengths),
+        "supervised_tokens": sum(document.num_labels for document in documents),
+        "lengths": {"min": lengths[0], "median": lengths[len(lengths) // 2], "max": lengths[-1]},
+    }
+
+
+def _summary(name: str, counts: dict[str, Any]) -> str:
+    lengths, share = counts["lengths"], counts["supervised_tokens"] / counts["tokens"]
+    return (
+        f"{name + ':':11} {counts['documents']:,} documents of {lengths['min']} to {lengths['max']} tokens "
+        f"(median {lengths['median']}); {counts['tokens']:,} tokens, "
+        f"{counts['supervised_tokens']:,} trained on ({share:.1%})"
+    )
+
+
+def _pieces(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+    """The document's text, cut where the mask changes."""
+    pieces: list[Piece] = []
+    ids, mask = document.input_ids.tolist(), document.mask.tolist()
+    changes = [i for i in range(1, len(ids)) if mask[i] != mask[i - 1]]
+    shown = ""
+    for start, end in zip([0, *changes], [*changes, len(ids)], strict=True):
+        # Decoded from the beginning each time: alone, some tokenizers drop the blank that a piece starts with.
+        text = str(tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False))
+        pieces.append((text[len(shown) :], mask[start]))
+        shown = text
+    return pieces
+
+
+def _show(console: Console, document: Document, pieces: list[Piece]) -> None:
+    from rich.text import Text
+
+    heading = f"{document.row} · {len(document)} tokens, {document.num_labels} trained on"
+    console.print(Text(heading, style="bold underline"))
+    body = Text()
+    for text, is_trained in pieces:
+        visible = _visible(text)
+        if console.is_terminal and not console.no_color:
+            body.append(visible, style="bold bright_green" if is_trained else "dim")
+        else:
+            body.append(f"⟦{visible}⟧" if is_trained else visible)
+    console.print(body)
+    console.print()
+
+
+def _visible(text: str) -> str:
+    """Control characters spelled out, so that no row of data can talk to the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
