@@ -1,0 +1,193 @@
+"""Answers: to the questions of test rows, judged, and to prompts typed by a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from dorakit.errors import DataError, UsageError
+from dorakit.evaluation.metrics import Judge, proportion
+from dorakit.evaluation.progress import progress, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dorakit.data.tokens import Question
+    from dorakit.target import Target
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answered question. `finished` is False where max_new_tokens cut the answer off."""
+
+    row: str
+    prompt: str
+    answer: str
+    generated: str
+    expected: str
+    parsed: str | None
+    correct: bool
+    finished: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def answer_questions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    judge: Judge,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    quiet: bool = False,
+) -> list[Prediction]:
+    """Answer greedily and judge each answer.
+
+    Raises:
+        DataError: An expected answer that cannot be judged; found before anything is generated.
+    """
+    from dorakit.model.generate import generate_ids
+
+    for question in questions:
+        judge(question.answer, "", question.row)
+    with progress("answers", len(questions), quiet=quiet) as tell:
+        answers = generate_ids(
+            model,
+            tokenizer,
+            [question.prompt_ids for question in questions],
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=tell,
+        )
+    predictions = []
+    for question, ids in zip(questions, answers, strict=True):
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        assert isinstance(text, str)
+        verdict = judge(question.answer, text, question.row)
+        predictions.append(
+            Prediction(
+                row=question.row,
+                prompt=question.text,
+                answer=question.answer,
+                generated=text,
+                expected=verdict.expected,
+                parsed=verdict.parsed,
+                correct=verdict.correct,
+                finished=len(ids) < max_new_tokens,
+            )
+        )
+    return predictions
+
+
+def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Accuracy with its standard error, and how many answers held nothing to compare or were cut off."""
+    accuracy, error = proportion(sum(p.correct for p in predictions), len(predictions))
+    return {
+        "accuracy": accuracy,
+        "accuracy_standard_error": error,
+        "correct": sum(p.correct for p in predictions),
+        "answered": len(predictions),
+        "unparsed": sum(p.parsed is None for p in predictions),
+        "unfinished": sum(not p.finished for p in predictions),
+    }
+
+
+def answer_prompts(
+    target: str,
+    prompts: Sequence[str],
+    *,
+    compare: bool = False,
+    max_new_tokens: int = 128,
+    system: str | None = None,
+    raw: bool = False,
+    base_model: str | None = None,
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Answer prompts greedily with what `target` names.
+
+    Args:
+        target: Anything that `open_target` takes.
+        prompts: Texts, asked as the training rows ask where a recipe is known; else one user turn each where the
+            tokenizer has a chat template.
+        compare: Answer with the base too: the adapter switched off, or the base that a run in mode full began with.
+        max_new_tokens: Tokens an answer at most.
+        system: A system turn before each prompt.
+        raw: Give the prompts as they are.
+        base_model: Base of an adapter directory, instead of the one that it names.
+        quiet: Print nothing.
+
+    Returns:
+        One object per prompt: prompt, text, and base_text with `compare`.
+
+    Raises:
+        UsageError: `system` without a chat template, or `compare` of a model that has no base.
+    """
+    from dorakit.adapters.attach import base_only
+    from dorakit.target import open_target
+
+    if system is not None and raw:
+        raise UsageError("--system goes into the chat template, and --raw leaves the template out; give one of them")
+    opened = open_target(target, base_model=base_model)
+    if compare and opened.kind == "model":
+        raise UsageError(f"--compare: {target} is a whole model, with no base to compare with")
+    for line in opened.notes:
+        say(line, quiet=quiet)
+    ids = _prompt_ids(opened, prompts, system=system, raw=raw, quiet=quiet)
+    texts = _texts(opened, ids, max_new_tokens)
+    if not compare:
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+    if opened.adapter is None:
+        opened = open_target(target, base_only=True)
+        base_texts = _texts(opened, ids, max_new_tokens)
+    else:
+        with base_only(opened.model):
+            base_texts = _texts(opened, ids, max_new_tokens)
+    return [
+        {"prompt": prompt, "text": text, "base_text": base}
+        for prompt, text, base in zip(prompts, texts, base_texts, strict=True)
+    ]
+
+
+def _texts(target: Target, ids: list[list[int]], max_new_tokens: int) -> list[str]:
+    from dorakit.model.generate import generate_ids
+
+    answers = generate_ids(
+        target.model, target.tokenizer, ids, max_new_tokens=max_new_tokens, batch_size=min(8, len(ids))
+    )
+    return [str(target.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+
+
+def _prompt_ids(
+    target: Target, prompts: Sequence[str], *, system: str | None, raw: bool, quiet: bool
+) -> list[list[int]]:
+    """As the training rows ask where a recipe is known, else a user's turn, else the text itself."""
+    from dorakit.data.asked import encode_asked
+    from dorakit.data.chat import install_template_
+    from dorakit.data.encoder import Encoder
+
+    tokenizer = target.tokenizer
+    if target.recipe is not None:
+        install_template_(tokenizer, target.recipe.data)
+        if system is None and not raw:
+            return encode_asked(list(prompts), target.recipe.data, tokenizer)
+    if raw or not tokenizer.chat_template:
+        if system is not None:
+            raise UsageError(f"--system: the tokenizer of {target.name} has no chat template to put it into")
+        if not raw:
+            say("the tokenizer has no chat template: prompts are given as they are", quiet=quiet)
+        return [ids.tolist() for ids in Encoder(tokenizer).beginnings(list(prompts))]
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    try:
+        texts = [
+            tokenizer.apply_chat_template(
+                [*turns, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            for prompt in prompts
+        ]
+    except Exception as error:  # a template raises what it likes
+        raise DataError(f"the chat template refuses this prompt: {error}\n  --raw leaves the template out") from None
+    return [ids.tolist() for ids in Encoder(tokenizer).texts([str(text) for text in texts])]

@@ -1,0 +1,225 @@
+"""`evaluate`: loss, perplexity and accuracy of anything that a target may name, on held-out rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dorakit.errors import GateError, UsageError
+from dorakit.evaluation.generation import Prediction, answer_questions, summary
+from dorakit.evaluation.metrics import judge_of
+from dorakit.evaluation.perplexity import perplexity, token_loss
+from dorakit.evaluation.progress import say
+from dorakit.evaluation.rows import HeldOut, file_rows, validation_rows
+from dorakit.recipe.schema import Recipe
+from dorakit.run import Run, write_json
+from dorakit.target import Target, find_target, open_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NUM_SAMPLES = 5
+_TAIL = 200
+# Measures that a gate may name.
+_MEASURES = ("accuracy", "loss", "perplexity", "unparsed", "unfinished")
+
+
+def evaluate(
+    target: Run | Path | str,
+    *,
+    base: bool = False,
+    data: str | None = None,
+    limit: int | None = None,
+    recipe: Recipe | None = None,
+    batch_size: int | None = None,
+    base_model: str | None = None,
+    output: Path | str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Measure a run, an adapter or a model on test rows.
+
+    The rows are `data`, else the recipe's evaluation.path, else what data.validation held out. Loss and perplexity are
+    over supervised tokens; with evaluation.metric set, answers are generated greedily and judged.
+
+    Args:
+        target: A run, an adapter directory, a model directory, or a base as in `model.base`.
+        base: Measure the base without the adapter; for a run in mode full, the base that it began with.
+        data: File of rows, relative to the working directory.
+        limit: At most this many rows.
+        recipe: Names rows and metric where the target belongs to no run; instead of the run's own where it does.
+        batch_size: Rows per generation batch, instead of the recipe's.
+        base_model: Base of an adapter directory, instead of the one that it names.
+        output: File for the result. Without it, a result that belongs to a run goes to RUN/eval/NAME.json. Predictions
+            go beside it, as .jsonl.
+        quiet: No progress, no notes.
+
+    Returns:
+        The result, as written; `output` says where.
+
+    Raises:
+        UsageError: No recipe tells what rows to measure on, or the target has no base.
+        DataError: Rows that cannot be used, or expected answers that cannot be judged.
+        GateError: The loss is not finite.
+    """
+    text = str(target.path if isinstance(target, Run) else target)
+    place = find_target(text)
+    if recipe is None and place.run is None:
+        raise UsageError(
+            f"{text} belongs to no run, so nothing says what rows to measure on\n  name a recipe: --recipe FILE"
+        )
+    destination = _destination(output)
+    opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
+    assert opened.recipe is not None
+    rows = rows_to_measure(opened.recipe, opened.tokenizer, data=data, limit=limit)
+    for line in (*opened.notes, *rows.notes):
+        say(line, quiet=quiet)
+    started = time.monotonic()
+    result, predictions = _measure(opened, rows, batch_size, quiet=quiet)
+    result = {
+        "target": text,
+        "variant": opened.variant,
+        "base": opened.base,
+        "data": rows.name,
+        **result,
+        "seconds": round(time.monotonic() - started, 1),
+        "notes": [*opened.notes, *rows.notes],
+    }
+    if destination is None and place.run is not None:
+        destination = place.run.eval / f"{opened.variant}-{Path(rows.name).stem}.json"
+    result["output"] = None if destination is None else str(destination)
+    if destination is not None:
+        _write(destination, result, predictions)
+    return result
+
+
+def rows_to_measure(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    data: str | None = None,
+    limit: int | None = None,
+) -> HeldOut:
+    """The rows that a recipe is measured on: `data`, else evaluation.path, else what data.validation held out.
+
+    Raises:
+        DataError: There are none, or they cannot be used.
+    """
+    section = recipe.evaluation
+    as_questions = section.metric != "none"
+    count = min((n for n in (limit, section.limit) if n is not None), default=None)
+    if data is not None:
+        path = str(Path(data).expanduser().absolute())
+        return file_rows(recipe, tokenizer, path, prompt=section.prompt, limit=count, as_questions=as_questions)
+    if section.path is not None:
+        return file_rows(
+            recipe,
+            tokenizer,
+            section.path,
+            prompt=section.prompt,
+            offset=section.offset,
+            limit=count,
+            as_questions=as_questions,
+        )
+    return validation_rows(recipe, tokenizer, limit=count, as_questions=as_questions)
+
+
+def check_gates(gates: Iterable[tuple[str, str, float]], result: dict[str, Any] | None) -> None:
+    """Hold a result against gates of (`--min` or `--max`, measure, value); without a result, check only their names.
+
+    Raises:
+        UsageError: There is no such measure.
+        GateError: One or more gates are not met; all are named.
+    """
+    unmet = []
+    for flag, measure, bound in gates:
+        if measure not in _MEASURES:
+            raise UsageError(f"{flag} {measure}={bound:g}: no such measure; there are {', '.join(_MEASURES)}")
+        if result is None:
+            continue
+        found = result[measure]
+        if found is None:
+            raise UsageError(
+                f"{flag} {measure}={bound:g}: not measured; the recipe's evaluation.metric is {result['metric']}"
+            )
+        # Written so that a NaN does not pass.
+        met = found >= bound if flag == "--min" else found <= bound
+        if not met:
+            unmet.append(f"{measure} is {found:.4g}, {flag} asked for {bound:g}")
+    if unmet:
+        raise GateError("; ".join(unmet))
+
+
+def _measure(
+    target: Target, rows: HeldOut, batch_size: int | None, *, quiet: bool
+) -> tuple[dict[str, Any], list[Prediction]]:
+    assert target.recipe is not None
+    section = target.recipe.evaluation
+    loss, tokens = None, 0
+    if rows.documents:
+        size = target.recipe.training.micro_batch_size
+        loss, tokens = token_loss(target.model, target.tokenizer, rows.documents, micro_batch_size=size, quiet=quiet)
+        if not math.isfinite(loss):
+            raise GateError(
+                f"the loss over {tokens} tokens of {rows.name} is {loss}: the model computes no finite number"
+            )
+    result: dict[str, Any] = {
+        "rows": rows.num_rows,
+        "tokens": tokens,
+        "loss": loss,
+        "perplexity": None if loss is None else perplexity(loss),
+        "metric": section.metric,
+        "accuracy": None,
+        "accuracy_standard_error": None,
+        "correct": None,
+        "answered": 0,
+        "unparsed": None,
+        "unfinished": None,
+        "samples": [],
+    }
+    judge = judge_of(section)
+    if judge is None:
+        return result, []
+    predictions = answer_questions(
+        target.model,
+        target.tokenizer,
+        rows.questions,
+        judge,
+        max_new_tokens=section.max_new_tokens,
+        batch_size=batch_size or section.batch_size,
+        quiet=quiet,
+    )
+    result |= summary(predictions)
+    result["samples"] = [
+        {"prompt_tail": p.prompt[-_TAIL:], "answer": p.answer, "generated": p.generated, "correct": p.correct}
+        for p in predictions[:NUM_SAMPLES]
+    ]
+    return result, predictions
+
+
+def _destination(output: Path | str | None) -> Path | None:
+    if output is None:
+        return None
+    path = Path(output).expanduser()
+    if path.suffix != ".json":
+        raise UsageError(f"--output {output}: name a .json file; the predictions go into a .jsonl file beside it")
+    return path
+
+
+def _write(path: Path, result: dict[str, Any], predictions: Sequence[Prediction]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".jsonl")
+    if predictions:
+        staging = beside.with_name(f".tmp-{beside.name}")
+        with open(staging, "w", encoding="utf-8") as file:
+            for prediction in predictions:
+                file.write(json.dumps(prediction.as_dict(), ensure_ascii=False) + "\n")
+        staging.replace(beside)
+    else:
+        beside.unlink(missing_ok=True)  # of an earlier evaluation, which this result replaces
+    write_json(path, result)

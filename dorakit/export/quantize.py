@@ -1,0 +1,268 @@
+"""Quantizing: a model in bitsandbytes' NF4 format on disk, which transformers and dorakit load."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+import dorakit
+from dorakit.data.chat import install_template_
+from dorakit.errors import DataError, ModelError, UsageError
+from dorakit.evaluation.perplexity import perplexity, token_loss
+from dorakit.evaluation.progress import say
+from dorakit.evaluation.task import rows_to_measure
+from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
+from dorakit.export.receipt import adapter_sha256, read_receipt
+from dorakit.export.shards import check_output, check_space, locked, write_description, write_shards
+from dorakit.export.tensors import PlainTensor, plain_model
+from dorakit.model.load import load_base
+from dorakit.model.names import has_suffix
+from dorakit.model.nf4 import NF4Format, NF4Linear
+from dorakit.recipe.schema import MergeSection
+from dorakit.run import Run, whole_directory, write_json
+from dorakit.target import Place, find_target, open_target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dorakit.evaluation.rows import HeldOut
+    from dorakit.recipe.schema import Recipe
+    from dorakit.target import Target
+
+RECEIPT = "quantize.json"
+# Rows that perplexity is taken over, before and after: enough to see damage, few enough to wait for on a CPU.
+MAX_ROWS = 256
+
+
+@dataclass
+class _Ledger:
+    """What happens to the tensors as they stream by: relative error per layer, sizes, what stays as it is."""
+
+    errors: dict[str, float] = field(default_factory=dict)
+    bytes_before: int = 0
+    kept: list[str] = field(default_factory=list)
+
+
+def quantize(
+    target: Run | Path | str,
+    *,
+    format: Literal["nf4"] = "nf4",
+    output: Path | str | None = None,
+    recipe: Recipe | None = None,
+    base_model: str | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Write a 4-bit model directory, and quantize.json: sizes, error per layer, perplexity before and after.
+
+    Linear layers become NF4 with double quantization; the embedding and the output head stay in 16 bit. A run or an
+    adapter is merged first, in memory, with the rounding that `merge` would do; RUN/merged is read instead where it was
+    made from the adapter that the run holds now.
+
+    Args:
+        target: A run, an adapter directory, a model directory, or a base as in `model.base`.
+        format: There is one.
+        output: Where to; RUN/quantized for a run and what lies in it. An earlier result of this command is replaced.
+        recipe: Names the rows for perplexity where the target belongs to no run.
+        base_model: Base of an adapter directory, instead of the one that it names.
+        quiet: Print nothing.
+
+    Returns:
+        The directory written.
+
+    Raises:
+        UsageError: Another format, no output given, or one that would overwrite something else.
+        ModelError: The model is quantized already, or the result does not load back.
+    """
+    if format != "nf4":
+        raise UsageError(f"--format {format}: only nf4 can be written")
+    place = find_target(str(target.path if isinstance(target, Run) else target))
+    if output is None and place.run is None:
+        raise UsageError(f"{place.text} belongs to no run: say where the quantized model goes with --output DIR")
+    directory = Path(output).expanduser() if output is not None else place.run.quantized if place.run else Path()
+    check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
+    with locked(place.run, directory), whole_directory(directory) as staging:
+        source, origin = _source(place, quiet=quiet)
+        opened = open_target(source, recipe=recipe, base_model=base_model)
+        for line in opened.notes:
+            say(line, quiet=quiet)
+        rows, reason = _rows(opened)
+        before = _perplexity(opened, rows, quiet=quiet)
+        content = _write(opened, staging, quiet=quiet)
+        known = opened.recipe
+        del opened
+        gc.collect()
+        reloaded = load_base(str(staging), dtype="auto" if known is None else known.model.dtype)
+        if reloaded.notes:
+            raise ModelError("the quantized directory does not load back as written: " + "; ".join(reloaded.notes))
+        after = None
+        if rows is not None and known is not None:
+            size = known.training.micro_batch_size
+            reloaded.model.eval()
+            after, _ = token_loss(
+                reloaded.model, reloaded.tokenizer, rows.documents, micro_batch_size=size, quiet=quiet
+            )
+        content["source"] = origin
+        content["perplexity"] = {
+            "before": None if before is None else perplexity(before),
+            "after": None if after is None else perplexity(after),
+            "data": rows.name if rows else None,
+            "tokens": sum(d.num_labels for d in rows.documents) if rows else 0,
+            "reason": reason,
+        }
+        write_json(staging / RECEIPT, content)
+    return directory
+
+
+def _source(place: Place, *, quiet: bool) -> tuple[str, str]:
+    """What to load, and what it is: the run's merged directory where it is up to date, else the target itself."""
+    run = place.run
+    if place.kind != "run" or run is None:
+        return place.text, {"adapter": "adapter, merged in memory"}.get(place.kind, "model")
+    if run.result == run.model:
+        return place.text, "model"
+    if not (run.merged / MERGE_RECEIPT).is_file():
+        return place.text, "adapter, merged in memory"
+    receipt = read_receipt(run.merged, MERGE_RECEIPT)
+    section = run.recipe.merge
+    now = {"adapter_sha256": adapter_sha256(run.adapter), "onto": "trained", "dtype": section.dtype}
+    if all(receipt.get(key) == value for key, value in now.items()):
+        say(f"quantizing {run.merged}", quiet=quiet)
+        return str(run.merged), "merged directory"
+    say(f"{run.merged} was made otherwise: merging the adapter anew, in memory", quiet=quiet)
+    return place.text, "adapter, merged in memory"
+
+
+def _rows(target: Target) -> tuple[HeldOut | None, str | None]:
+    """Rows for perplexity, or why there are none."""
+    if target.recipe is None:
+        return None, "no recipe names rows; give one with --recipe"
+    try:
+        rows = rows_to_measure(target.recipe, target.tokenizer, limit=MAX_ROWS)
+    except DataError as error:
+        return None, str(error).splitlines()[0]
+    if not rows.documents:
+        return None, "the test rows hold no text to take the loss of"
+    return rows, None
+
+
+def _perplexity(target: Target, rows: HeldOut | None, *, quiet: bool) -> float | None:
+    if rows is None or target.recipe is None:
+        return None
+    size = target.recipe.training.micro_batch_size
+    return token_loss(target.model, target.tokenizer, rows.documents, micro_batch_size=size, quiet=quiet)[0]
+
+
+def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
+    """Write the quantized model into the staging directory; returns quantize.json without its perplexity."""
+    model = target.model
+    if target.adapter is None and any(isinstance(module, NF4Linear) for module in model.modules()):
+        raise ModelError(f"{target.name} is NF4 already: there is nothing to quantize")
+    form, half = _format(target), _half(target)
+    plain = plain_model(model)
+    check_space(staging, sum(tensor.shape.numel() for tensor in plain.tensors) * 2)
+    say(f"quantizing {len(plain.tensors)} tensors", quiet=quiet)
+    ledger = _Ledger()
+    with torch.no_grad():
+        written = write_shards(staging, _stream(model, plain.tensors, form, half, ledger))
+    if not ledger.errors:
+        raise ModelError(f"{target.name} has no linear layer that NF4 can hold")
+    if target.recipe is not None:
+        install_template_(target.tokenizer, target.recipe.data)
+    write_description(
+        staging,
+        model,
+        target.tokenizer,
+        dtype=half,
+        is_tied=plain.is_tied,
+        quantization=_bitsandbytes_config(form, half, ledger.kept),
+    )
+    worst = max(ledger.errors, key=lambda name: ledger.errors[name])
+    mean = sum(ledger.errors.values()) / len(ledger.errors)
+    return {
+        "dorakit": dorakit.__version__,
+        "format": "nf4",
+        "block_size": form.block_size,
+        "double_quant": form.double_quant,
+        "dtype": str(half).removeprefix("torch."),
+        "base": target.base,
+        "adapter_sha256": None if target.adapter is None else adapter_sha256(target.adapter),
+        "bytes_before": ledger.bytes_before,
+        "bytes_after": written,
+        "unquantized_layers": ledger.kept,
+        "relative_error": {
+            "mean": mean,
+            "max": ledger.errors[worst],
+            "worst": worst,
+            "layers": ledger.errors,
+        },
+    }
+
+
+def _stream(
+    model: PreTrainedModel, tensors: list[PlainTensor], form: NF4Format, half: torch.dtype, ledger: _Ledger
+) -> Iterator[tuple[str, Tensor]]:
+    head = model.get_output_embeddings()
+    head_name = next((name for name, module in model.named_modules() if module is head), "lm_head")
+    skipped = (head_name, *form.skip_modules)
+    for tensor in tensors:
+        dense = tensor.make()
+        if dense.is_floating_point():
+            dense = dense.to(half)
+        ledger.bytes_before += dense.nbytes
+        if not tensor.is_linear_weight:
+            yield tensor.name, dense
+        elif dense.shape[1] % 2 or any(has_suffix(tensor.owner, suffix) for suffix in skipped):
+            ledger.kept.append(tensor.owner)
+            yield tensor.name, dense
+        else:
+            layer = NF4Linear.from_dense(dense, None, form)
+            dense = dense.float()
+            difference = (layer.dequantize(torch.float32) - dense).norm()
+            ledger.errors[tensor.owner] = float(difference / dense.norm().clamp_min(1e-30))
+            for suffix, part in layer.quant_tensors().items():
+                yield tensor.name + suffix, part
+
+
+def _format(target: Target) -> NF4Format:
+    """As the run stored its base in a q mode, else bitsandbytes' defaults with double quantization."""
+    recipe = target.recipe
+    if recipe is None or not recipe.is_quantized:
+        return NF4Format()
+    section = recipe.quantization
+    return NF4Format(section.block_size, section.double_quant, tuple(section.skip_modules))
+
+
+def _half(target: Target) -> torch.dtype:
+    """The 16-bit dtype that weights are rounded to before they are quantized, and that the rest keeps.
+
+    The merge's where there is one, so that a run quantizes to the same bytes with and without its merged directory.
+    """
+    dtype = target.model.dtype
+    if target.recipe is not None or target.adapter is not None:
+        section = target.recipe.merge if target.recipe is not None else MergeSection()
+        dtype = getattr(torch, section.dtype)
+    return dtype if dtype.itemsize == 2 else torch.bfloat16
+
+
+def _bitsandbytes_config(form: NF4Format, half: torch.dtype, kept: list[str]) -> dict[str, Any]:
+    # Whole module names, since transformers takes an entry for the end of any name ("proj" would be every projection).
+    skipped = sorted({"lm_head", *kept})
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": form.double_quant,
+        "bnb_4bit_compute_dtype": str(half).removeprefix("torch."),
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": skipped,
+        "llm_int8_threshold": 6.0,
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_enable_fp32_cpu_offload": False,
+    }

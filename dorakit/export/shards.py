@@ -1,0 +1,160 @@
+"""A model directory written shard by shard: at no time is more than one shard of it in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dorakit.errors import ResourceError, UsageError
+from dorakit.run import Run, write_json
+
+SHARD_BYTES = 1_000_000_000
+
+
+def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], *, limit: int = SHARD_BYTES) -> int:
+    """Write tensors as they come, as safetensors files of at most `limit` bytes (one tensor at least), and their index.
+
+    Returns:
+        Bytes of all tensors.
+
+    Raises:
+        ResourceError: The disk is full.
+    """
+    shards: list[list[str]] = []
+    shard: dict[str, Tensor] = {}
+    total = size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > limit:
+            _write(directory, len(shards), shard)
+            shards.append(list(shard))
+            shard, size = {}, 0
+        # A copy where the tensor is a view: safetensors would write, or refuse, the storage around it.
+        shard[name] = tensor.detach().cpu().contiguous().clone()
+        size += tensor.nbytes
+        total += tensor.nbytes
+    if shard:
+        _write(directory, len(shards), shard)
+        shards.append(list(shard))
+    if len(shards) == 1:
+        _numbered(directory, 0).rename(directory / "model.safetensors")
+        return total
+    weight_map = {}
+    for number, names in enumerate(shards):
+        final = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        _numbered(directory, number).rename(directory / final)
+        weight_map.update(dict.fromkeys(names, final))
+    write_json(
+        directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+    )
+    return total
+
+
+def write_description(
+    directory: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype,
+    is_tied: bool,
+    quantization: dict[str, Any] | None = None,
+) -> None:
+    """Write everything but the weights: config, generation config, tokenizer, chat template.
+
+    Args:
+        directory: Where to.
+        model: The live model; not changed.
+        tokenizer: Its tokenizer, the chat template in it.
+        dtype: What config.json says of the weights.
+        is_tied: Whether the head's weight is the embedding's.
+        quantization: The quantization_config of config.json, None for a plain model.
+    """
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    for section in {id(c): c for c in (config, config.get_text_config())}.values():
+        section.dtype = dtype
+        if hasattr(section, "tie_word_embeddings"):
+            section.tie_word_embeddings = is_tied
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if quantization is not None:
+        config.quantization_config = quantization
+    config.save_pretrained(directory)
+    if model.generation_config is not None:
+        # Not save_pretrained, which refuses what some models ship (a temperature without sampling).
+        model.generation_config.to_json_file(directory / "generation_config.json")
+    tokenizer.save_pretrained(directory)
+
+
+def check_output(directory: Path, *, receipt: str, forbidden: Iterable[Path | None] = ()) -> None:
+    """Refuse an output that would overwrite something of someone else's.
+
+    Args:
+        directory: Where the result is to go.
+        receipt: File that marks an earlier result of the same command, which may be replaced.
+        forbidden: Directories that are read for the result.
+
+    Raises:
+        UsageError: The directory is not empty and no earlier result, or is one of `forbidden`.
+    """
+    if directory.is_file():
+        raise UsageError(f"{directory} is a file; --output names a directory")
+    for source in forbidden:
+        if source is not None and directory.resolve() == source.resolve():
+            raise UsageError(f"{directory} is what the result is made from; --output must be another directory")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / receipt).is_file():
+        inside = ", ".join(sorted(item.name for item in directory.iterdir())[:6])
+        raise UsageError(
+            f"{directory} exists and was not made by this command (it holds {inside} and no {receipt})\n"
+            "  give another --output, or remove it first"
+        )
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """Make sure that `needed` bytes fit on the disk that will hold `directory`.
+
+    Raises:
+        ResourceError: They do not.
+    """
+    place = next(parent for parent in (directory.absolute(), *directory.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ResourceError(
+            f"{directory} needs {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free\n"
+            "  give an --output on another disk"
+        )
+
+
+@contextlib.contextmanager
+def locked(run: Run | None, output: Path) -> Iterator[None]:
+    """Hold the run's lock while something is written into it; nothing for an output elsewhere."""
+    if run is not None and output.parent.resolve() == run.path.resolve():
+        with run.writing():
+            yield
+    else:
+        yield
+
+
+def _numbered(directory: Path, number: int) -> Path:
+    return directory / f"shard-{number:05d}.safetensors"
+
+
+def _write(directory: Path, number: int, shard: dict[str, Tensor]) -> None:
+    path = _numbered(directory, number)
+    try:
+        save_file(shard, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # safetensors leaves 0600, which another user cannot read
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise ResourceError(f"the disk is full: {path.parent} could not be written") from None
+        raise

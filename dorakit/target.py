@@ -1,0 +1,257 @@
+"""What eval, generate, merge and quantize are pointed at: a run, an adapter, a model directory, the name of a base."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dorakit.errors import ModelError, RunError, UsageError
+from dorakit.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dorakit.model.load import Base
+    from dorakit.recipe.schema import Recipe
+
+Kind = Literal["run", "adapter", "model"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a target's text names, before anything is loaded.
+
+    `path` is its directory, None for a hub id, `pkg:`, `tiny:` or a .gguf file. `run` is the run that it is or lies in.
+    `kind` is run for a run and its adapter/ or model/, adapter for any other adapter, else model.
+    """
+
+    text: str
+    kind: Kind
+    path: Path | None
+    run: Run | None
+
+
+@dataclass
+class Target:
+    """A loaded target.
+
+    Attributes:
+        variant: What is measured: adapter, full, base, merged, quantized or model.
+        adapter: Directory of the adapter that is attached, None where none is.
+        base: The base as the recipe or the adapter names it; for a model, the model.
+        notes: Lines to print.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe | None
+    run: Run | None
+    kind: Kind
+    name: str
+    variant: str
+    base: str
+    adapter: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def find_target(text: str) -> Place:
+    """Say what a target is, from the files alone.
+
+    Raises:
+        RunError: A checkpoint, or a run that is not there.
+        ModelError: A directory that is neither a run, an adapter nor a model.
+    """
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        if "/" in text and path.parent.is_dir() and (runs := _runs_in(path.parent)):
+            raise RunError(f"no such run: {text}\n  {path.parent} holds {', '.join(runs[:8])}")
+        return Place(text, "model", None, None)
+    if (path / "run.json").is_file():
+        return Place(text, "run", path, Run.open(path))
+    run = run_around(text)
+    if run is not None and path.resolve().is_relative_to(run.checkpoints.resolve()):
+        raise RunError(
+            f"{text} is a checkpoint, which only `dorakit train --resume {run.path}` reads\n"
+            f"  when training has finished, point at {run.path}"
+        )
+    if (path / "adapter_config.json").is_file():
+        is_own = run is not None and path.resolve() == run.adapter.resolve()
+        return Place(text, "run" if is_own else "adapter", path, run if is_own else None)
+    if (path / "config.json").is_file():
+        is_own = run is not None and path.resolve() == run.model.resolve()
+        return Place(text, "run" if is_own else "model", path, run)
+    inside = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+    raise ModelError(
+        f"{text} is not a run (run.json), an adapter (adapter_config.json) or a model (config.json); it holds {inside}"
+    )
+
+
+def run_around(text: str) -> Run | None:
+    """The run that a path is, or lies in; None for any other place."""
+    path = Path(text).expanduser()
+    if not path.exists():
+        return None
+    found = next((p for p in (path, *path.resolve().parents[:3]) if (p / "run.json").is_file()), None)
+    return None if found is None else Run.open(found)
+
+
+def open_target(
+    text: str,
+    *,
+    recipe: Recipe | None = None,
+    base_only: bool = False,
+    onto: Literal["trained", "original"] = "trained",
+    base_model: str | None = None,
+) -> Target:
+    """Load what the text names, in eval mode; an adapter is attached live.
+
+    Args:
+        text: A run, an adapter directory as PEFT or dorakit wrote it, a model directory, or a base as in `model.base`.
+        recipe: Where rows and settings come from, instead of the run's own. The base of a run is always what it was
+            trained on; only model.dtype and model.attention of the recipe count.
+        base_only: Load the base without the adapter; for a run in mode full, the base that it started from.
+        onto: Attach the adapter to the base that it was trained on, or to the unquantized weights.
+        base_model: Base of an adapter directory, instead of the one that it names.
+
+    Raises:
+        ModelError: It cannot be loaded.
+        RunError: The run has no result yet, there is no such run, or the base's files changed since training.
+        UsageError: `base_only` of a model without an adapter, `base_model` of something that is no adapter directory.
+    """
+    place = find_target(text)
+    if base_model is not None and place.kind != "adapter":
+        raise UsageError(f"--base-model goes with an adapter directory, and {text} is a {place.kind}")
+    if recipe is None and place.run is not None:
+        recipe = place.run.recipe
+    if place.kind == "run":
+        assert place.run is not None and recipe is not None
+        target = _open_run(place.run, _as_trained(place.run, recipe), base_only=base_only, onto=onto)
+        target.recipe = recipe
+    elif place.kind == "adapter":
+        target = _open_adapter(place, recipe, base_only=base_only, base_model=base_model)
+    else:
+        target = _open_model(place, recipe, base_only=base_only)
+    target.model.eval()
+    target.model.requires_grad_(False)
+    return target
+
+
+def adapter_base(directory: Path, base_model: str | None = None) -> tuple[str, str]:
+    """The base that a PEFT adapter names, and its revision; `base_model` overrides it.
+
+    Raises:
+        ModelError: adapter_config.json cannot be read or names none.
+    """
+    file = directory / "adapter_config.json"
+    try:
+        stated = json.loads(file.read_text(encoding="utf-8"))
+        base, revision = stated["base_model_name_or_path"], stated.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if base_model is not None and isinstance(error, KeyError):
+            return base_model, "main"
+        raise ModelError(f"{file} cannot be used: {type(error).__name__}: {error}") from None
+    if base_model is not None:
+        return base_model, "main"
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{file} names no base (base_model_name_or_path is {base!r})\n  name one with --base-model")
+    return base, revision if isinstance(revision, str) and revision else "main"
+
+
+def _as_trained(run: Run, recipe: Recipe) -> Recipe:
+    own = run.recipe
+    model = own.model.model_copy(update={"dtype": recipe.model.dtype, "attention": recipe.model.attention})
+    return own.model_copy(update={"model": model})
+
+
+def _check_base(run: Run, identity: dict[str, str]) -> None:
+    """Refuse a base whose files are not those that the run was trained on."""
+    before = run.read("run.json").get("base", {}).get("files")
+    if before is not None and before != identity:
+        changed = sorted(name for name in before.keys() | identity.keys() if before.get(name) != identity.get(name))
+        raise RunError(
+            f"the base of {run.path} changed since training: {', '.join(changed[:5])}\n"
+            "  put the former files back; an adapter fits only the base that it was trained on"
+        )
+
+
+def _open_run(run: Run, recipe: Recipe, *, base_only: bool, onto: Literal["trained", "original"]) -> Target:
+    from dorakit.adapters.peft_format import load_adapter
+    from dorakit.build import build_base
+
+    result = run.result
+    common = {"recipe": recipe, "run": run, "name": run.name, "base": recipe.model.base}
+    if result == run.model and not base_only:
+        base = _load(str(result), "main", recipe)
+        return Target(base.model, base.tokenizer, kind="run", variant="full", notes=base.notes, **common)  # type: ignore[arg-type]
+    base = build_base(recipe, original=onto == "original")
+    _check_base(run, base.identity)
+    if not base_only:
+        load_adapter(base.model, result)
+    return Target(
+        base.model,
+        base.tokenizer,
+        kind="run",
+        variant="base" if base_only else "adapter",
+        adapter=None if base_only else result,
+        notes=base.notes,
+        **common,  # type: ignore[arg-type]
+    )
+
+
+def _open_adapter(place: Place, recipe: Recipe | None, *, base_only: bool, base_model: str | None) -> Target:
+    from dorakit.adapters.peft_format import load_adapter
+
+    assert place.path is not None
+    name, revision = adapter_base(place.path, base_model)
+    base = _load(name, revision, recipe)
+    if not base_only:
+        load_adapter(base.model, place.path)
+    return Target(
+        base.model,
+        base.tokenizer,
+        recipe=recipe,
+        run=None,
+        kind="adapter",
+        name=place.path.resolve().name,
+        variant="base" if base_only else "adapter",
+        base=name,
+        adapter=None if base_only else place.path,
+        notes=base.notes,
+    )
+
+
+def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool) -> Target:
+    if base_only:
+        hint = f"\n  the base of its run: {place.run.path} --base" if place.run else ""
+        raise UsageError(f"--base: {place.text} is a whole model, with no adapter to switch off{hint}")
+    base = _load(place.text, "main", recipe)
+    variant = "model"
+    if place.path is not None and place.run is not None:
+        own = {place.run.merged.resolve(): "merged", place.run.quantized.resolve(): "quantized"}
+        variant = own.get(place.path.resolve(), "model")
+    return Target(
+        base.model,
+        base.tokenizer,
+        recipe=recipe,
+        run=place.run,
+        kind="model",
+        name=place.text if place.path is None else place.path.resolve().name,
+        variant=variant,
+        base=place.text,
+        notes=base.notes,
+    )
+
+
+def _load(name: str, revision: str, recipe: Recipe | None) -> Base:
+    """Load a base in the precision of the recipe, where there is one."""
+    from dorakit.model.load import load_base
+
+    if recipe is None:
+        return load_base(name, revision=revision)
+    return load_base(name, revision=revision, dtype=recipe.model.dtype, attention=recipe.model.attention)
+
+
+def _runs_in(directory: Path) -> list[str]:
+    return sorted(p.name for p in directory.iterdir() if (p / "run.json").is_file() and not p.is_symlink())
