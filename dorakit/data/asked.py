@@ -17,10 +17,10 @@ def encode_asked(texts: list[str], data: DataSection, tokenizer: PreTrainedToken
         return [ids.tolist() for ids in Encoder(tokenizer).beginnings(texts)]
     rows = []
     for text in texts:
-        fields: dict[str, object] = {
+        forms: dict[str, dict[str, object]] = {
             "chat": {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "-"}]},
             "instruction": {"instruction": text, "input": "", "output": "-"},
             "completion": {"prompt": text, "completion": "-"},
-        }[source.format]
-        rows.append(Row(fields, "training.sample_prompts"))
+        }
+        rows.append(Row(forms[source.format], "training.sample_prompts"))
     return [question.prompt_ids for question in encode_prompts(rows, source, data, tokenizer)]

@@ -18,7 +18,7 @@ import torch
 from dorakit.data.order import EPOCH, shuffled
 
 if TYPE_CHECKING:
-    from dorakit.data.tokens import Document
+    from dorakit.data.documents import Document
 
 IGNORE_INDEX = -100
 

@@ -55,7 +55,7 @@ def read_rows(source: SourceSection, root: str, *, seed: int = 0, twin: bool = F
     path = Path(root, Path(source.path).expanduser())
     hub = is_hub_id(source.path, path)
     if twin and not path.exists():
-        rows = [Row(fields, f"made[{index}]") for index, fields in enumerate(made_rows(source, seed))]
+        rows = [Row(fields, f"{source.path}[made {index}]") for index, fields in enumerate(made_rows(source, seed))]
         rows = rows[: source.limit]
         why = "a hub data set" if hub else "absent"
         return rows, [f"{source.path} is {why}: --twin made {len(rows)} rows of format {source.format} in its place"]

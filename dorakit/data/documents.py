@@ -1,0 +1,166 @@
+"""Samples to documents: token ids, a mask over the tokens that carry the loss, and a tally of rows that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from dorakit.data.batches import IGNORE_INDEX
+from dorakit.data.chat import ChatRenderer
+from dorakit.data.encoder import Encoder, Ids, Mask
+from dorakit.data.formats import Conversation, Passage, Sample
+from dorakit.errors import DataError
+from dorakit.recipe.schema import DataSection
+
+# The tiny bases of --twin have a token per byte, where other tokenizers have one per three or four.
+TWIN_STRETCH = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """One training document: ids (T,) int32, mask (T,) bool (True: the token carries loss), and the place of its row.
+
+    The first token never carries loss: there is nothing to predict it from.
+    """
+
+    input_ids: Ids
+    mask: Mask
+    row: str
+
+    @property
+    def labels(self) -> Ids:
+        """The ids where the mask is true, -100 elsewhere; unshifted."""
+        return np.where(self.mask, self.input_ids, np.int32(IGNORE_INDEX)).astype(np.int32)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of tokens that carry loss."""
+        return int(self.mask.sum())
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass
+class Tally:
+    """What became of the rows that did not simply become documents: their places, or how many there were.
+
+    `over` were longer than max_seq_len, of which `bare` had no supervised token left after the cut; `unsupervised` had
+    none to begin with; `open_ended` conversations got a stop token that their template does not write.
+    """
+
+    over: list[str] = field(default_factory=list)
+    bare: int = 0
+    unsupervised: list[str] = field(default_factory=list)
+    open_ended: int = 0
+
+    def notes(self, num_rows: int, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """Lines to print and record."""
+        notes = []
+        if self.over:
+            what = "dropped" if data.overlength == "drop" else "cut to it"
+            notes.append(f"{len(self.over)} of {num_rows} documents are longer than {data.max_seq_len} tokens: {what}")
+        if self.bare:
+            notes.append(f"{self.bare} of them had no supervised token left: dropped")
+        if self.unsupervised:
+            first = ", ".join(self.unsupervised[:3])
+            count = len(self.unsupervised)
+            notes.append(f"{count} of {num_rows} documents have no supervised token: dropped ({first})")
+        if self.open_ended:
+            notes.append(
+                f"the chat template ends {self.open_ended} conversations without a stop token: "
+                f"{tokenizer.eos_token} was appended and is trained"
+            )
+        return notes
+
+    def nothing_left(self, data: DataSection, which: str) -> DataError:
+        """The error for when no row became a document."""
+        if len(self.unsupervised) >= len(self.over):
+            first = ", ".join(self.unsupervised[:3])
+            return DataError(
+                f"no supervised token in any of the {which} rows, the first are {first}: nothing would be learned.\n"
+                "  conversations need a turn of the assistant; or set data.train_on: all"
+            )
+        first = ", ".join(self.over[:3])
+        left = "keeps a supervised token in" if self.bare else "fits into"
+        return DataError(
+            f"none of the {which} rows {left} data.max_seq_len = {data.max_seq_len} tokens, the first are {first}.\n"
+            "  raise data.max_seq_len"
+        )
+
+
+def make_documents(
+    samples: Sequence[Sample], data: DataSection, tokenizer: PreTrainedTokenizerBase, tally: Tally, *, twin: bool
+) -> list[Document | None]:
+    """One document per sample, or None where nothing of it is left; `tally` counts those.
+
+    Raises:
+        DataError: A sample that the chat template cannot take, or that is too long with `overlength: error`.
+    """
+    encoder = Encoder(tokenizer)
+    conversations = [sample for sample in samples if isinstance(sample, Conversation)]
+    if conversations:
+        pairs = _encode_conversations(conversations, ChatRenderer(tokenizer, data.train_on), encoder, tally)
+    else:
+        passages = [sample for sample in samples if isinstance(sample, Passage)]
+        pairs = _encode_passages(passages, encoder, train_on_all=data.train_on == "all")
+    limit = data.max_seq_len * (TWIN_STRETCH if twin else 1)
+    return [
+        _fitted(ids, mask, sample.row, data, limit, tally) for (ids, mask), sample in zip(pairs, samples, strict=True)
+    ]
+
+
+def _encode_passages(passages: list[Passage], encoder: Encoder, *, train_on_all: bool) -> list[tuple[Ids, Mask]]:
+    stop = np.asarray([encoder.eos_id], dtype=np.int32)
+    prompts = encoder.beginnings([passage.prompt for passage in passages])
+    # Where there is no prompt the completion begins the document, and the prompt's ids are the tokenizer's lead alone.
+    follow = [index for index, passage in enumerate(passages) if passage.prompt]
+    begin = [index for index, passage in enumerate(passages) if not passage.prompt]
+    completions = dict(zip(follow, encoder.continuations([passages[i].completion for i in follow]), strict=True))
+    completions |= dict(zip(begin, encoder.beginnings([passages[i].completion for i in begin]), strict=True))
+    pairs = []
+    for index, prompt in enumerate(prompts):
+        prompt, completion = (prompt if passages[index].prompt else prompt[:0]), completions[index]
+        is_stopped = len(completion) > 0 and completion[-1] == encoder.eos_id
+        ids = np.concatenate([prompt, completion, stop[:0] if is_stopped else stop])
+        mask = np.ones(len(ids), dtype=bool)
+        mask[: 0 if train_on_all else len(prompt)] = False
+        pairs.append((ids, mask))
+    return pairs
+
+
+def _encode_conversations(
+    conversations: list[Conversation], renderer: ChatRenderer, encoder: Encoder, tally: Tally
+) -> list[tuple[Ids, Mask]]:
+    rendered = [renderer.document(conversation) for conversation in conversations]
+    pairs = encoder.marked([one.text for one in rendered], [one.spans for one in rendered])
+    for index, one in enumerate(rendered):
+        if one.is_open:
+            ids, mask = pairs[index]
+            tally.open_ended += 1
+            pairs[index] = (np.append(ids, np.int32(encoder.eos_id)), np.append(mask, True))
+    return pairs
+
+
+def _fitted(ids: Ids, mask: Mask, row: str, data: DataSection, limit: int, tally: Tally) -> Document | None:
+    mask[:1] = False
+    if not mask.any():
+        tally.unsupervised.append(row)
+        return None
+    if len(ids) > limit:
+        if data.overlength == "error":
+            raise DataError(
+                f"{row}: {len(ids)} tokens, data.max_seq_len is {limit}.\n"
+                "  raise it, or set data.overlength to drop or truncate"
+            )
+        tally.over.append(row)
+        if data.overlength == "drop":
+            return None
+        ids, mask = ids[:limit].copy(), mask[:limit].copy()
+        if not mask.any():
+            tally.bare += 1
+            return None
+    return Document(ids, mask, row)
