@@ -53,6 +53,8 @@ class Problem:
             place = f"{self.file}: " if self.file else ""
             return f"{place}error: {self.message}" + (f"\n       {self.hint}" if self.hint else "")
         head = f"{self.file}:{self.line}:{self.column}: error: {self.message}"
+        if not self.source_line:
+            return head + (f"\n       {self.hint}" if self.hint else "")
         number = f"{self.line:5d}"
         caret = " " * (self.column - 1) + "^" * max(1, self.length)
         hint = f" {self.hint}" if self.hint else ""

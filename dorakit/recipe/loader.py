@@ -11,19 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from dorakit.errors import Problem, RecipeError
-from dorakit.recipe.messages import dotted, section_at, unknown_key_hint, value_message
+from dorakit.recipe.fields import dotted
 from dorakit.recipe.overrides import apply_overrides
+from dorakit.recipe.problems import node_at, one_per_place, schema_problems
 from dorakit.recipe.resolved import dump_resolved as dump_resolved
 from dorakit.recipe.resolved import explain as explain
 from dorakit.recipe.resolved import json_schema as json_schema
 from dorakit.recipe.resolved import leaf_keys
 from dorakit.recipe.rules import broken_rules, with_twin
 from dorakit.recipe.schema import Origin, Recipe
+from dorakit.recipe.tree import Node, Place, merged
 from dorakit.recipe.unread import is_path, without_unread
-from dorakit.recipe.yaml_text import Node, PathKey, Place, decode, merged, parse
+from dorakit.recipe.yaml_text import decode, parse
 
 _MAX_CHAIN = 16
 
@@ -55,10 +55,10 @@ def load_recipe(path: str, overrides: list[str], *, twin: bool = False) -> Recip
     kept, found, notes = without_unread(root)
     problems += found
     # What is taken out must still be right; only what holds between fields is judged without it.
-    problems += _schema_problems(root, between_fields=False) + _schema_problems(kept)
+    problems += schema_problems(root, between_fields=False) + schema_problems(kept)
     problems += broken_rules(kept)
     if problems:
-        raise RecipeError(_one_per_place(problems))
+        raise RecipeError(one_per_place(problems))
     recipe = _settled(Recipe.model_validate(kept.plain()), kept)
     recipe._origin = Origin(
         path=path,
@@ -132,88 +132,9 @@ def _raised(node: Node, layer: int) -> Node:
     )
 
 
-def _schema_problems(root: Node, *, between_fields: bool = True) -> list[Problem]:
-    """Hold a tree against the schema."""
-    try:
-        Recipe.model_validate(root.plain())
-    except ValidationError as error:
-        return _told(error, root, between_fields)
-    return []
-
-
-def _told(error: ValidationError, root: Node, between_fields: bool) -> list[Problem]:
-    unknown: list[PathKey] = []
-    missing: list[PathKey] = []
-    wrong: dict[PathKey, None] = {}
-    problems = []
-    for entry in error.errors(include_url=False, include_context=True):
-        path = _tree_path(root, entry["loc"])
-        node = root.at(path)
-        assert node is not None
-        if entry["type"] == "extra_forbidden":
-            unknown.append(path)
-        elif entry["type"] == "missing" and isinstance(node.value, dict):
-            missing.append((*path, str(entry["loc"][-1])))
-        elif entry["type"] == "value_error":
-            if between_fields:
-                problems.append(node.key_place.problem(f"{dotted(path)}: {entry['ctx']['error']}"))
-        else:
-            wrong[path] = None
-    meant = set()
-    for path in unknown:
-        node = root.at(path)
-        assert node is not None
-        hint, field = unknown_key_hint(path)
-        meant.add(field)
-        problems.append(node.key_place.problem(f"unknown key '{dotted(path)}'", hint))
-    for path in missing:
-        if dotted(path) not in meant and not (len(path) == 1 and any(m.startswith(f"{path[0]}.") for m in meant)):
-            problems.append(_missing_problem(path, root))
-    for path in wrong:
-        # Every arm of a union complains; the deepest complaint is the one to read.
-        if not any(other != path and other[: len(path)] == path for other in wrong):
-            node = root.at(path)
-            assert node is not None
-            problems.append(node.place.problem(*value_message(path, node)))
-    return problems
-
-
-def _tree_path(root: Node, location: tuple[Any, ...]) -> PathKey:
-    """The part of pydantic's location that is in the tree; names of union arms are not."""
-    path: PathKey = ()
-    for part in location:
-        if root.at((*path, part)) is not None:
-            path = (*path, part)
-    return path
-
-
-def _missing_problem(path: PathKey, root: Node) -> Problem:
-    parent = root.at(path[:-1])
-    assert parent is not None
-    section = section_at(path)
-    if section is None:
-        hint = "write version: 1" if path == ("version",) else ""
-        return parent.key_place.problem(f"missing required key '{dotted(path)}'", hint)
-    needs = ", ".join(name for name, field in section.model_fields.items() if field.is_required())
-    return parent.key_place.problem(f"missing section '{dotted(path)}'", f"it needs {needs}")
-
-
-def _one_per_place(problems: list[Problem]) -> list[Problem]:
-    """Keep the first problem of each place: what follows from it is noise."""
-    kept: dict[tuple[Any, ...], Problem] = {}
-    for problem in problems:
-        key = (problem.file, problem.line, problem.column, "" if problem.line else problem.message)
-        if not problem.message.startswith("missing"):
-            kept.setdefault(key, problem)
-        else:
-            kept.setdefault((*key, problem.message), problem)
-    return list(kept.values())
-
-
 def _settled(recipe: Recipe, root: Node) -> Recipe:
     """Make paths absolute and drop `extends`, which is done."""
-    base_node, train_node = root.at(("model", "base")), root.at(("data", "train"))
-    assert base_node is not None and train_node is not None
+    base_node, train_node = node_at(root, ("model", "base")), node_at(root, ("data", "train"))
     # A root that is nowhere stated is the directory of the file that states the sources.
     root_node = root.at(("data", "root")) or train_node
     base = recipe.model.base

@@ -7,65 +7,25 @@ from __future__ import annotations
 
 import difflib
 import types
-from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import annotated_types
-from pydantic.fields import FieldInfo
 
+from dorakit.recipe.fields import arms, dotted, field_name, homes, section_at, type_at, unwrap
 from dorakit.recipe.foreign import KEYS, VALUES
-from dorakit.recipe.schema import Recipe, Section
-from dorakit.recipe.yaml_text import Node, PathKey
+from dorakit.recipe.schema import Section
+from dorakit.recipe.tree import Node, PathKey
+from dorakit.recipe.yaml_text import scalar
 
+# Where others write one word for the whole section.
+_MAIN_KEY = {"model": "base", "adapter": "mode", "quantization": "format", "optimizer": "name"}
 _SINGULAR = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "section": "sections"}
-
-
-def section_at(path: PathKey) -> type[Section] | None:
-    """The section that a path leads to, if it leads to one."""
-    found = _type_at(path)
-    return found[0] if found and isinstance(found[0], type) and issubclass(found[0], Section) else None
-
-
-def is_free_mapping(path: PathKey) -> bool:
-    """Whether the keys below a path are the user's own (rank_pattern, columns)."""
-    found = _type_at(path)
-    return bool(found) and get_origin(found[0]) is dict if found else False
-
-
-def default_of(path: PathKey) -> Any:
-    """The schema's default at a path; None where there is none."""
-    section = section_at(path[:-1])
-    field = section.model_fields.get(str(path[-1])) if section else None
-    return None if field is None or field.is_required() else field.get_default(call_default_factory=True)
-
-
-def dotted(path: PathKey) -> str:
-    """A path as the user writes it: data.train.0.path."""
-    return ".".join(map(str, path))
-
-
-def field_name(path: PathKey) -> str:
-    """A path without list indices: data.train.path."""
-    return ".".join(part for part in path if isinstance(part, str))
-
-
-@cache
-def homes() -> dict[str, list[str]]:
-    """Every key of the schema, and the sections that have it ('' is the top level)."""
-    found: dict[str, list[str]] = {}
-
-    def walk(section: type[Section], name: str) -> None:
-        for key, field in section.model_fields.items():
-            found.setdefault(key, []).append(name)
-            for inner in _sections_in(field.annotation):
-                walk(inner, f"{name}.{key}" if name else key)
-
-    walk(Recipe, "")
-    return found
 
 
 def nearest(word: str, candidates: list[str]) -> str | None:
     """The candidate that the user most likely meant, if any is near."""
+    if len(word) > 40:
+        return None
     limit = 1 if len(word) <= 4 else 2
     scored = sorted((_distance(word.lower(), c.lower()), i) for i, c in enumerate(candidates))
     if scored and scored[0][0] <= limit and scored[0][0] < len(word):
@@ -109,7 +69,7 @@ def value_message(path: PathKey, node: Node) -> tuple[str, str]:
         The message and the hint.
     """
     name = dotted(path)
-    annotation, metadata = _type_at(path) or (Any, ())
+    annotation, metadata = type_at(path) or (Any, ())
     expected = expects(annotation, metadata)
     if name == "version" and not isinstance(node.value, (list, dict, bool)) and not node.quoted:
         return f"version {node.text or 'nothing'} is not known", "this dorakit reads version 1"
@@ -119,12 +79,15 @@ def value_message(path: PathKey, node: Node) -> tuple[str, str]:
         return f"{name}: {_quote(node.value)} is not {expected}", hint
     if isinstance(node.value, str) and node.quoted and _would_fit(node.value, annotation):
         return f"{name}: quoted text {_quote(node.value)}, expected {expected}", "remove the quotes"
-    return f"{name}: expected {expected}, got {seen(node)}", _value_hint(node, annotation)
+    hint = _value_hint(node, annotation)
+    if name in _MAIN_KEY and isinstance(node.value, str):
+        hint = f"write {name}: {{{_MAIN_KEY[name]}: {VALUES.get(f'{name}.{_MAIN_KEY[name]}', {}).get(node.value, node.text)}}}"
+    return f"{name}: expected {expected}, got {seen(node)}", hint
 
 
 def expects(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     """Describe a type of the schema: 'a whole number of at least 1'."""
-    annotation, metadata = _unwrap(annotation, metadata)
+    annotation, metadata = unwrap(annotation, metadata)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         said = [expects(argument, metadata) for argument in arguments]
@@ -180,7 +143,7 @@ def _quote(text: str) -> str:
 
 
 def _value_hint(node: Node, annotation: Any) -> str:
-    types_ = _arms(annotation)
+    types_ = arms(annotation)
     value = node.value
     if bool in types_ and (str(value).lower() in ("yes", "no", "on", "off", "y", "n") or value in (0, 1)):
         return "write true or false"
@@ -206,13 +169,11 @@ def _value_hint(node: Node, annotation: Any) -> str:
 
 
 def _would_fit(text: str, annotation: Any) -> bool:
-    from dorakit.recipe.yaml_text import scalar
-
     try:
         value = scalar(text.strip())
     except ValueError:
         return False
-    types_ = _arms(annotation)
+    types_ = arms(annotation)
     if isinstance(value, bool):
         return bool in types_
     if isinstance(value, int):
@@ -222,7 +183,7 @@ def _would_fit(text: str, annotation: Any) -> bool:
 
 def _allowed(annotation: Any) -> list[str]:
     """The allowed texts of a field that takes nothing but them."""
-    annotation, _ = _unwrap(annotation, ())
+    annotation, _ = unwrap(annotation, ())
     return [str(a) for a in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
@@ -248,59 +209,6 @@ def _range(metadata: tuple[Any, ...]) -> str:
         elif isinstance(bound, annotated_types.Lt):
             said.append(f"below {bound.lt if isinstance(bound.lt, int) else format(bound.lt, 'g')}")
     return f" {' and '.join(said)}" if said else ""
-
-
-def _unwrap(annotation: Any, metadata: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    while get_origin(annotation) is Annotated:
-        annotation, *extras = get_args(annotation)
-        for extra in extras:
-            metadata += tuple(extra.metadata) if isinstance(extra, FieldInfo) else (extra,)
-    return annotation, metadata
-
-
-def _arms(annotation: Any) -> list[Any]:
-    annotation, _ = _unwrap(annotation, ())
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [inner for argument in get_args(annotation) for inner in _arms(argument)]
-    return [annotation]
-
-
-def _sections_in(annotation: Any) -> list[type[Section]]:
-    found = []
-    for arm in _arms(annotation):
-        if isinstance(arm, type) and issubclass(arm, Section):
-            found.append(arm)
-        elif get_origin(arm) is list:
-            found += _sections_in(get_args(arm)[0])
-    return found
-
-
-def _type_at(path: PathKey) -> tuple[Any, tuple[Any, ...]] | None:
-    """The type that the schema gives to a path, with its constraints."""
-    annotation: Any = Recipe
-    metadata: tuple[Any, ...] = ()
-    for part in path:
-        step = None
-        for arm in _arms(annotation):
-            step = step or _step(arm, part)
-        if step is None:
-            return None
-        annotation, metadata = step
-    return _unwrap(annotation, metadata)
-
-
-def _step(annotation: Any, part: str | int) -> tuple[Any, tuple[Any, ...]] | None:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, Section) and isinstance(part, str):
-        field = annotation.model_fields.get(part)
-        return (field.annotation, tuple(field.metadata)) if field else None
-    if origin is list and isinstance(part, int):
-        return arguments[0], ()
-    if origin is tuple and isinstance(part, int):
-        return arguments[min(part, len(arguments) - 1)], ()
-    if origin is dict and isinstance(part, str):
-        return arguments[1], ()
-    return None
 
 
 def _distance(a: str, b: str) -> int:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dorakit.errors import Problem
-from dorakit.recipe.messages import is_free_mapping
-from dorakit.recipe.yaml_text import Node, PathKey, Place, Scalar, parse, scalar
+from dorakit.recipe.fields import is_free_mapping
+from dorakit.recipe.tree import Node, PathKey, Place, Scalar
+from dorakit.recipe.yaml_text import parse, scalar
 
 _INDEX = re.compile(r"0|[1-9][0-9]{0,5}")
 

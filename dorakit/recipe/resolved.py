@@ -6,8 +6,9 @@ import re
 from typing import Any, cast
 
 from dorakit.recipe.schema import Recipe, Section
+from dorakit.recipe.tree import PathKey
 from dorakit.recipe.unread import unread_settings
-from dorakit.recipe.yaml_text import PathKey, scalar
+from dorakit.recipe.yaml_text import scalar
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./~]([A-Za-z0-9_./+-]|:(?=[A-Za-z0-9_.+-]))*")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -61,6 +62,7 @@ def json_schema() -> dict[str, Any]:
             shown = body["properties"][key]
             shown.pop("read_by", None)
             shown.pop("title", None)
+            shown["description"] = field.description
             default = None if field.is_required() else field.get_default(call_default_factory=True)
             if not field.is_required() and not isinstance(default, Section):
                 shown["default"] = list(default) if isinstance(default, tuple) else default

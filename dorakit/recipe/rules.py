@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dorakit.errors import Problem
-from dorakit.recipe.messages import default_of, dotted, nearest
+from dorakit.recipe.fields import default_of, dotted
+from dorakit.recipe.messages import nearest
+from dorakit.recipe.tree import Node, PathKey, Place
 from dorakit.recipe.unread import is_path
-from dorakit.recipe.yaml_text import Node, PathKey, Place
 
 PROMPTS = ("default", "llm-adapters", "orca-math", "chat")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
@@ -97,7 +98,7 @@ def _batch(root: Node) -> Iterator[Problem]:
     if not (_is_int(batch) and _is_int(micro) and 0 < batch < micro):
         return
     nodes = [node for path in paths if (node := root.at(path))]
-    last = max(nodes, key=lambda node: node.place.layer)
+    last = max(reversed(nodes), key=lambda node: node.place.layer)
     default = "" if root.at(paths[1]) else " (the default)"
     message = f"training.micro_batch_size {micro}{default} is larger than training.batch_size {batch}"
     yield last.place.problem(message, f"set micro_batch_size to {batch} or less")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dorakit.errors import Problem
-from dorakit.recipe.messages import dotted
-from dorakit.recipe.yaml_text import Node, PathKey
+from dorakit.recipe.fields import dotted
+from dorakit.recipe.tree import Node, PathKey
 
 _ADAPTER = ("rank", "alpha", "dropout", "target_modules", "rank_pattern", "modules_to_save", "rslora", "magnitude")
 _LOCAL_FILE = (".json", ".jsonl", ".csv", ".parquet", ".txt")
@@ -73,7 +73,7 @@ def without_unread(root: Node) -> tuple[Node, list[Problem], list[str]]:
     """Take the settings that are not read out of a tree.
 
     Returns:
-        The tree without those that a later setting made unread; problems for the others; notes.
+        The tree without them; problems for those set by mistake; notes for those that a later setting made unread.
     """
 
     def get(path: PathKey) -> Any:
@@ -94,7 +94,7 @@ def without_unread(root: Node) -> tuple[Node, list[Problem], list[str]]:
             problems.append(offender.key_place.problem(message, unread.hint))
         else:
             noted.setdefault(unread.when, []).append(dotted(unread.path))
-            pruned = _without(pruned, unread.path)
+        pruned = _without(pruned, unread.path)
     return pruned, problems, [f"not read {when}: {', '.join(keys)}" for when, keys in noted.items()]
 
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import yaml
 
 from dorakit.errors import Problem
+from dorakit.recipe.tree import Node, Place, Scalar
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 24
+MAX_PROBLEMS = 40
 _LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
 # What PyYAML's reader refuses; found here first, to say it with a place.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -37,93 +38,6 @@ _WORDS: dict[str, bool | float | None] = {
 }
 # More digits than this are no setting, and Python refuses to convert some thousands of them.
 _MAX_DIGITS = 400
-
-Scalar: TypeAlias = "bool | int | float | str | None"
-PathKey: TypeAlias = "tuple[str | int, ...]"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where something was written.
-
-    Attributes:
-        file: The file as the user names it, or the whole `--set` argument.
-        source: What `--explain` prints: `file:line`, `--set` or `--twin`.
-        layer: Precedence: 0 is the file at the end of the `extends` chain, each overriding source one more.
-        directory: Where relative paths written here start from.
-    """
-
-    file: str
-    line: int = 0
-    column: int = 0
-    length: int = 1
-    source_line: str = ""
-    source: str = ""
-    layer: int = 0
-    directory: Path = Path()
-
-    def problem(self, message: str, hint: str = "") -> Problem:
-        """Make a mistake at this place."""
-        return Problem(message, self.file, self.line, self.column, self.source_line, min(self.length, 80), hint)
-
-
-@dataclass(frozen=True)
-class Node:
-    """A value of the tree.
-
-    Attributes:
-        value: A scalar, a list of nodes, or a mapping from key to node.
-        place: Where the value stands.
-        key_place: Where its key stands; the value's own place for list entries and the root.
-        text: The scalar as written.
-        quoted: Whether the scalar stood in quotes or was a block of text.
-    """
-
-    value: Scalar | list[Node] | dict[str, Node]
-    place: Place
-    key_place: Place
-    text: str = ""
-    quoted: bool = False
-
-    @property
-    def entries(self) -> dict[str, Node]:
-        """The mapping's entries; empty for anything else."""
-        return self.value if isinstance(self.value, dict) else {}
-
-    @property
-    def items(self) -> list[Node]:
-        """The list's nodes; empty for anything else."""
-        return self.value if isinstance(self.value, list) else []
-
-    def at(self, path: PathKey) -> Node | None:
-        """Find the node under a path of keys and indices."""
-        node: Node | None = self
-        for part in path:
-            if node is None:
-                return None
-            if isinstance(part, int):
-                node = node.items[part] if 0 <= part < len(node.items) else None
-            else:
-                node = node.entries.get(part)
-        return node
-
-    def plain(self) -> Any:
-        """The value without places."""
-        if isinstance(self.value, dict):
-            return {key: node.plain() for key, node in self.value.items()}
-        if isinstance(self.value, list):
-            return [node.plain() for node in self.value]
-        return self.value
-
-
-def merged(base: Node, over: Node) -> Node:
-    """Lay one tree over another: mappings merge, everything else replaces."""
-    if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
-        return over
-    entries = dict(base.value)
-    for key, node in over.value.items():
-        entries[key] = merged(entries[key], node) if key in entries else node
-    return replace(over, value=entries)
 
 
 def scalar(text: str) -> Scalar:
@@ -179,7 +93,7 @@ def parse(text: str, template: Place) -> tuple[Node | None, list[Problem]]:
         return None, [place.problem(f"character U+{ord(bad.group()):04X} cannot stand in YAML", "remove it")]
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if not builder.take(event):
+            if not builder.take(event) or len(builder.problems) >= MAX_PROBLEMS:
                 break
     except yaml.MarkedYAMLError as error:
         builder.problems.append(_syntax_problem(error, builder))
@@ -215,13 +129,12 @@ class _Builder:
     def place(self, line: int, column: int, length: int) -> Place:
         """The place at a 0-based line and column."""
         source_line = self.lines[line] if line < len(self.lines) else ""
-        shown = "".join(c if c.isprintable() else " " for c in source_line[: column + 160])
         return replace(
             self.template,
             line=line + 1,
             column=column + 1,
             length=max(1, length),
-            source_line=shown,
+            source_line=source_line,
             source=f"{self.template.file}:{line + 1}",
         )
 
@@ -243,7 +156,9 @@ class _Builder:
                 return False
         elif isinstance(event, yaml.AliasEvent):
             place = self.span(event)
-            self.problems.append(place.problem(f"alias '*{event.anchor}' cannot be used here", "write the value out"))
+            self.problems.append(
+                place.problem(f"alias '*{str(event.anchor)[:60]}' cannot be used here", "write the value out")
+            )
             self.put(None, place)
         elif isinstance(event, yaml.ScalarEvent):
             self.check_node(event)
@@ -257,10 +172,11 @@ class _Builder:
 
     def check_node(self, event: Any) -> None:
         if event.anchor is not None:
-            message = f"anchor '&{event.anchor}' cannot be used here"
+            message = f"anchor '&{str(event.anchor)[:60]}' cannot be used here"
             self.problems.append(self.span(event).problem(message, "write the value out where it is needed"))
         if event.tag is not None:
-            self.problems.append(self.span(event).problem(f"tag '{event.tag}' cannot be used here", "remove the tag"))
+            tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
+            self.problems.append(self.span(event).problem(f"tag '{tag[:60]}' cannot be used here", "remove the tag"))
 
     def open(self, event: Any) -> bool:
         place = replace(self.span(event), length=1)
@@ -302,7 +218,9 @@ class _Builder:
             self.problems.append(place.problem("merge key '<<' cannot be used here", hint))
         elif text in mapping.entries:
             first = mapping.entries[text].key_place.line
-            self.problems.append(place.problem(f"duplicate key '{text}' (lines {first} and {place.line})", "keep one"))
+            self.problems.append(
+                place.problem(f"duplicate key '{text[:60]}' (lines {first} and {place.line})", "keep one")
+            )
         mapping.key, mapping.takes_value = (text, place), True
 
     def put(
