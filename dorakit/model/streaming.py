@@ -131,7 +131,12 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
 
 class _Deserialize(ConversionOps):  # type: ignore[misc]
     def __init__(self, quantizer: NF4Quantizer):
-        self.quantizer = quantizer
+        # Under this name transformers looks for it, and then leaves the dtypes of the tensors to `convert`.
+        self.hf_quantizer = quantizer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Deserialize:
+        # transformers copies a converter per weight; the layers must all reach the one quantizer.
+        return _Deserialize(self.hf_quantizer)
 
     def convert(
         self,
@@ -140,14 +145,14 @@ class _Deserialize(ConversionOps):  # type: ignore[misc]
         full_layer_name: str | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        if len(input_dict) == 1:  # a weight that was never quantized
-            return input_dict
         assert model is not None and full_layer_name is not None
         tensors = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
         owner = full_layer_name.rpartition(".")[0]
         placeholder = model.get_submodule(owner)
-        assert isinstance(placeholder, NF4Linear)
+        if not isinstance(placeholder, NF4Linear):  # a weight that was never quantized
+            (weight,) = tensors.values()
+            return {"weight": weight.to(model.get_parameter(full_layer_name).dtype)}
         layer = NF4Linear.from_quantized(tensors.pop("weight"), tensors)
         placeholder._is_hf_initialized = True  # type: ignore[assignment]
-        self.quantizer.filled[owner] = layer
+        self.hf_quantizer.filled[owner] = layer
         return {"weight": layer.weight}
