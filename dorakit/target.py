@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dorakit.recipe.schema import Recipe
 
 Kind = Literal["run", "adapter", "model"]
+# Directories of a run, and the command that makes each.
+_MAKERS = {"merged": "merge", "quantized": "quantize", "adapter": "train --resume", "model": "train --resume"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ def find_target(text: str) -> Place:
     """
     path = Path(text).expanduser()
     if not path.is_dir():
+        if "/" in text and (run := run_around(text)) is not None:
+            hint = f"\n  `dorakit {_MAKERS[path.name]} {run.path}` makes it" if path.name in _MAKERS else ""
+            raise RunError(f"no such directory: {text}{hint}")
         if "/" in text and path.parent.is_dir() and (runs := _runs_in(path.parent)):
             raise RunError(f"no such run: {text}\n  {path.parent} holds {', '.join(runs[:8])}")
         return Place(text, "model", None, None)
@@ -91,9 +96,10 @@ def find_target(text: str) -> Place:
 def run_around(text: str) -> Run | None:
     """The run that a path is, or lies in; None for any other place."""
     path = Path(text).expanduser()
-    if not path.exists():
+    if not path.exists() and not path.parent.exists():
         return None
-    found = next((p for p in (path, *path.resolve().parents[:3]) if (p / "run.json").is_file()), None)
+    # As typed first, so that messages and results name the run as its user does.
+    found = next((p for p in (path, *path.parents, *path.resolve().parents) if (p / "run.json").is_file()), None)
     return None if found is None else Run.open(found)
 
 

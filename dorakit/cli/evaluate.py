@@ -138,22 +138,29 @@ def _show(result: dict[str, Any]) -> None:
     table.add_column("value", justify="right")
     table.add_row("rows", f"{result['rows']}")
     table.add_row("supervised tokens", f"{result['tokens']}")
-    table.add_row("loss", f"{result['loss']:.4f}")
-    table.add_row("perplexity", f"{result['perplexity']:.4g}")
+    if result["loss"] is not None:
+        table.add_row("loss", f"{result['loss']:.4f}")
+        table.add_row("perplexity", f"{result['perplexity']:.4g}")
     if result["accuracy"] is not None:
         table.add_row(
             f"accuracy ({result['metric']})", f"{result['accuracy']:.1%} ± {result['accuracy_standard_error']:.1%}"
         )
-        table.add_row("answers without a hit", f"{result['unparsed']}")
+        table.add_row("answers with nothing to judge", f"{result['unparsed']}")
+        table.add_row("answers cut off", f"{result['unfinished']}")
     console = Console(highlight=False)
     console.print(table)
     for sample in result["samples"]:
         mark = "right" if sample["correct"] else "wrong"
-        console.print(f"...{sample['prompt_tail']}", style="dim", markup=False)
-        console.print(f"  expected: {sample['answer']}", markup=False)
-        console.print(f"  got ({mark}): {sample['generated']}\n", markup=False)
+        console.print(_printable(f"...{sample['prompt_tail'].strip()}"), style="dim", markup=False)
+        console.print(_printable(f"  expected: {sample['answer']}"), markup=False)
+        console.print(_printable(f"  got ({mark}): {sample['generated']}\n"), markup=False)
     if result["output"]:
         console.print(f"written: {result['output']}", markup=False, soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """Generated text without control characters, which would steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _show_answers(answers: list[dict[str, Any]], *, compare: bool) -> None:
@@ -166,10 +173,10 @@ def _show_answers(answers: list[dict[str, Any]], *, compare: bool) -> None:
         if not compare:
             if len(answers) > 1:
                 console.print(Text(f"> {answer['prompt']}", style="dim"))
-            console.print(Text(answer["text"]), soft_wrap=True)
+            console.print(Text(_printable(answer["text"])), soft_wrap=True)
             continue
         table = Table(title=Text(answer["prompt"]), title_justify="left", expand=True, show_lines=True)
         table.add_column("base", ratio=1)
         table.add_column("adapter", ratio=1)
-        table.add_row(Text(answer["base_text"]), Text(answer["text"]))
+        table.add_row(Text(_printable(answer["base_text"])), Text(_printable(answer["text"])))
         console.print(table)

@@ -94,6 +94,8 @@ def quantize(
         rows, reason = _rows(opened)
         before = _perplexity(opened, rows, quiet=quiet)
         content = _write(opened, staging, quiet=quiet)
+        content["base"] = place.run.recipe.model.base if place.run else opened.base
+        content["adapter_sha256"] = _adapter_of(Path(source), opened)
         known = opened.recipe
         del opened
         gc.collect()
@@ -136,6 +138,15 @@ def _source(place: Place, *, quiet: bool) -> tuple[str, str]:
         return str(run.merged), "merged directory"
     say(f"{run.merged} was made otherwise: merging the adapter anew, in memory", quiet=quiet)
     return place.text, "adapter, merged in memory"
+
+
+def _adapter_of(source: Path, target: Target) -> str | None:
+    """Digest of the adapter inside: attached, or merged in according to merge.json."""
+    if target.adapter is not None:
+        return adapter_sha256(target.adapter)
+    if (source / MERGE_RECEIPT).is_file():
+        return str(read_receipt(source, MERGE_RECEIPT).get("adapter_sha256"))
+    return None
 
 
 def _rows(target: Target) -> tuple[HeldOut | None, str | None]:
@@ -190,8 +201,6 @@ def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
         "block_size": form.block_size,
         "double_quant": form.double_quant,
         "dtype": str(half).removeprefix("torch."),
-        "base": target.base,
-        "adapter_sha256": None if target.adapter is None else adapter_sha256(target.adapter),
         "bytes_before": ledger.bytes_before,
         "bytes_after": written,
         "unquantized_layers": ledger.kept,
