@@ -28,11 +28,16 @@ _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text. `spans` carry the loss; `is_open` says that the last one ends without a stop token."""
+    """A conversation as text.
+
+    `spans` carry the loss. `is_open` says that the text ends with a span and without a stop token; `num_endless` counts
+    the spans further up that end without one, where none can be added.
+    """
 
     text: str
     spans: list[tuple[int, int]]
     is_open: bool
+    num_endless: int
 
 
 def install_template_(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> None:
@@ -77,7 +82,7 @@ class ChatRenderer:
         answers = [i for i, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
         if self._train_on == "all":
             text = self._render(conversation, len(conversation.messages))
-            return Rendered(text, [(0, len(text))] if text else [], not self._is_stopped(text))
+            return Rendered(text, [(0, len(text))] if text else [], not self._is_stopped(text), 0)
         if _GENERATION_MARK.search(self._tokenizer.get_chat_template(tools=conversation.tools)):
             text, spans = self._render_marked(conversation)
         else:
@@ -87,8 +92,9 @@ class ChatRenderer:
         if self._train_on == "last":
             spans = spans[-1:]
         spans = [self._to_stop(text, start, end) for start, end in spans]
-        is_open = bool(spans) and not text[spans[-1][1] :].strip() and not self._is_stopped(text[: spans[-1][1]])
-        return Rendered(text, spans, is_open)
+        endless = [end for _, end in spans if not self._is_stopped(text[:end])]
+        is_open = bool(endless) and not text[endless[-1] :].strip()
+        return Rendered(text, spans, is_open, len(endless) - is_open)
 
     def prompt(self, conversation: Conversation) -> str:
         """The turns before the assistant's last one, with the generation prompt."""

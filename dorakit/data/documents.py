@@ -49,13 +49,15 @@ class Tally:
     """What became of the rows that did not simply become documents: their places, or how many there were.
 
     `over` were longer than max_seq_len, of which `bare` had no supervised token left after the cut; `unsupervised` had
-    none to begin with; `open_ended` conversations got a stop token that their template does not write.
+    none to begin with; `open_ended` conversations got a stop token that their template does not write, and `endless`
+    turns before the last did not.
     """
 
     over: list[str] = field(default_factory=list)
     bare: int = 0
     unsupervised: list[str] = field(default_factory=list)
     open_ended: int = 0
+    endless: int = 0
 
     def notes(self, num_rows: int, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Lines to print and record."""
@@ -73,6 +75,11 @@ class Tally:
             notes.append(
                 f"the chat template ends {self.open_ended} conversations without a stop token: "
                 f"{tokenizer.eos_token} was appended and is trained"
+            )
+        if self.endless:
+            notes.append(
+                f"the chat template ends {self.endless} turns of the assistant before the last without a stop token, "
+                "so they do not teach it to stop; train_on: last leaves them out"
             )
         return notes
 
@@ -138,6 +145,7 @@ def _encode_conversations(
     rendered = [renderer.document(conversation) for conversation in conversations]
     pairs = encoder.marked([one.text for one in rendered], [one.spans for one in rendered])
     for index, one in enumerate(rendered):
+        tally.endless += one.num_endless
         if one.is_open:
             ids, mask = pairs[index]
             tally.open_ended += 1

@@ -22,8 +22,8 @@ def is_hub_id(written: str, path: Path) -> bool:
     return bool(_HUB_ID.fullmatch(written))
 
 
-def load_hub(source: SourceSection) -> list[dict[str, Any]]:
-    """Download (or find in the cache) one split of a hub data set.
+def load_hub(source: SourceSection, path: Path) -> list[dict[str, Any]]:
+    """Download (or find in the cache) one split of a hub data set; `path` is where a file of that name would have been.
 
     Raises:
         DataError: No such data set, configuration or split.
@@ -36,7 +36,7 @@ def load_hub(source: SourceSection) -> list[dict[str, Any]]:
     try:
         dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=source.split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError) as error:
-        raise _unreachable(source.path, error) from None
+        raise _unreachable(source.path, path, error) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{source.path}: {_first_line(error)}") from None
     return list(dataset.to_list())
@@ -79,22 +79,23 @@ def missing(path: Path, written: str) -> DataError:
     return DataError(f"no such file: {written} (looked for {path})\n  {hint}")
 
 
-def _unreachable(name: str, error: Exception) -> Exception:
+def _unreachable(written: str, path: Path, error: Exception) -> Exception:
     switches = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
     offline = next((switch for switch in switches if os.environ.get(switch, "0") not in ("", "0")), "")
+    name = f"{written} (no such file or directory: {path}; so a hub data set)"
     what_to_do = (
         "  download it where there is a network and give its path: load_dataset(...).save_to_disk(DIRECTORY),\n"
         "  or try the recipe without its data: --twin"
     )
     if offline:
         return ResourceError(
-            f"{name} is not in the cache of hub data sets, and {offline} is set, so it is not downloaded.\n"
+            f"{name} is not in the cache, and {offline} is set, so it is not downloaded.\n"
             f"  unset {offline}; or {what_to_do.strip()}"
         )
     if isinstance(error, ConnectionError) or "reach" in str(error) or "connect" in str(error).lower():
         return ResourceError(f"{name}: the hub cannot be reached: {_first_line(error)}\n{what_to_do}")
     return DataError(
-        f"{name} is neither a file or directory here nor a data set on the hub that can be read: {_first_line(error)}\n"
+        f"{name} cannot be read: {_first_line(error)}\n"
         "  a gated one needs `hf auth login` and its licence accepted on the hub"
     )
 

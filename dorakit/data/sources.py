@@ -60,7 +60,7 @@ def read_rows(source: SourceSection, root: str, *, seed: int = 0, twin: bool = F
         why = "a hub data set" if hub else "absent"
         return rows, [f"{source.path} is {why}: --twin made {len(rows)} rows of format {source.format} in its place"]
     if hub:
-        rows = _indexed(load_hub(source), source.path)
+        rows = _indexed(load_hub(source, path), source.path)
     elif path.is_dir():
         rows = _indexed(load_saved(path, source.split), source.path)
     elif path.is_file():

@@ -1,0 +1,189 @@
+"""Masks of conversations under the templates of several families, and under templates that no mask can be right for."""
+
+import pytest
+from made_tokenizers import CHATML, byte_bpe, trained_text
+
+from dorakit.data.sources import Row
+from dorakit.data.tokens import encode_prompts, encode_rows
+from dorakit.errors import DataError
+from dorakit.recipe.schema import SourceSection
+
+CHAT = {"path": "a.jsonl", "format": "chat"}
+TWO = [
+    {"role": "user", "content": "one?"},
+    {"role": "assistant", "content": "first answer"},
+    {"role": "user", "content": "two?"},
+    {"role": "assistant", "content": "second answer"},
+]
+# The default system turn of SmolLM2.
+SMOLLM = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nbe nice<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Llama 2: BOS before each pair of turns, EOS behind it, blanks around the texts.
+LLAMA2 = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+# Phi 3: every rendering without a generation prompt ends with the end-of-text token.
+PHI3 = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|eos|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+# Qwen 3: thinking is written for the newest answer only.
+QWEN3 = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Harmony: the last turn ends with another token than the same turn further up.
+HARMONY = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ '<|im_end|>' }}"
+    "{% else %}{{ '<|eos|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+MARKED = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{{ '\n' }}{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+UNSTOPPED = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+BOTH, LAST = "first answer<|im_end|>second answer<|im_end|>", "second answer<|im_end|>"
+
+
+def documents(section, tokenizer, messages, **fields):
+    rows = [Row({"messages": messages}, "a.jsonl:1")]
+    return encode_rows(rows, SourceSection(**CHAT), section(CHAT, **fields), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "train_on", "expected"),
+    [
+        (CHATML, "completion", BOTH),
+        (CHATML, "last", LAST),
+        (SMOLLM, "completion", BOTH),
+        (LLAMA2, "completion", " first answer <|im_end|> second answer <|im_end|>"),
+        (PHI3, "completion", "first answer<|eos|>second answer<|eos|>\n<|im_end|>"),
+        (MARKED, "completion", BOTH),
+        (MARKED, "last", LAST),
+        (
+            MARKED.replace(" + '<|im_end|>' }}{% endgen", " }}{% endgen").replace(
+                "{{ '\n' }}{% else", "{{ '<|im_end|>\n' }}{% else"
+            ),
+            "completion",
+            BOTH,
+        ),
+        (QWEN3, "last", "<think></think>second answer<|im_end|>"),
+        (HARMONY, "last", LAST),
+        (UNSTOPPED, "completion", "first answer\nsecond answer\n<|im_end|>"),
+    ],
+)
+def test_each_answer_is_trained_with_its_stop_token(section, template, train_on, expected):
+    """Planted bugs: masking the stop token; training the newline behind it; a mask one token off."""
+    tokenizer = byte_bpe(template=template)
+    (document,) = documents(section, tokenizer, TWO, train_on=train_on)
+    assert trained_text(document, tokenizer) == expected
+
+
+def test_everything_is_trained_but_the_first_token(section):
+    tokenizer = byte_bpe()
+    (document,) = documents(section, tokenizer, TWO, train_on="all")
+    assert document.mask.tolist() == [False] + [True] * (len(document) - 1)
+    assert tokenizer.decode(document.input_ids) == tokenizer.apply_chat_template(TWO, tokenize=False)
+
+
+def test_the_template_alone_writes_bos(section):
+    """Planted bug: tokenising the rendered text with special tokens puts a second BOS before it."""
+    tokenizer = byte_bpe(template="{{ bos_token }}" + CHATML, bos=True)
+    (document,) = documents(section, tokenizer, TWO)
+    assert document.input_ids.tolist().count(tokenizer.bos_token_id) == 1
+    (question,) = encode_prompts([Row({"messages": TWO}, "a:1")], SourceSection(**CHAT), section(CHAT), tokenizer)
+    assert question.prompt_ids.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("template", [QWEN3, HARMONY])
+def test_a_template_that_rewrites_earlier_turns_is_an_error(section, template):
+    with pytest.raises(DataError) as caught:
+        documents(section, byte_bpe(template=template), TWO)
+    message = str(caught.value)
+    assert message.startswith("a.jsonl:1: the chat template does not write turn 2 in the whole conversation as it does")
+    assert "alone it is " in message
+    assert "use train_on: last" in message
+
+
+def test_a_system_text_moved_to_the_newest_turn_is_an_error(section):
+    moving = (
+        "{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' }}"
+        "{% if loop.index >= messages | length - 1 %}{{ 'be nice. ' }}{% endif %}{{ message['content'] + ' [/INST]' }}"
+        "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(DataError, match="does not write turn 2 in the whole conversation"):
+        documents(section, byte_bpe(template=moving), TWO)
+
+
+def test_a_prompt_is_the_beginning_of_its_document(section):
+    answers = ["plain", "\n\nindented", "  blanks", "🙂", "naïve"]
+    rows = [
+        Row(
+            {"messages": [*TWO, {"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]}, str(index)
+        )
+        for index, answer in enumerate(answers)
+    ]
+    tokenizer = byte_bpe()
+    questions = encode_prompts(rows, SourceSection(**CHAT), section(CHAT), tokenizer)
+    trained = encode_rows(rows, SourceSection(**CHAT), section(CHAT, train_on="last"), tokenizer)
+    for question, document, answer in zip(questions, trained, answers, strict=True):
+        count = len(question.prompt_ids)
+        assert document.input_ids[:count].tolist() == question.prompt_ids
+        assert document.mask.tolist()[count - 1 : count + 1] == [False, True]
+        assert (question.answer, question.text) == (answer, tokenizer.decode(question.prompt_ids))
+
+
+def test_tools_reach_the_template(section):
+    tokenizer = byte_bpe(template="{% if tools %}{{ tools[0]['function']['name'] + '\n' }}{% endif %}" + CHATML)
+    rows = [Row({"messages": TWO, "tools": [{"type": "function", "function": {"name": "adder"}}]}, "a.jsonl:1")]
+    (document,) = encode_rows(rows, SourceSection(**CHAT), section(CHAT), tokenizer)
+    assert tokenizer.decode(document.input_ids).startswith("adder\n<|im_start|>user")
+    assert trained_text(document, tokenizer) == BOTH
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{{ raise_exception('roles must alternate') }}",
+            r"turns \(user, assistant, user, assistant\): roles must alternate",
+        ),
+        ("{% for m in messages %}{{ m['content'] }", "cannot render the turns .*: unexpected '}'"),
+        ("{{ messages[9]['content'] + 'x' }}", "cannot render the turns .*: .* has no element 9"),
+        ("{{ ''.__class__.__mro__ }}", "cannot render the turns .*: access to attribute '__class__' .* is unsafe"),
+    ],
+)
+def test_a_failing_template_names_row_and_turns(section, template, message):
+    with pytest.raises(DataError, match="^a.jsonl:1: the chat template " + ".*" + message):
+        documents(section, byte_bpe(template=template), TWO)
+
+
+def test_no_template_at_all(section):
+    with pytest.raises(DataError, match=r"the tokenizer has no chat template\.\n  set data.chat_template"):
+        documents(section, byte_bpe(template=None), TWO)
+
+
+def test_the_recipe_may_bring_the_template(section, write):
+    for written in (CHATML, write("chat.jinja", CHATML)):
+        tokenizer = byte_bpe(template="{{ 'other' }}")
+        (document,) = documents(section, tokenizer, TWO, chat_template=written)
+        assert trained_text(document, tokenizer) == BOTH
+        assert tokenizer.chat_template == CHATML  # saved with the result, and used when it generates
+    with pytest.raises(DataError, match=r"data.chat_template: no such file: chta.jinja (.|\n)*did you mean chat.jinja"):
+        documents(section, byte_bpe(), TWO, chat_template="chta.jinja")

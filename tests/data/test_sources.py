@@ -1,0 +1,143 @@
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from dorakit.data.sources import like_first, num_copies, read_rows
+from dorakit.errors import DataError, ResourceError
+from dorakit.recipe.schema import SourceSection
+
+ROWS = [{"text": f"row {i}", "n": i} for i in range(6)]
+
+
+def read(root, path, **fields):
+    return read_rows(SourceSection(path=path, format="text", **fields), str(root))[0]
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, write):
+    write("a.json", ROWS)
+    write("a.jsonl", ROWS)
+    write("array.jsonl", "\n" + (tmp_path / "a.json").read_text())
+    write("lines.json", "\ufeff" + (tmp_path / "a.jsonl").read_text().replace("\n", "\r\n\r\n"))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    halves = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:2])}
+    datasets.DatasetDict(halves).save_to_disk(tmp_path / "dict")
+    for name in ("a.json", "a.jsonl", "array.jsonl", "lines.json", "a.parquet", "saved", "dict"):
+        assert [row.fields for row in read(tmp_path, name)] == ROWS, name
+    assert [row.fields for row in read(tmp_path, "dict", split="test")] == ROWS[:2]
+
+
+def test_rows_know_their_place(tmp_path, write):
+    write("a.json", ROWS)
+    write("a.jsonl", "\n".join(['{"text": "x"}', "", '{"text": "y"}']))
+    write("a.csv", 'text,n\n"two\nlines",1\n\nlast,2\n')
+    write("a.txt", "\n\none\ntwo\n \n\nthree")
+    assert [r.place for r in read(tmp_path, "a.json", offset=2, limit=3)] == ["a.json[2]", "a.json[3]", "a.json[4]"]
+    assert [r.place for r in read(tmp_path, "a.jsonl")] == ["a.jsonl:1", "a.jsonl:3"]
+    assert [(r.place, r.fields) for r in read(tmp_path, "a.csv")] == [
+        ("a.csv:2", {"text": "two\nlines", "n": "1"}),
+        ("a.csv:5", {"text": "last", "n": "2"}),
+    ]
+    assert [(r.place, r.fields["text"]) for r in read(tmp_path, "a.txt")] == [
+        ("a.txt:3", "one\ntwo"),
+        ("a.txt:7", "three"),
+    ]
+
+
+def test_line_separators_inside_json_do_not_end_a_line(tmp_path, write):
+    write("a.jsonl", '{"text": "one\u2028two\x85three"}\n')
+    assert read(tmp_path, "a.jsonl")[0].fields["text"] == "one\u2028two\x85three"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            '{"text": "x"}\n{"text": }\n',
+            r"^a.jsonl:2: not JSON: Expecting value at column 10: {\"text\": }$",
+        ),
+        ("a.jsonl", '{"text": "x"}\n' + "[" * 100_000, r"^a.jsonl:2: not JSON: nested too deeply: \[\[\[.*\.\.\.$"),
+        ("a.jsonl", '{"text": NaN}\n', r"^a.jsonl:1: not JSON: NaN is not JSON"),
+        ("a.jsonl", '{"text": "\x1b[31m"}\n', r'^a.jsonl:1: not JSON: Invalid control .*: {"text": "\\x1b\[31m"}$'),
+        ("a.jsonl", '{"text": "x"}\n3\n', r"^a.jsonl:2: expected a JSON object, found int: 3"),
+        ("a.json", '[{"text": "x"},\n {"text" "y"}]', r"^a.json:2: not JSON: .* at column 10:  {\"text\" \"y\"}\]$"),
+        ("a.json", '[{"text": "x"}, "y"]', r"^a.json\[1\]: expected a JSON object, found str: \"y\""),
+        ("a.json", '{\n  "rows": [{"text": "x"}]\n}', "^a.json holds one JSON object; expected an array of objects"),
+        ("a.json", "[]", "^a.json has no rows"),
+        ("a.jsonl", " \n\n", "^a.jsonl is empty"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}', r"^a.jsonl:2: not UTF-8: byte 0xff at offset 24"),
+        ("a.csv", "text,n\nx\n", "^a.csv:2: 1 values for 2 columns"),
+        ("a.csv", 'text,n\nx,"1\n', "^a.csv:2: not CSV: unexpected end of data"),
+        ("a.csv", "text,text\nx,y\n", "^a.csv:1: column 'text' is there twice"),
+        ("a.parquet", "PAR0", "^a.parquet is not a Parquet file that can be read"),
+        ("a.xml", "<a/>", r"^a.xml is of no known kind; rows are read from .json, .jsonl, .csv, .parquet and .txt"),
+    ],
+)
+def test_bad_files_say_where(tmp_path, write, name, content, message):
+    write(name, content)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, name)
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path, write):
+    write("train.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"no such file: trian.jsonl \(looked for .*\)\n  did you mean train.jsonl\?"):
+        read(tmp_path, "trian.jsonl")
+    with pytest.raises(DataError, match=r"no such file: .*x.jsonl\n  nearest directory that exists: .* \(holds train"):
+        read(tmp_path, "not/here/x.jsonl")
+    with pytest.raises(DataError, match=r"is a directory, and not one .*\n  name a file in it: train.jsonl"):
+        read(tmp_path, ".")
+
+
+def test_a_missing_split_names_the_others(tmp_path):
+    datasets.DatasetDict({"test": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "dict")
+    with pytest.raises(DataError, match="has no split 'train'; it has test"):
+        read(tmp_path, "dict")
+
+
+def test_an_offset_past_the_end_is_refused(tmp_path, write):
+    write("a.json", ROWS)
+    with pytest.raises(DataError, match=r"a\.json: offset 6 skips all of its 6 rows"):
+        read(tmp_path, "a.json", offset=6)
+
+
+def test_a_hub_data_set_offline_names_the_switch(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ResourceError, match=r"^nobody/nothing \(no such file .*HF_HUB_OFFLINE is set(.|\n)*--twin"):
+        read(tmp_path, "nobody/nothing")
+
+
+def test_copies_follow_the_weight():
+    assert num_copies(4, 1.0, 0, 0).tolist() == [1, 1, 1, 1]
+    assert num_copies(4, 2.0, 0, 0).tolist() == [2, 2, 2, 2]
+    half = num_copies(100, 0.5, 7, 0)
+    assert sorted(half.tolist()) == [0] * 50 + [1] * 50
+    more = num_copies(100, 1.5, 7, 0)
+    assert (more - half == 1).all()
+    # The choice for a smaller weight is part of the choice for a larger one, so runs can be compared.
+    assert (num_copies(100, 0.25, 7, 0) <= half).all()
+    assert num_copies(100, 0.5, 7, 0).tolist() == half.tolist()
+    assert num_copies(100, 0.5, 8, 0).tolist() != half.tolist()
+    assert num_copies(100, 0.5, 7, 1).tolist() != half.tolist()
+    np.random.seed(1)
+    assert num_copies(100, 0.5, 7, 0).tolist() == half.tolist()
+
+
+def test_held_out_rows_keep_form_and_lose_weight(section):
+    data = section(
+        {
+            "path": "a.json",
+            "format": "instruction",
+            "columns": {"output": "o"},
+            "prompt": "chat",
+            "weight": 3.0,
+            "offset": 5,
+            "limit": 7,
+        }
+    )
+    source = like_first(data, "t.json", limit=2)
+    assert source == SourceSection(path="t.json", format="instruction", columns={"output": "o"}, prompt="chat", limit=2)
+    assert like_first(data, "t.json", prompt="default").prompt == "default"
