@@ -230,7 +230,7 @@ KEYS: dict[str, str] = {
     **dict.fromkeys(("eval_strategy", "evaluation_strategy"), "validation runs every `training.eval_every` steps here"),
     **dict.fromkeys(("save_strategy",), "checkpoints are made every `training.save_every` steps here"),
     **dict.fromkeys(
-        ("do_train", "do_eval", "do_predict", "stage", "train"),
+        ("do_train", "do_eval", "do_predict", "stage"),
         "what is done is the command's name here (dorakit train, eval, ...): remove the line",
     ),
     "resume_from_checkpoint": "resume with `dorakit train --resume RUN`",

@@ -81,7 +81,9 @@ def value_message(path: PathKey, node: Node) -> tuple[str, str]:
         return f"{name}: quoted text {_quote(node.value)}, expected {expected}", "remove the quotes"
     hint = _value_hint(node, annotation)
     if name in _MAIN_KEY and isinstance(node.value, str):
-        hint = f"write {name}: {{{_MAIN_KEY[name]}: {VALUES.get(f'{name}.{_MAIN_KEY[name]}', {}).get(node.value, node.text)}}}"
+        key = _MAIN_KEY[name]
+        meant = VALUES.get(f"{name}.{key}", {}).get(node.value, node.text)
+        hint = f"write {name}: {{{key}: {meant}}}"
     return f"{name}: expected {expected}, got {seen(node)}", hint
 
 
@@ -194,7 +196,7 @@ def _plural(annotation: Any) -> str:
     for singular, plural in _SINGULAR.items():
         if said.startswith(singular):
             return plural + said[len(singular) :]
-    return said
+    return said if said.startswith("one or more") else f"entries, each {expects(annotation)}"
 
 
 def _range(metadata: tuple[Any, ...]) -> str:

@@ -31,7 +31,7 @@ def explain(recipe: Recipe) -> list[tuple[str, str, str, str]]:
         key = ".".join(map(str, path))
         when = next((unread[path[:n]] for n in range(1, len(path) + 1) if path[:n] in unread), "")
         reader = f"not read {when}" if when else read_by
-        rows.append((key, _flow(value), recipe.origin.sources.get(key, "default"), reader))
+        rows.append((key, yaml_value(value), recipe.origin.sources.get(key, "default"), reader))
     return rows
 
 
@@ -147,14 +147,15 @@ def _dump_section(
                 lines += entry
         else:
             source = sources.get(".".join(map(str, here)), "default")
-            lines.append(f"{indent}{key}: {_flow(value)}  # {source}")
+            lines.append(f"{indent}{key}: {yaml_value(value)}  # {source}")
 
 
-def _flow(value: Any) -> str:
+def yaml_value(value: Any) -> str:
+    """A value as YAML on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_text(str(key))}: {_flow(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_text(str(key))}: {yaml_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
+        return "[" + ", ".join(yaml_value(item) for item in value) + "]"
     if value is None:
         return "null"
     if isinstance(value, bool):

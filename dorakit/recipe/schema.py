@@ -48,7 +48,7 @@ class ModelSection(Section):
         "sdpa", reads="build.py", says="Attention implementation, as transformers names it."
     )
     architecture: str | None = setting(
-        None, reads="recipe/loader.py", says="Architecture that `--twin` builds small, e.g. llama."
+        None, reads="recipe/rules.py", says="Architecture that `--twin` builds small, e.g. llama."
     )
     added_tokens: list[str] = setting(
         [],
@@ -67,7 +67,7 @@ class MagnitudeSection(Section):
     weight_decay: float = setting(0.0, reads="training/optim.py", says="Weight decay of m.", ge=0.0)
     init: Literal["dequantized", "original"] = setting(
         "dequantized",
-        reads="build.py",
+        reads="recipe/schema.py",
         says="Row norms that m starts from: of the weights in use (step 0 equals the base), or of the weights before "
         "quantization (corrects the row norms of NF4; step 0 then differs from the base).",
     )
@@ -77,7 +77,7 @@ class AdapterSection(Section):
     """What is trained."""
 
     mode: Literal["full", "lora", "dora", "qlora", "qdora"] = setting(
-        reads="build.py", says="full, lora, dora, or with an NF4 base qlora, qdora."
+        reads="recipe/schema.py", says="full, lora, dora, or with an NF4 base qlora, qdora."
     )
     rank: Positive = setting(16, reads="build.py", says="Rank r of A and B.")
     alpha: float = setting(32.0, reads="build.py", says="Scaling numerator: s = alpha / rank.", gt=0.0)
@@ -98,7 +98,7 @@ class AdapterSection(Section):
     )
     rslora: bool = setting(False, reads="build.py", says="Scale by alpha / sqrt(rank) instead (rsLoRA).")
     magnitude: MagnitudeSection = setting(
-        MagnitudeSection(), reads="training/optim.py", says="DoRA's magnitude vector (mode dora or qdora)."
+        MagnitudeSection(), reads="training/loop.py", says="DoRA's magnitude vector (mode dora or qdora)."
     )
 
 
@@ -129,10 +129,10 @@ class SourceSection(Section):
         "or text.",
     )
     split: str = setting("train", reads="data/sources.py", says="Split of a hub data set or saved DatasetDict.")
-    name: str | None = setting(None, reads="data/sources.py", says="Configuration name of a hub data set.")
-    revision: str | None = setting(None, reads="data/sources.py", says="Revision of a hub data set.")
+    name: str | None = setting(None, reads="data/hub.py", says="Configuration name of a hub data set.")
+    revision: str | None = setting(None, reads="data/hub.py", says="Revision of a hub data set.")
     weight: float = setting(
-        1.0, reads="data/sources.py", says="Rows taken, as a multiple of the source: 0.5 half, 2.0 each twice.", gt=0.0
+        1.0, reads="data/tokens.py", says="Rows taken, as a multiple of the source: 0.5 half, 2.0 each twice.", gt=0.0
     )
     offset: Annotated[int, Field(ge=0)] = setting(0, reads="data/sources.py", says="Rows to skip first.")
     limit: Positive | None = setting(None, reads="data/sources.py", says="At most this many rows.")
@@ -174,7 +174,9 @@ class DataSection(Section):
     train: list[SourceSection] = setting(reads="data/sources.py", says="Training sources.", min_length=1)
     validation: ValidationSection = setting(ValidationSection(), reads="data/tokens.py", says="Held-out rows.")
     chat_template: str | None = setting(
-        None, reads="data/tokens.py", says="Jinja chat template to use instead of the tokenizer's own."
+        None,
+        reads="data/chat.py",
+        says="Jinja chat template, or a file under data.root that holds one, instead of the tokenizer's own.",
     )
     train_on: Literal["completion", "all", "last"] = setting(
         "completion",
@@ -315,7 +317,7 @@ class LoggingSection(Section):
 class Recipe(Section):
     """A whole recipe, validated and frozen. `Recipe.from_yaml` is the way to make one."""
 
-    version: Literal[1] = setting(reads="recipe/loader.py", says="Version of this schema.")
+    version: Literal[1] = setting(reads="recipe/messages.py", says="Version of this schema.")
     extends: str | None = setting(
         None, reads="recipe/loader.py", says="Recipe to start from: sections merge, lists replace."
     )
@@ -334,7 +336,7 @@ class Recipe(Section):
         EvaluationSection(), reads="evaluation/task.py", says="What `dorakit eval` measures."
     )
     merge: MergeSection = setting(MergeSection(), reads="export/merge.py", says="Defaults of `dorakit merge`.")
-    logging: LoggingSection = setting(LoggingSection(), reads="training/metrics.py", says="Trackers.")
+    logging: LoggingSection = setting(LoggingSection(), reads="training/loop.py", says="Trackers.")
 
     _origin: Origin = PrivateAttr()
 
