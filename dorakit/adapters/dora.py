@@ -96,10 +96,10 @@ class _ScaledSum(torch.autograd.Function):
     def forward(ctx: Any, base: Tensor, update: Tensor, gain_O: Tensor, bias_O: Tensor | None) -> Tensor:
         total = base.float() + update.float()
         ctx.save_for_backward(total.to(base.dtype), gain_O)
-        total = total.mul_(gain_O)
+        scaled = total * gain_O
         if bias_O is not None:
-            total = total.add_(bias_O.float())
-        return total.to(base.dtype)
+            scaled = scaled.add_(bias_O.float())
+        return scaled.to(base.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -20,7 +20,7 @@ from dorakit.adapters.attach import adapter_layers, attach_, whole_modules
 from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.lora import LoRALinear
 from dorakit.errors import ModelError
-from dorakit.model.names import has_suffix
+from dorakit.model.names import has_suffix, pattern_value
 from dorakit.model.nf4 import NF4Linear
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -102,7 +102,12 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
         alpha=float(config["lora_alpha"]),
         dropout=float(config.get("lora_dropout", 0.0)),
         rslora=bool(config.get("use_rslora", False)),
-        rank_pattern=config.get("rank_pattern") or {},
+        rank_pattern={
+            # PEFT leaves patterns for modules that its targets then do not reach.
+            pattern: rank
+            for pattern, rank in (config.get("rank_pattern") or {}).items()
+            if any(pattern_value(name, {pattern: 1}, 0) for name in adapted)
+        },
         alpha_pattern=config.get("alpha_pattern") or {},
         modules_to_save=whole,
         **options,

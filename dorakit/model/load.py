@@ -86,7 +86,10 @@ def load_base(
     except (ValueError, KeyError, ImportError, OSError, RuntimeError) as error:
         if "out of memory" in str(error):
             raise
-        raise ModelError(f"{base} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[0]
+        if "attention implementation" in reason:
+            reason = f"its architecture has no {attention} attention\n  set model.attention: eager"
+        raise ModelError(f"{base} cannot be loaded: {reason}") from error
     if absent := sorted(report["missing_keys"]):
         raise ModelError(f"{base}: the files lack {len(absent)} of the model's tensors, the first is {absent[0]}")
     if nf4 is not None:

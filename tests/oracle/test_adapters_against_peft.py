@@ -1,0 +1,95 @@
+"""Our adapter directory gives PEFT the same logits, and PEFT's gives them to us."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from dorakit import attach_, load_adapter, merge_, save_adapter
+from dorakit.adapters.attach import base_only
+from dorakit.errors import ModelError
+from dorakit.model.load import load_base
+
+IDS = torch.arange(24).reshape(2, 12) * 7 % 250 + 3
+
+
+def perturb_(model):
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+
+
+def base(architecture="llama"):
+    return load_base(f"tiny:{architecture}", dtype="float32", attention="eager").model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_ours_in_peft(tmp_path, method, architecture):
+    """Planted bugs that die here: `.weight` after lora_magnitude_vector; rank_pattern not written; rsLoRA not written."""
+    model = base(architecture)
+    before = model(IDS).logits
+    attach_(model, method=method, rank=4, alpha=8, rslora=True, rank_pattern={"q_proj": 2}, target_modules="all-linear")
+    torch.testing.assert_close(model(IDS).logits, before, rtol=0, atol=1e-6)
+    perturb_(model)
+    live = model(IDS).logits
+    save_adapter(model, tmp_path, base_name_or_path="x")
+    theirs = PeftModel.from_pretrained(base(architecture), tmp_path)
+    torch.testing.assert_close(theirs(IDS).logits, live, rtol=1e-4, atol=1e-5)
+    with base_only(model):
+        assert torch.equal(model(IDS).logits, before)
+    merge_(model)
+    torch.testing.assert_close(model(IDS).logits, live, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"], r".*\.0\..*(k|v)_proj"])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_peft_in_ours(tmp_path, use_dora, targets):
+    """Planted bug that dies here: alpha taken as scaling."""
+    model = get_peft_model(
+        base(),
+        LoraConfig(
+            r=4, lora_alpha=12, target_modules=targets, use_dora=use_dora, task_type="CAUSAL_LM",
+            rank_pattern={"q_proj": 8}, alpha_pattern={"q_proj": 20},
+        ),
+    )
+    perturb_(model)
+    model.save_pretrained(tmp_path)
+    ours = base()
+    load_adapter(ours, tmp_path)
+    torch.testing.assert_close(ours(IDS).logits, model.eval()(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"], ids=["untied", "tied"])
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["lm_head"], ["norm"]])
+def test_modules_to_save(tmp_path, architecture, modules):
+    """Planted bug that dies here: an embedding trained apart from the head that is tied to it."""
+    model = base(architecture)
+    is_tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert is_tied == (architecture == "gemma2")
+    attach_(model, method="dora", rank=4, target_modules=["q_proj"], modules_to_save=modules)
+    perturb_(model)
+    live = model(IDS).logits
+    save_adapter(model, tmp_path, base_name_or_path="x")
+    again = base(architecture)
+    load_adapter(again, tmp_path)
+    torch.testing.assert_close(again(IDS).logits, live)
+    theirs = PeftModel.from_pretrained(base(architecture), tmp_path)
+    torch.testing.assert_close(theirs(IDS).logits, live, rtol=1e-4, atol=1e-5)
+    merge_(model)
+    torch.testing.assert_close(model(IDS).logits, live, rtol=1e-4, atol=1e-5)
+    tied_after = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert tied_after == is_tied
+
+
+def test_a_dora_adapter_without_its_magnitude_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = base()
+    attach_(model, method="dora", rank=4)
+    save_adapter(model, tmp_path, base_name_or_path="x")
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: t for name, t in load_file(file).items() if "magnitude" not in name}, file)
+    with pytest.raises(ModelError, match=r"lacks .*lora_magnitude_vector"):
+        load_adapter(base(), tmp_path)
