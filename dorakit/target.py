@@ -213,6 +213,7 @@ def _open_adapter(place: Place, recipe: Recipe | None, *, base_only: bool, base_
     name, revision = adapter_base(place.path, base_model)
     base = _load(name, revision, recipe)
     if not base_only:
+        _fit_vocabulary_(base, place.path)
         load_adapter(base.model, place.path)
     return Target(
         base.model,
@@ -226,6 +227,31 @@ def _open_adapter(place: Place, recipe: Recipe | None, *, base_only: bool, base_
         adapter=None if base_only else place.path,
         notes=base.notes,
     )
+
+
+def _fit_vocabulary_(base: Base, directory: Path) -> None:
+    """Take the tokenizer that was saved with an adapter, and give the embedding as many rows as the adapter's has."""
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoTokenizer
+
+    if (directory / "tokenizer_config.json").is_file():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory)
+        except (ValueError, KeyError, OSError) as error:
+            raise ModelError(f"{directory}: the tokenizer cannot be used: {str(error).splitlines()[0]}") from None
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        base.tokenizer = tokenizer
+    embedding = base.model.get_input_embeddings()
+    name = next(name for name, module in base.model.named_modules() if module is embedding)
+    file, key = directory / "adapter_model.safetensors", f"base_model.model.{name}.weight"
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            rows = tensors.get_slice(key).get_shape()[0] if key in tensors.keys() else len(embedding.weight)
+    except (OSError, SafetensorError):
+        return  # load_adapter says what is wrong with it
+    if rows != len(embedding.weight):
+        base.model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool) -> Target:

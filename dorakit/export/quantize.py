@@ -91,6 +91,8 @@ def quantize(
         opened = open_target(source, recipe=recipe, base_model=base_model)
         for line in opened.notes:
             say(line, quiet=quiet)
+        if opened.adapter is None and any(isinstance(module, NF4Linear) for module in opened.model.modules()):
+            raise ModelError(f"{place.text} is NF4 already: there is nothing to quantize")
         rows, reason = _rows(opened)
         before = _perplexity(opened, rows, quiet=quiet)
         content = _write(opened, staging, quiet=quiet)
@@ -172,8 +174,6 @@ def _perplexity(target: Target, rows: HeldOut | None, *, quiet: bool) -> float |
 def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
     """Write the quantized model into the staging directory; returns quantize.json without its perplexity."""
     model = target.model
-    if target.adapter is None and any(isinstance(module, NF4Linear) for module in model.modules()):
-        raise ModelError(f"{target.name} is NF4 already: there is nothing to quantize")
     form, half = _format(target), _half(target)
     plain = plain_model(model)
     check_space(staging, sum(tensor.shape.numel() for tensor in plain.tensors) * 2)
