@@ -40,7 +40,7 @@ def validate(
         if as_json or quiet:
             continue
         typer.echo(f"ok  {path}  {_summary(recipe)}")
-        for note in recipe.origin.notes:
+        for note in [*recipe.origin.notes, *(f"not here yet: {file}" for file in _absent(recipe))]:
             typer.echo(f"    {note}")
         if explain:
             _print_table(recipe)
@@ -89,6 +89,19 @@ def _summary(recipe: Recipe) -> str:
     return f"{recipe.adapter.mode}{adapter} on {recipe.model.base}, {sources}"
 
 
+def _absent(recipe: Recipe) -> list[str]:
+    """Files that the recipe names and that are not there: no mistake of the recipe, but good to know in time."""
+    from dorakit.recipe.unread import ROW_FILES, is_path
+
+    data = recipe.data
+    named = [source.path for source in data.train] + [data.validation.path, recipe.evaluation.path]
+    rows = [name for name in named if name is not None and Path(name).suffix.lower() in ROW_FILES]
+    files = [] if recipe.origin.is_twin else [Path(data.root, Path(name).expanduser()) for name in rows]
+    if is_path(recipe.model.base):
+        files.append(Path(recipe.model.base))
+    return list(dict.fromkeys(str(file) for file in files if not file.exists()))
+
+
 def _report(path: str, recipe: Recipe, explained: bool) -> dict[str, Any]:
     from dorakit.recipe.loader import explain
 
@@ -98,6 +111,7 @@ def _report(path: str, recipe: Recipe, explained: bool) -> dict[str, Any]:
         "mode": recipe.adapter.mode,
         "base": recipe.model.base,
         "notes": recipe.origin.notes,
+        "absent": _absent(recipe),
     }
     if explained:
         names = ("key", "value", "source", "read_by")

@@ -63,7 +63,9 @@ def _told(error: ValidationError, root: Node, between_fields: bool) -> list[Prob
         node = node_at(root, path)
         problems.append(node.place.problem(*value_message(path, node)))
     if count > len(problems):
-        problems.append(Problem(f"and {count - len(problems)} more problems", root.place.file))
+        last = max(problems, key=lambda problem: (problem.line, problem.column))
+        more = f"and {count - len(problems)} more problems of this kind"
+        problems.append(Problem(more, last.file, last.line, last.column + 1))
     return problems
 
 

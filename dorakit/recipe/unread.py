@@ -16,7 +16,7 @@ from dorakit.recipe.fields import dotted
 from dorakit.recipe.tree import Node, PathKey
 
 _ADAPTER = ("rank", "alpha", "dropout", "target_modules", "rank_pattern", "modules_to_save", "rslora", "magnitude")
-_LOCAL_FILE = (".json", ".jsonl", ".csv", ".parquet", ".txt")
+ROW_FILES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 # Settings that say the same thing in different ways, with the value that says nothing.
 _ALTERNATIVES: tuple[tuple[tuple[PathKey, Any], ...], ...] = (
     ((("optimizer", "warmup_ratio"), 0), (("optimizer", "warmup_steps"), None)),
@@ -63,9 +63,16 @@ def unread_settings(get: Callable[[PathKey], Any]) -> Iterator[Unread]:
     if form not in ("instruction", None):
         yield Unread(("evaluation", "prompt"), ("data", "train", 0, "format"), f"with format {form}")
     metric = get(("evaluation", "metric"))
+    if metric in ("none", None):
+        for key in ("max_new_tokens", "batch_size"):
+            hint = "remove it, or set evaluation.metric"
+            yield Unread(("evaluation", key), ("evaluation", "metric"), "with metric none", hint)
     if metric != "option" and get(("evaluation", "options")):
         yield Unread(
-            ("evaluation", "options"), ("evaluation", "metric"), f"with metric {metric}", "add `metric: option`"
+            ("evaluation", "options"),
+            ("evaluation", "metric"),
+            f"with metric {metric or 'none'}",
+            "add `metric: option`",
         )
 
 
@@ -108,7 +115,9 @@ def _by_mode(mode: Any) -> Iterator[Unread]:
     if mode == "full":
         for key in _ADAPTER:
             yield Unread(("adapter", key), cause, when)
-        yield Unread(("merge",), cause, when)
+        # merge.dtype is also what `dorakit quantize` rounds to first.
+        yield Unread(("merge", "onto"), cause, when)
+        yield Unread(("merge", "max_kl"), cause, when)
     elif mode in ("lora", "qlora"):
         hint = f"remove it, or write `mode: {mode.replace('lora', 'dora')}`"
         yield Unread(("adapter", "magnitude"), cause, when, hint)
@@ -120,7 +129,7 @@ def _by_source(path: PathKey, get: Callable[[PathKey], Any]) -> Iterator[Unread]
     form, file = get((*path, "format")), get((*path, "path"))
     if form not in ("instruction", None):
         yield Unread((*path, "prompt"), (*path, "format"), f"with format {form}")
-    if isinstance(file, str) and file.lower().endswith(_LOCAL_FILE):
+    if isinstance(file, str) and file.lower().endswith(ROW_FILES):
         for key in ("split", "name", "revision"):
             yield Unread((*path, key), (*path, "path"), "with a single file")
 

@@ -36,11 +36,16 @@ def recipes(tmp_path: Path) -> Path:
 def test_good_recipe(recipes: Path) -> None:
     done = dorakit("validate", "good.yaml", "--set", "adapter.mode=lora", cwd=recipes)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "ok  good.yaml  lora rank 16 on tiny:llama, train.jsonl\n"
+    assert done.stdout == (
+        f"ok  good.yaml  lora rank 16 on tiny:llama, train.jsonl\n    not here yet: {recipes}/train.jsonl\n"
+    )
+    (recipes / "train.jsonl").touch()
+    done = dorakit("validate", "good.yaml", cwd=recipes)
+    assert done.stdout == "ok  good.yaml  qdora rank 16 on tiny:llama, train.jsonl\n"
 
 
 def test_all_problems_of_all_recipes(recipes: Path) -> None:
-    done = dorakit("validate", ".", cwd=recipes)
+    done = dorakit("validate", ".", "--twin", cwd=recipes)
     assert done.returncode == 2
     assert done.stdout == "ok  good.yaml  qdora rank 16 on tiny:llama, train.jsonl\n"
     assert [line for line in done.stderr.splitlines() if "error" in line or "problems" in line] == [
@@ -57,6 +62,7 @@ def test_json(recipes: Path) -> None:
     report = json.loads(done.stdout)
     assert report["ok"] is False
     good, bad = report["recipes"]
+    assert good["absent"] == [f"{recipes}/train.jsonl"]
     assert (good["path"], good["ok"], good["mode"], good["base"]) == ("good.yaml", True, "qdora", "tiny:llama")
     values = {value["key"]: value for value in good["values"]}
     assert values["adapter.rank"] == {

@@ -135,6 +135,8 @@ BETWEEN = {
                         "11:7+5: 'data.train.0.split' is not read with a single file [remove it]"),
     "options without their metric": ("version: 1", "version: 1\nevaluation: {metric: exact_match, options: [a]}", "",
                                      "2:35+7: 'evaluation.options' is not read with metric exact_match [add `metric: option`]"),
+    "tokens to generate without a metric": ("version: 1", "version: 1\nevaluation: {max_new_tokens: 8}", "",
+                                            "2:14+14: 'evaluation.max_new_tokens' is not read with metric none [remove it, or set evaluation.metric]"),
     "metric without options": ("version: 1", "version: 1\nevaluation: {metric: option}", "",
                                "2:1+10: evaluation: options and metric: option belong together"),
     "micro-batch above the batch": ("version: 1", "version: 1\ntraining: {batch_size: 4, micro_batch_size: 8}", "",
@@ -236,6 +238,16 @@ def test_all_at_once_as_a_compiler_says_it(tmp_path: Path, monkeypatch: pytest.M
            12 |   learning_rate: "2e-4"
               |                  ^^^^^^ remove the quotes"""
     )
+
+
+def test_one_word_for_a_section(tmp_path: Path) -> None:
+    text = "version: 1\nmodel: owner/name\nadapter: lora\noptimizer: adamw_torch\ndata: {train: [{path: a, format: text}]}\n"
+    expected = "expected a section (lines of key: value), got text"
+    assert errors(tmp_path, text) == [
+        f"2:8+10: model: {expected} 'owner/name' [write model: {{base: owner/name}}]",
+        f"3:10+4: adapter: {expected} 'lora' [write adapter: {{mode: lora}}]",
+        f"4:12+11: optimizer: {expected} 'adamw_torch' [write optimizer: {{name: adamw}}]",
+    ]
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:
