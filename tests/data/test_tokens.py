@@ -62,6 +62,8 @@ def test_weights_repeat_training_rows_and_never_held_out_ones(section, write, by
     assert len(counts) == 32
     assert set(counts.values()) == {2, 3}
     assert encoded.notes == ["a.jsonl: 40 rows, 100 with weight 2.5"]
+    other = encode(section({**INSTRUCTION, "weight": 0.5}), bytes_only, seed=4).fingerprint
+    assert encode(section({**INSTRUCTION, "weight": 0.5}), bytes_only, seed=3).fingerprint != other
 
 
 def test_held_out_rows_depend_on_the_seed_alone(section, write, bytes_only):
