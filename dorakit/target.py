@@ -281,7 +281,7 @@ def _load(name: str, revision: str, recipe: Recipe | None) -> Base:
     from dorakit.model.load import load_base
 
     if recipe is None:
-        return load_base(name, revision=revision)
+        return load_base(name, revision=revision, attention=None)
     return load_base(name, revision=revision, dtype=recipe.model.dtype, attention=recipe.model.attention)
 
 

@@ -101,7 +101,8 @@ def quantize(
         known = opened.recipe
         del opened
         gc.collect()
-        reloaded = load_base(str(staging), dtype="auto" if known is None else known.model.dtype)
+        precision = ("auto", None) if known is None else (known.model.dtype, known.model.attention)
+        reloaded = load_base(str(staging), dtype=precision[0], attention=precision[1])
         if reloaded.notes:
             raise ModelError("the quantized directory does not load back as written: " + "; ".join(reloaded.notes))
         after = None

@@ -43,7 +43,7 @@ def load_base(
     *,
     revision: str = "main",
     dtype: str = "auto",
-    attention: str = "sdpa",
+    attention: str | None = "sdpa",
     nf4: NF4Format | None = None,
 ) -> Base:
     """Load a causal language model, frozen, on this machine's device.
@@ -55,7 +55,7 @@ def load_base(
         base: Hub id, directory, .gguf file, `pkg:<package>/<file>` or `tiny:<architecture>`.
         revision: Branch, tag or commit; hub ids only.
         dtype: auto, bfloat16, float16 or float32.
-        attention: transformers' attn_implementation.
+        attention: transformers' attn_implementation; None for its own choice.
         nf4: How to quantize; None leaves weights as they are.
 
     Raises:

@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from dorakit import attach_
+from dorakit.errors import ModelError
+from dorakit.model.generate import generate_ids, stop_token_ids
+from dorakit.model.load import load_base
+
+PROMPTS = [list(range(5, 5 + length)) for length in (3, 9, 1, 20, 7, 9)]
+
+
+def greedy(model, prompt, count, stops=()):
+    """The definition: no cache, no batch, no padding."""
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in stops:
+            return ids[len(prompt) : -1]
+    return ids[len(prompt) :]
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "gemma2"])
+def tiny(request):
+    base = load_base(f"tiny:{request.param}", dtype="float32", attention=None)
+    base.model.eval()
+    return base
+
+
+def test_batches_of_any_size_answer_as_the_definition(tiny):
+    """Planted bugs caught: pad on the right; no attention mask; answers left in the order of lengths."""
+    expected = [greedy(tiny.model, prompt, 8) for prompt in PROMPTS]
+    for batch_size in (1, 4, 8):
+        found = generate_ids(
+            tiny.model, tiny.tokenizer, PROMPTS, max_new_tokens=8, batch_size=batch_size, stop_ids=[]
+        )
+        assert found == expected
+
+
+def test_an_answer_ends_before_its_stop_token(tiny):
+    """Planted bug caught: the padding after a stop token kept as part of the answer."""
+    free = [greedy(tiny.model, prompt, 8) for prompt in PROMPTS]
+    stop = free[0][3]
+    expected = [greedy(tiny.model, prompt, 8, stops=(stop,)) for prompt in PROMPTS]
+    assert len(expected[0]) <= 3
+    found = generate_ids(tiny.model, tiny.tokenizer, PROMPTS, max_new_tokens=8, batch_size=6, stop_ids=[stop])
+    assert found == expected
+
+
+def test_an_adapter_answers_and_the_models_own_settings_do_not_count():
+    base = load_base("tiny:llama", dtype="float32")
+    attach_(base.model, method="dora", rank=2, dropout=0.5)
+    with torch.no_grad():
+        for parameter in base.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    base.model.eval()
+    expected = [greedy(base.model, prompt, 6) for prompt in PROMPTS]
+    base.model.train()
+    own = base.model.generation_config
+    own.repetition_penalty, own.do_sample, own.temperature = 5.0, True, 9.0
+    seen = []
+    found = generate_ids(
+        base.model, base.tokenizer, PROMPTS, max_new_tokens=6, batch_size=4, stop_ids=[], progress=seen.append
+    )
+    assert found == expected
+    assert seen == [4, 6]
+    assert base.model.training and all(module.training for module in base.model.modules())
+    assert base.model.generation_config is own and own.repetition_penalty == 5.0
+
+
+def test_stop_tokens_come_from_tokenizer_model_and_template():
+    base = load_base("tiny:llama", dtype="float32")
+    end = base.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    start = base.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert stop_token_ids(base.model, base.tokenizer) == {end}
+    base.model.generation_config.eos_token_id = [end, 77]
+    base.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '<|im_start|>' }}{% endfor %}"
+    assert stop_token_ids(base.model, base.tokenizer) == {end, 77, start}
+    base.tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert stop_token_ids(base.model, base.tokenizer) == {end, 77}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"), [([[5], []], "prompt 2 holds no token"), ([[5] * 8190], "8190 tokens and 4 new ones exceed")]
+)
+def test_prompts_that_cannot_be_answered(prompts, message):
+    base = load_base("tiny:llama", dtype="float32")
+    with pytest.raises(ModelError, match=message):
+        generate_ids(base.model, base.tokenizer, prompts, max_new_tokens=4, batch_size=2)
