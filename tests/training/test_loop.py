@@ -1,0 +1,230 @@
+"""The loop: nothing but the recipe moves the result."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dorakit import Run, train
+from dorakit.errors import GateError, Interrupted, RunError
+from dorakit.training import loop
+
+MODES = ["full", "lora", "dora", "qlora", "qdora"]
+OPTIMIZERS = ["adamw", "sgd", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"]
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(next(run.result.glob("*.safetensors")))
+
+
+def same(a: Run, b: Run) -> bool:
+    one, two = weights(a), weights(b)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def stop_after(monkeypatch, step: int) -> None:
+    """Make the loop see a SIGTERM once `step` steps are done."""
+    original = loop.Updater.step
+    count = 0
+
+    def counted(self, rate):
+        nonlocal count
+        original(self, rate)
+        count += 1
+        if count == step:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Updater, "step", counted)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_run_ends_with_the_same_bytes(monkeypatch, make_recipe, mode):
+    """Dropout and an 8-bit optimizer included. Dies if the optimizer's state or the step is not restored."""
+    extra = ["optimizer.name=adamw_8bit", "training.save_every=2", *([] if mode == "full" else ["adapter.dropout=0.2"])]
+    unbroken = train(make_recipe(f"adapter.mode={mode}", *extra, "output_dir=" + str(_place(make_recipe, "a"))), quiet=True)
+    stop_after(monkeypatch, 3)
+    recipe = make_recipe(f"adapter.mode={mode}", *extra, "output_dir=" + str(_place(make_recipe, "b")))
+    with pytest.raises(Interrupted) as stopped:
+        train(recipe, quiet=True)
+    assert stopped.value.exit_code == 143
+    monkeypatch.undo()
+    run = Run.open(_place(make_recipe, "b"))
+    assert run.state == "training" and not run.adapter.exists() and not run.model.exists()
+    with pytest.raises(RunError, match="--resume"):
+        train(recipe, quiet=True)
+    resumed = train(run.recipe, resume=run, quiet=True)
+    assert resumed.state == "finished"
+    assert same(unbroken, resumed)
+    assert _lines(unbroken) == _lines(resumed)
+
+
+def _place(make_recipe, name: str) -> str:
+    from pathlib import Path
+
+    return Path(make_recipe().origin.path).parent / name
+
+
+def _lines(run: Run) -> list[tuple[int, float]]:
+    entries = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    return [(entry["step"], entry["train/loss"]) for entry in entries if "train/loss" in entry]
+
+
+@pytest.mark.parametrize("changed", ["training.eval_every=1", "training.save_every=1", "training.log_every=3",
+                                     'training.sample_prompts=["Say 3: "]'])
+def test_looking_does_not_touch(make_recipe, changed):
+    """Validation, saving, logging and samples change no trained byte. Dies if a draw depends on what came before."""
+    plain = train(make_recipe("adapter.dropout=0.2", f"output_dir={_place(make_recipe, 'a')}"), quiet=True)
+    looked = train(make_recipe("adapter.dropout=0.2", changed, f"output_dir={_place(make_recipe, 'b')}"), quiet=True)
+    assert same(plain, looked)
+
+
+@pytest.mark.parametrize("split", ["training.micro_batch_size=1", "training.micro_batch_size=8", "data.packing=true"])
+def test_the_split_into_micro_batches_does_not_matter(make_recipe, split):
+    """Dies if the loss is a mean of means, or if packed documents see each other."""
+    one = train(make_recipe(f"output_dir={_place(make_recipe, 'a')}"), quiet=True)
+    two = train(make_recipe(split, f"output_dir={_place(make_recipe, 'b')}"), quiet=True)
+    for (_, a), (_, b) in zip(_lines(one), _lines(two), strict=True):
+        assert a == pytest.approx(b, rel=2e-5)
+
+
+def test_gradient_checkpointing_changes_no_byte(make_recipe):
+    """With dropout: dies if the recomputation draws anew."""
+    one = train(make_recipe("adapter.dropout=0.2", f"output_dir={_place(make_recipe, 'a')}"), quiet=True)
+    two = train(
+        make_recipe("adapter.dropout=0.2", "training.gradient_checkpointing=true", f"output_dir={_place(make_recipe, 'b')}"),
+        quiet=True,
+    )
+    assert same(one, two)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns(make_recipe, name):
+    """And says what it uses where nothing can be paged."""
+    rate = {"sgd": "2.0", "lion_8bit": "1e-3"}.get(name, "1e-2")
+    overrides = [f"optimizer.name={name}", f"optimizer.learning_rate={rate}", "training.max_steps=12", "training.epochs=4"]
+    run = train(make_recipe(*overrides), quiet=True)
+    losses = [loss for _, loss in _lines(run)]
+    assert losses[-1] < losses[0] - 0.05
+    notes = run.read("run.json")["notes"]
+    assert any("no CUDA device to page from" in note for note in notes) == name.startswith("paged")
+
+
+@pytest.mark.parametrize("mode", ["qlora", "qdora"])
+def test_base_bytes_never_change(monkeypatch, make_recipe, mode):
+    """Dies if anything writes to the frozen base, evaluation included."""
+    seen = {}
+    original = loop.build_model
+
+    def keep(recipe):
+        base = original(recipe)
+        frozen = {n: t for n, t in [*base.model.named_parameters(), *base.model.named_buffers()] if not t.requires_grad}
+        seen["tensors"], seen["before"] = frozen, {n: t.clone() for n, t in frozen.items()}
+        return base
+
+    monkeypatch.setattr(loop, "build_model", keep)
+    train(make_recipe(f"adapter.mode={mode}", "training.eval_every=2"), quiet=True)
+    assert len(seen["tensors"]) > 20
+    for name, tensor in seen["tensors"].items():
+        assert torch.equal(tensor, seen["before"][name]), name
+
+
+def test_keep_best(make_recipe):
+    """Ends with the weights of the lowest validation loss. Dies if the last step's are written."""
+    # A rate that first helps and then ruins.
+    ruinous = ["training.keep_best=true", "training.eval_every=1", "optimizer.schedule=constant", "optimizer.learning_rate=0.5"]
+    run = train(make_recipe(*ruinous, f"output_dir={_place(make_recipe, 'a')}"), quiet=True)
+    entries = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    losses = {e["step"]: e["validation/loss"] for e in entries if "validation/loss" in e}
+    best = min(losses, key=losses.get)
+    facts = run.read("run.json")
+    assert facts["best_step"] == best < 6
+    short = train(make_recipe(*ruinous, f"training.max_steps={best}", f"output_dir={_place(make_recipe, 'b')}",
+                              "optimizer.warmup_steps=1"), quiet=True)
+    assert same(run, short)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(monkeypatch, make_recipe):
+    """Dies if the optimizer steps first: the message promises that it did not."""
+    steps = []
+    original = loop.Updater.step
+    monkeypatch.setattr(loop.Updater, "step", lambda self, rate: (steps.append(rate), original(self, rate)))
+    forward = loop.SupervisedLoss.forward
+    monkeypatch.setattr(
+        loop.SupervisedLoss, "forward",
+        lambda self, *batch: forward(self, *batch) * (float("nan") if len(steps) == 2 else 1.0),
+    )
+    with pytest.raises(GateError, match=r"step 3: the loss is not finite.*no step was taken\.\n  rows: rows\.jsonl:") as error:
+        train(make_recipe(), quiet=True)
+    assert error.value.exit_code == 5
+    assert len(steps) == 2
+
+
+def test_a_magnitude_that_never_moved_is_an_error(monkeypatch, make_recipe):
+    """A DoRA that trained as LoRA must not be saved as DoRA."""
+    original = loop.build_model
+
+    def frozen(recipe):
+        base = original(recipe)
+        for name, parameter in base.model.named_parameters():
+            if name.endswith("lora_magnitude_vector"):
+                parameter.requires_grad_(False)
+        return base
+
+    monkeypatch.setattr(loop, "build_model", frozen)
+    with pytest.raises(GateError, match="never moved"):
+        train(make_recipe(), quiet=True)
+
+
+def test_changed_data_is_refused_on_resume(monkeypatch, make_recipe):
+    """Dies if a resume reads rows that the checkpoint never saw."""
+    stop_after(monkeypatch, 2)
+    recipe = make_recipe()
+    with pytest.raises(Interrupted):
+        train(recipe, quiet=True)
+    monkeypatch.undo()
+    rows = _place(make_recipe, "rows.jsonl")
+    rows.write_text(rows.read_text().replace("Third.", "Fourth."))
+    run = Run.open(recipe.output_dir.replace("{name}", "small"))
+    with pytest.raises(RunError, match="the data changed since step 2"):
+        train(run.recipe, resume=run, quiet=True)
+
+
+def test_a_damaged_checkpoint_is_passed_over(monkeypatch, make_recipe):
+    """The one before it serves. Dies if a file is parsed before its sha256 is checked."""
+    unbroken = train(make_recipe("training.save_every=2", f"output_dir={_place(make_recipe, 'a')}"), quiet=True)
+    stop_after(monkeypatch, 3)
+    recipe = make_recipe("training.save_every=2", f"output_dir={_place(make_recipe, 'b')}")
+    with pytest.raises(Interrupted):
+        train(recipe, quiet=True)
+    monkeypatch.undo()
+    run = Run.open(_place(make_recipe, "b"))
+    newest = sorted(run.checkpoints.iterdir())[-1]
+    file = newest / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    resumed = train(run.recipe, resume=run, quiet=True)
+    assert same(unbroken, resumed)
+    assert any("sha256" in note for note in run.read("run.json")["notes"])
+    assert not [p for p in run.checkpoints.iterdir() if p.name.startswith(".")]
+
+
+def test_nothing_is_left_of_a_run_that_never_began(make_recipe):
+    """A target that matches nothing is found before the run directory is made."""
+    from dorakit.errors import ModelError
+
+    with pytest.raises(ModelError, match="did you mean q_proj"):
+        train(make_recipe("adapter.target_modules=[q_prj]"), quiet=True)
+    assert not _place(make_recipe, "runs").exists()
+
+
+def test_finished_runs_are_kept(make_recipe):
+    """The second run of a recipe gets a name of its own."""
+    first, second = train(make_recipe(), quiet=True), train(make_recipe(), quiet=True)
+    assert (first.name, second.name) == ("small", "small-2")
+    assert (first.path.parent / "latest").resolve() == second.path.resolve()
+    assert same(first, second)

@@ -1,0 +1,104 @@
+"""Flat groups change nothing but the number of kernels; the learning rate is a pure function of the step."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
+from dorakit.training.optim import Updater, learning_rate
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 50, bias=False))
+
+
+def test_flat_adamw_is_adamw():
+    """Dies if a gradient or a parameter is not a view of the flat buffer, or decay falls on vectors."""
+    flat, plain = model(), model()
+    settings = OptimizerSection(name="adamw", learning_rate=1e-2, weight_decay=0.1)
+    updater = Updater(flat, settings, MagnitudeSection())
+    matrices = [p for p in plain.parameters() if p.dim() > 1]
+    vectors = [p for p in plain.parameters() if p.dim() < 2]
+    reference = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=1e-2
+    )
+    for step in range(5):
+        x = torch.randn(7, 40, generator=torch.Generator().manual_seed(step))
+        updater.zero_grad()
+        reference.zero_grad()
+        flat(x).square().sum().backward()
+        plain(x).square().sum().backward()
+        norm = updater.clip(1.0)
+        expected = torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        assert norm == pytest.approx(float(expected), rel=1e-5)
+        updater.step(1e-2)
+        reference.step()
+    for a, b in zip(flat.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_versions_move_with_every_step():
+    """DoRA's cached norm hangs on them. Dies if step() does not raise the counters."""
+    net = model()
+    updater = Updater(net, OptimizerSection(name="adamw_8bit", learning_rate=1e-2), MagnitudeSection())
+    before = [p._version for p in net.parameters()]
+    net(torch.randn(3, 40)).sum().backward()
+    updater.step(1e-2)
+    assert all(p._version > v for p, v in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adamw_8bit", "paged_adamw_32bit", "lion_8bit"])
+def test_state_round_trip(name):
+    """Dies if a number (bitsandbytes' step) or a tensor of the state is lost."""
+    def run(net: nn.Module, updater: Updater, steps: range) -> None:
+        for step in steps:
+            x = torch.randn(7, 40, generator=torch.Generator().manual_seed(step))
+            updater.zero_grad()
+            net(x).square().sum().backward()
+            updater.step(1e-3)
+
+    settings = OptimizerSection(name=name, learning_rate=1e-3)
+    one = model()
+    whole = Updater(one, settings, MagnitudeSection())
+    run(one, whole, range(3))
+    tensors, numbers = whole.state()
+    tensors = {key: value.clone() for key, value in tensors.items()}
+    two = copy.deepcopy(model())
+    two.load_state_dict(one.state_dict())
+    again = Updater(two, settings, MagnitudeSection())
+    again.restore(tensors, numbers)
+    run(one, whole, range(3, 6))
+    run(two, again, range(3, 6))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_schedules():
+    """Warmup reaches the peak, cosine and linear end near 0, constant stays."""
+    def rates(schedule: str, **more) -> list[float]:
+        settings = OptimizerSection(name="adamw", learning_rate=2.0, schedule=schedule, **more)
+        return [learning_rate(step, 10, settings) for step in range(10)]
+
+    assert rates("constant") == [2.0] * 10
+    assert rates("linear", warmup_steps=2) == pytest.approx([1.0, 2.0, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25])
+    cosine = rates("cosine", warmup_ratio=0.2)
+    assert cosine[:3] == [1.0, 2.0, 2.0]
+    assert cosine[6] == pytest.approx(1 + math.cos(math.pi / 2))
+    assert cosine[9] == pytest.approx(1 + math.cos(math.pi * 7 / 8))
+
+
+def test_magnitudes_have_their_own_rate_and_no_decay():
+    """Dies if the magnitude vector sits in the group of the matrices."""
+    net = model()
+    net.register_parameter("lora_magnitude_vector", nn.Parameter(torch.full((4,), 3.0)))
+    settings = OptimizerSection(name="sgd", learning_rate=1.0, weight_decay=0.5)
+    updater = Updater(net, settings, MagnitudeSection(learning_rate_ratio=0.25))
+    before = net[0].weight.detach().clone()
+    net.lora_magnitude_vector.grad.fill_(1.0)
+    updater.step(1.0)
+    torch.testing.assert_close(net.lora_magnitude_vector.detach(), torch.full((4,), 2.75))
+    torch.testing.assert_close(net[0].weight.detach(), before * 0.5)
