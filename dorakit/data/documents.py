@@ -50,7 +50,7 @@ class Tally:
 
     `over` were longer than max_seq_len, of which `bare` had no supervised token left after the cut; `unsupervised` had
     none to begin with; `open_ended` conversations got a stop token that their template does not write, and `endless`
-    turns before the last did not.
+    turns before the last did not. `conversations` counts the rows that went through the chat template.
     """
 
     over: list[str] = field(default_factory=list)
@@ -58,6 +58,7 @@ class Tally:
     unsupervised: list[str] = field(default_factory=list)
     open_ended: int = 0
     endless: int = 0
+    conversations: int = 0
 
     def notes(self, num_rows: int, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Lines to print and record."""
@@ -76,6 +77,8 @@ class Tally:
                 f"the chat template ends {self.open_ended} conversations without a stop token: "
                 f"{tokenizer.eos_token} was appended and is trained"
             )
+        if self.conversations and "strftime_now" in str(tokenizer.chat_template):
+            notes.append("the chat template writes today's date: the same rows give other tokens on another day")
         if self.endless:
             notes.append(
                 f"the chat template ends {self.endless} turns of the assistant before the last without a stop token, "
@@ -144,6 +147,7 @@ def _encode_conversations(
 ) -> list[tuple[Ids, Mask]]:
     rendered = [renderer.document(conversation) for conversation in conversations]
     pairs = encoder.marked([one.text for one in rendered], [one.spans for one in rendered])
+    tally.conversations += len(rendered)
     for index, one in enumerate(rendered):
         tally.endless += one.num_endless
         if one.is_open:

@@ -154,6 +154,20 @@ def test_rows_without_an_answer_are_counted(section, write, bytes_only):
     assert encoded.notes[1:] == ["1 of 2 documents have no supervised token: dropped (a.jsonl:2)"]
 
 
+def test_what_a_template_lacks_is_said(section, write):
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]
+    write("a.jsonl", [{"messages": turns}])
+    template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    encoded = encode(section({"path": "a.jsonl", "format": "chat"}), byte_bpe(template=template), seed=0)
+    assert [note.split(":")[0] for note in encoded.notes[1:]] == [
+        "the chat template ends 1 conversations without a stop token",
+        "the chat template writes today's date",
+        "the chat template ends 1 turns of the assistant before the last without a stop token, so they do not teach it "
+        "to stop; train_on",
+    ]
+
+
 def test_the_fingerprint_sees_ids_and_masks(section, write, bytes_only):
     write("a.jsonl", ADD)
 
