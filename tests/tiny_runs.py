@@ -12,7 +12,7 @@ _RECIPE = """\
 version: 1
 output_dir: {output}
 model: {{base: "{base}", dtype: float32}}
-adapter: {{mode: {mode}, rank: 4, alpha: 16}}
+adapter: {{mode: {mode}{adapter}}}
 data:
   root: {root}
   train: [{{path: train.jsonl, format: completion}}]
@@ -40,7 +40,8 @@ def tiny_recipe(directory: Path, mode: str, overrides: tuple[str, ...] = (), *, 
     write_rows(directory / "train.jsonl", 24)
     write_rows(directory / "test.jsonl", 7, start=40)
     file = directory / f"{mode}.yaml"
-    text = _RECIPE.format(output=directory / f"run-{mode}", base=base, mode=mode, root=directory)
+    adapter = "" if mode == "full" else ", rank: 4, alpha: 16"
+    text = _RECIPE.format(output=directory / f"run-{mode}", base=base, mode=mode, root=directory, adapter=adapter)
     file.write_text(text, encoding="utf-8")
     return Recipe.from_yaml(str(file), list(overrides))
 

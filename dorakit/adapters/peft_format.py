@@ -187,7 +187,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     strange = [name for name in tensors if not name.startswith(_PREFIX)]
     if strange:
         raise ModelError(f"{path / WEIGHTS}: {strange[0]!r} is not a name that PEFT writes (it would begin {_PREFIX!r})")
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    # An embedding that grew is written once more by PEFT as it is held in memory: the original and the trained copy.
+    twice = (".original_module.", ".modules_to_save.")
+    return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in twice)}
 
 
 def _is_part_of(key: str, name: str, modules: dict[str, nn.Module]) -> bool:

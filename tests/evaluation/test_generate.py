@@ -31,9 +31,7 @@ def test_batches_of_any_size_answer_as_the_definition(tiny):
     """Planted bugs caught: pad on the right; no attention mask; answers left in the order of lengths."""
     expected = [greedy(tiny.model, prompt, 8) for prompt in PROMPTS]
     for batch_size in (1, 4, 8):
-        found = generate_ids(
-            tiny.model, tiny.tokenizer, PROMPTS, max_new_tokens=8, batch_size=batch_size, stop_ids=[]
-        )
+        found = generate_ids(tiny.model, tiny.tokenizer, PROMPTS, max_new_tokens=8, batch_size=batch_size, stop_ids=[])
         assert found == expected
 
 
@@ -82,7 +80,8 @@ def test_stop_tokens_come_from_tokenizer_model_and_template():
 
 
 @pytest.mark.parametrize(
-    ("prompts", "message"), [([[5], []], "prompt 2 holds no token"), ([[5] * 8190], "8190 tokens and 4 new ones exceed")]
+    ("prompts", "message"),
+    [([[5], []], "prompt 2 holds no token"), ([[5] * 8190], "8190 tokens and 4 new ones exceed")],
 )
 def test_prompts_that_cannot_be_answered(prompts, message):
     base = load_base("tiny:llama", dtype="float32")

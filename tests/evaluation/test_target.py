@@ -1,0 +1,125 @@
+import json
+import shutil
+
+import peft
+import pytest
+import torch
+from tiny_runs import IDS, tiny_recipe
+
+from dorakit import Run
+from dorakit.errors import ModelError, RunError, UsageError
+from dorakit.model.load import load_base
+from dorakit.target import adapter_base, find_target, open_target, run_around
+
+
+def logits(target):
+    with torch.no_grad():
+        return target.model(IDS).logits
+
+
+def test_a_run_by_any_of_its_names(trained):
+    run = trained("lora")
+    link = run.path.parent / "latest"
+    assert link.is_symlink()
+    expected = logits(open_target(str(run.path)))
+    for text in (str(link), str(run.adapter)):
+        target = open_target(text)
+        assert (target.kind, target.variant) == ("run", "adapter")
+        assert torch.equal(logits(target), expected)
+        assert not target.model.training
+
+
+def test_adapter_directory_elsewhere_and_its_base(trained, tmp_path):
+    run = trained("dora")
+    copy = shutil.copytree(run.adapter, tmp_path / "mine")
+    target = open_target(str(copy), recipe=run.recipe)
+    assert (target.kind, target.name, target.base) == ("adapter", "mine", "tiny:llama")
+    torch.testing.assert_close(logits(target), logits(open_target(str(run.path))))
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    with pytest.raises(ModelError, match="names no base"):
+        open_target(str(copy))
+    again = open_target(str(copy), recipe=run.recipe, base_model="tiny:llama")
+    torch.testing.assert_close(logits(again), logits(target))
+    (copy / "adapter_config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be used"):
+        adapter_base(copy)
+
+
+def test_an_adapter_that_brings_new_tokens(trained, tmp_path):
+    """PEFT saves a grown embedding with the adapter. Planted bug caught: the base keeps its own number of rows."""
+    base = load_base("tiny:llama", dtype="float32")
+    base.tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"]}, replace_extra_special_tokens=False)
+    base.model.resize_token_embeddings(len(base.tokenizer) + 4, mean_resizing=False)
+    model = peft.get_peft_model(
+        base.model,
+        peft.LoraConfig(
+            r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], task_type="CAUSAL_LM"
+        ),
+    )
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    recipe = tiny_recipe(tmp_path / "recipe", "lora")  # for its dtype
+    target = open_target(str(tmp_path), base_model="tiny:llama", recipe=recipe)
+    assert target.tokenizer.convert_tokens_to_ids("<|new|>") == len(base.tokenizer) - 1
+    ids = torch.cat([IDS, torch.full((2, 1), len(base.tokenizer) - 1)], dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(target.model(ids).logits, model.eval()(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_directories_that_are_nothing(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ModelError, match=r"not a run \(run.json\).*it holds notes.txt"):
+        find_target(str(tmp_path))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ModelError, match="it holds nothing"):
+        find_target(str(empty))
+
+
+def test_places_that_are_not_there(trained):
+    run = trained("lora")
+    with pytest.raises(RunError, match=r"dorakit merge .*run-lora` makes it"):
+        find_target(str(run.merged))
+    with pytest.raises(RunError, match=r"no such run: .*run-lroa\n .* holds run-lora"):
+        find_target(str(run.path.parent / "run-lroa"))
+    checkpoint = next(run.checkpoints.iterdir())
+    with pytest.raises(RunError, match="is a checkpoint"):
+        find_target(str(checkpoint))
+    assert run_around("no/such/place") is None
+    assert find_target("tiny:llama").kind == "model"
+    assert find_target("some-org/some-model").path is None
+
+
+def test_a_run_that_has_not_finished(tmp_path):
+    run = Run.create(tiny_recipe(tmp_path, "lora"))
+    with pytest.raises(RunError, match=r"no result yet.*\n.*--resume"):
+        open_target(str(run.path))
+
+
+def test_a_base_that_changed_since_training(run_of):
+    """Planted bug caught: an adapter put on whatever stands where its base was."""
+    run = run_of("lora")
+    content = run.read("run.json")
+    files = content["base"]["files"]
+    run.update(base={**content["base"], "files": {**files, "model.safetensors": "0" * 64}})
+    with pytest.raises(RunError, match=r"changed since training: model\.safetensors"):
+        open_target(str(run.path))
+
+
+def test_the_base_of_a_run_is_its_own_whatever_recipe_names_the_rows(trained, tmp_path):
+    run = trained("lora")
+    other = tiny_recipe(tmp_path, "lora", base="tiny:qwen2")
+    target = open_target(str(run.path), recipe=other)
+    assert target.base == "tiny:llama" and target.recipe is other
+    assert torch.equal(logits(target), logits(open_target(str(run.path))))
+
+
+def test_base_only_of_a_whole_model():
+    with pytest.raises(UsageError, match="no adapter to switch off"):
+        open_target("tiny:llama", base_only=True)
