@@ -15,7 +15,7 @@ NAMES = [str(path.relative_to(ROOT / "recipes")) for path in RECIPES]
 SMOKE = sorted((ROOT / "recipes" / "smoke").glob("*.yaml"))
 
 # What the papers and their published scripts state, by dotted key.
-#   DoRA: arXiv:2402.09353 table 8 and the authors' finetune.py (LLM-Adapters' trainer): AdamW without decay, linear decay
+#   DoRA: arXiv:2402.09353 table 8 and the authors' finetune.py (LLM-Adapters' trainer): AdamW, linear decay
 #   after 100 warmup steps, loss on the prompt too, 120 validation rows, best checkpoint kept.
 DORA = {
     "adapter.mode": "dora",
@@ -54,7 +54,7 @@ PAPERS = {
         "optimizer.learning_rate": 1e-4,
         "quantization.double_quant": True,
     },
-    # Answer.AI's fsdp_qlora, train type bnb_dora: s = 1, AdamW (0.9, 0.95), eps 1e-5, decay on all parameters, no clipping.
+    # Answer.AI's fsdp_qlora, train type bnb_dora: s = 1, AdamW (0.9, 0.95), eps 1e-5, decay everywhere, no clipping.
     "llama3-orca-math-qdora.yaml": {
         "model.base": "meta-llama/Meta-Llama-3-8B",
         "model.dtype": "bfloat16",
