@@ -110,6 +110,7 @@ def open_target(
     base_only: bool = False,
     onto: Literal["trained", "original"] = "trained",
     base_model: str | None = None,
+    as_stored: bool = False,
 ) -> Target:
     """Load what the text names, in eval mode; an adapter is attached live.
 
@@ -120,6 +121,8 @@ def open_target(
         base_only: Load the base without the adapter; for a run in mode full, the base that it started from.
         onto: Attach the adapter to the base that it was trained on, or to the unquantized weights.
         base_model: Base of an adapter directory, instead of the one that it names.
+        as_stored: Load what belongs to no run in the dtype of its files, instead of the one that this machine computes
+            in.
 
     Raises:
         ModelError: It cannot be loaded.
@@ -136,9 +139,9 @@ def open_target(
         target = _open_run(place.run, _as_trained(place.run, recipe), base_only=base_only, onto=onto)
         target.recipe = recipe
     elif place.kind == "adapter":
-        target = _open_adapter(place, recipe, base_only=base_only, base_model=base_model)
+        target = _open_adapter(place, recipe, base_only=base_only, base_model=base_model, as_stored=as_stored)
     else:
-        target = _open_model(place, recipe, base_only=base_only)
+        target = _open_model(place, recipe, base_only=base_only, as_stored=as_stored)
     target.model.eval()
     target.model.requires_grad_(False)
     return target
@@ -206,12 +209,14 @@ def _open_run(run: Run, recipe: Recipe, *, base_only: bool, onto: Literal["train
     )
 
 
-def _open_adapter(place: Place, recipe: Recipe | None, *, base_only: bool, base_model: str | None) -> Target:
+def _open_adapter(
+    place: Place, recipe: Recipe | None, *, base_only: bool, base_model: str | None, as_stored: bool
+) -> Target:
     from dorakit.adapters.peft_format import load_adapter
 
     assert place.path is not None
     name, revision = adapter_base(place.path, base_model)
-    base = _load(name, revision, recipe)
+    base = _load(name, revision, recipe, as_stored=as_stored)
     if not base_only:
         _fit_vocabulary_(base, place.path)
         load_adapter(base.model, place.path)
@@ -254,11 +259,11 @@ def _fit_vocabulary_(base: Base, directory: Path) -> None:
         base.model.resize_token_embeddings(rows, mean_resizing=False)
 
 
-def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool) -> Target:
+def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool, as_stored: bool) -> Target:
     if base_only:
         hint = f"\n  the base of its run: {place.run.path} --base" if place.run else ""
         raise UsageError(f"--base: {place.text} is a whole model, with no adapter to switch off{hint}")
-    base = _load(place.text, "main", recipe)
+    base = _load(place.text, "main", recipe, as_stored=as_stored)
     variant = "model"
     if place.path is not None and place.run is not None:
         own = {place.run.merged.resolve(): "merged", place.run.quantized.resolve(): "quantized"}
@@ -276,13 +281,23 @@ def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool) -> Targ
     )
 
 
-def _load(name: str, revision: str, recipe: Recipe | None) -> Base:
+def _load(name: str, revision: str, recipe: Recipe | None, *, as_stored: bool = False) -> Base:
     """Load a base in the precision of the recipe, where there is one."""
     from dorakit.model.load import load_base
 
     if recipe is None:
-        return load_base(name, revision=revision, attention=None)
+        dtype = _stored_dtype(name, revision) if as_stored else "auto"
+        return load_base(name, revision=revision, dtype=dtype, attention=None)
     return load_base(name, revision=revision, dtype=recipe.model.dtype, attention=recipe.model.attention)
+
+
+def _stored_dtype(name: str, revision: str) -> str:
+    """The dtype that config.json states; auto where it states none that weights are computed in."""
+    from dorakit.model.source import resolve
+
+    config = json.loads((resolve(name, revision=revision).directory / "config.json").read_text(encoding="utf-8"))
+    stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    return stated if stated in ("bfloat16", "float16", "float32") else "auto"
 
 
 def _runs_in(directory: Path) -> list[str]:

@@ -62,7 +62,7 @@ class _Plan:
 
     def open(self, onto: Literal["trained", "original"]) -> Target:
         """Load the adapter, live on the base asked for."""
-        target = open_target(self.place.text, recipe=self.recipe, onto=onto, base_model=self.base_model)
+        target = open_target(self.place.text, recipe=self.recipe, onto=onto, base_model=self.base_model, as_stored=True)
         for line in target.notes:
             self.say(line)
         return target

@@ -88,7 +88,7 @@ def quantize(
     check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
     with locked(place.run, directory), whole_directory(directory) as staging:
         source, origin = _source(place, quiet=quiet)
-        opened = open_target(source, recipe=recipe, base_model=base_model)
+        opened = open_target(source, recipe=recipe, base_model=base_model, as_stored=True)
         for line in opened.notes:
             say(line, quiet=quiet)
         if opened.adapter is None and any(isinstance(module, NF4Linear) for module in opened.model.modules()):
