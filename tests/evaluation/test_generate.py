@@ -6,7 +6,9 @@ from dorakit.errors import ModelError
 from dorakit.model.generate import generate_ids, stop_token_ids
 from dorakit.model.load import load_base
 
+# The fifth holds the padding token as text, which a guessed mask would hide.
 PROMPTS = [list(range(5, 5 + length)) for length in (3, 9, 1, 20, 7, 9)]
+PROMPTS[4][2:5] = [0, 0, 0]
 
 
 def greedy(model, prompt, count, stops=()):

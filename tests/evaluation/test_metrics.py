@@ -83,7 +83,10 @@ def test_option_takes_the_first_hit_as_a_whole_word():
     assert judged("answer2", "answer2, not answer1", metric="option", options=options).correct
     assert judged("answer10", "the correct answer is answer10", metric="option", options=options).parsed == "answer10"
     letters = ["A", "B"]
-    assert judged("B", "Answer: B", metric="option", options=letters).parsed == "B"
+    for text in ("Answer: B", "as NASA: B"):
+        assert judged("B", text, metric="option", options=letters).parsed == "B"
+    phrases = ["yes", "yes, but"]
+    assert judged("yes, but", "yes, but not now", metric="option", options=phrases).parsed == "yes, but"
     assert judged("answer1", "ANSWER1", metric="option", options=options).parsed is None
 
 

@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import tiny_recipe, write_rows
+from tiny_runs import tiny_recipe, tiny_run, write_rows
 
-from dorakit import Recipe, evaluate, merge, quantize
+from dorakit import Recipe, evaluate, load_adapter, merge, quantize
 from dorakit.errors import DataError, GateError, UsageError
+from dorakit.evaluation.generation import answer_prompts
 from dorakit.evaluation.perplexity import token_loss
 from dorakit.evaluation.rows import file_rows
 from dorakit.evaluation.task import check_gates, rows_to_measure
@@ -38,8 +39,9 @@ def test_loss_is_transformers_loss_per_token(trained):
     """Planted bugs caught: a mean of the rows' means; the prompt's tokens counted; the adapter not attached."""
     run = trained("dora")
     result = evaluate(run, quiet=True, output=run.path.parent / "out" / "loss.json")
-    live = open_target(str(run.path))
-    loss, tokens = loss_by_transformers(live.model, live.tokenizer, held_out_rows(run))
+    live = load_base("tiny:llama", dtype="float32")
+    load_adapter(live.model, run.adapter)
+    loss, tokens = loss_by_transformers(live.model.eval(), live.tokenizer, held_out_rows(run))
     assert result["tokens"] == tokens
     assert result["loss"] == pytest.approx(loss, rel=1e-5)
     assert result["perplexity"] == pytest.approx(2.718281828 ** result["loss"], rel=1e-6)
@@ -99,16 +101,19 @@ def test_merged_and_quantized_directories_are_measured_with_their_runs_rows(run_
         evaluate(run.merged, base=True, quiet=True)
 
 
-def test_accuracy_counts_the_answers_that_are_right(run_of):
+def test_accuracy_counts_the_answers_that_are_right(tmp_path):
     """Planted bugs caught: predictions in another order than their rows; the prompt left in the generated text."""
-    run = run_of("lora")
+    run = tiny_run(tmp_path, "lora", ("optimizer.learning_rate=1e-6",))  # still varied in its answers
     first = evaluate(run, quiet=True)
     predictions = [json.loads(line) for line in (run.eval / "adapter-test.jsonl").read_text().splitlines()]
     rows = held_out_rows(run)
     assert [p["prompt"] for p in predictions] == [prompt for prompt, _ in rows]
     right = [p["generated"].strip() == completion.strip() for p, (_, completion) in zip(predictions, rows, strict=True)]
     assert first["accuracy"] == sum(right) / 7
-    # Ask again with the answers that it gave: all are right, but for rows whose answer is empty.
+    assert len({p["generated"] for p in predictions}) > 3
+    alone = answer_prompts(str(run.path), [rows[1][0]], max_new_tokens=6)
+    assert predictions[1]["generated"] == alone[0]["text"]
+    # Ask again with the answers that it gave, but for one.
     file = run.path / "again.jsonl"
     wanted = [p["generated"] if i else "never" for i, p in enumerate(predictions)]
     file.write_text(

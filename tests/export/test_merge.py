@@ -8,11 +8,12 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import IDS, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dorakit import Run, merge
+from dorakit import Run, load_adapter, merge
 from dorakit.adapters.attach import adapter_layers
 from dorakit.errors import GateError, RunError, UsageError
 from dorakit.export.receipt import adapter_sha256, compare_logits, sample_rows, store_logits
 from dorakit.model.load import load_base
+from dorakit.model.nf4 import NF4Format
 from dorakit.target import open_target
 
 
@@ -35,8 +36,10 @@ def receipt(directory):
 def test_transformers_gives_the_live_adapters_logits(run_of, mode):
     """Planted bugs caught: the scaling left out; DoRA merged as LoRA; NF4 adapters merged onto the original weights."""
     run = run_of(mode)
-    live = logits(open_target(str(run.path)).model)
-    base = logits(open_target(str(run.path), base_only=True).model)
+    model = load_base("tiny:llama", dtype="float32", nf4=NF4Format() if mode.startswith("q") else None).model
+    base = logits(model)
+    load_adapter(model, run.adapter)
+    live = logits(model)
     assert (live - base).abs().max() > 0.1
     directory = merge(run, quiet=True)
     assert directory == run.merged
