@@ -153,18 +153,17 @@ def adapter_base(directory: Path, base_model: str | None = None) -> tuple[str, s
     Raises:
         ModelError: adapter_config.json cannot be read or names none.
     """
-    file = directory / "adapter_config.json"
-    try:
-        stated = json.loads(file.read_text(encoding="utf-8"))
-        base, revision = stated["base_model_name_or_path"], stated.get("revision")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if base_model is not None and isinstance(error, KeyError):
-            return base_model, "main"
-        raise ModelError(f"{file} cannot be used: {type(error).__name__}: {error}") from None
+    from dorakit.adapters.peft_format import read_config
+
+    stated = read_config(directory)
     if base_model is not None:
         return base_model, "main"
+    base, revision = stated.get("base_model_name_or_path"), stated.get("revision")
     if not isinstance(base, str) or not base:
-        raise ModelError(f"{file} names no base (base_model_name_or_path is {base!r})\n  name one with --base-model")
+        raise ModelError(
+            f"{directory / 'adapter_config.json'} names no base (base_model_name_or_path is {base!r})\n"
+            "  name one with --base-model"
+        )
     return base, revision if isinstance(revision, str) and revision else "main"
 
 
