@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from transformers import PreTrainedTokenizerBase
+
 from dorakit.adapters.attach import attach_
 from dorakit.errors import ModelError
-from dorakit.model.load import Base, load_base, load_tokenizer, pick_dtype
+from dorakit.model.load import Base, load_base, load_tokenizer
 from dorakit.model.nf4 import NF4Format
 from dorakit.recipe.schema import Recipe
 
@@ -24,7 +26,7 @@ def build_base(recipe: Recipe, *, original: bool = False) -> Base:
     return base
 
 
-def build_tokenizer(recipe: Recipe) -> object:
+def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The recipe's tokenizer, added tokens included, without its model."""
     tokenizer = load_tokenizer(recipe.model.base, revision=recipe.model.revision)
     tokenizer.add_special_tokens({"additional_special_tokens": recipe.model.added_tokens}, replace_extra_special_tokens=False)
@@ -66,11 +68,6 @@ def build_model(recipe: Recipe) -> Base:
         **recipe.method_options,
     )
     return base
-
-
-def compute_dtype_name(recipe: Recipe) -> str:
-    """The dtype that products are computed in, as it is written in recipes."""
-    return str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
 
 
 def _add_tokens_(base: Base, tokens: list[str]) -> None:

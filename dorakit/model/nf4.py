@@ -176,15 +176,18 @@ def _dequantize(
         absmax = bnb.dequantize_blockwise(
             absmax, absmax=nested_absmax, code=nested_code, blocksize=_NESTED_BLOCK_SIZE
         ).add_(offset)
+    # bitsandbytes 0.50.2 on a CPU takes each row for whole blocks, which gives wrong weights where in_features is not a
+    # multiple of the block size; as one long row every block is where it belongs.
+    rows = layer.out_features if layer.in_features % layer.block_size == 0 else 1
     state = bnb.QuantState(
         absmax=absmax,
-        shape=torch.Size((layer.out_features, layer.in_features)),
+        shape=torch.Size((rows, layer.out_features * layer.in_features // rows)),
         dtype=dtype,
         blocksize=layer.block_size,
         quant_type="nf4",
     )
     dense: Tensor = bnb.dequantize_4bit(packed.reshape(-1, 1), state)
-    return dense
+    return dense.reshape(layer.out_features, layer.in_features)
 
 
 class _NF4Product(torch.autograd.Function):
