@@ -70,8 +70,9 @@ def find_target(text: str) -> Place:
         if "/" in text and (run := run_around(text)) is not None:
             hint = f"\n  `dorakit {_MAKERS[path.name]} {run.path}` makes it" if path.name in _MAKERS else ""
             raise RunError(f"no such directory: {text}{hint}")
-        if "/" in text and path.parent.is_dir() and (runs := _runs_in(path.parent)):
-            raise RunError(f"no such run: {text}\n  {path.parent} holds {', '.join(runs[:8])}")
+        beside = sorted(file.parent.name for file in path.parent.glob("*/run.json") if not file.parent.is_symlink())
+        if "/" in text and beside:
+            raise RunError(f"no such run: {text}\n  {path.parent} holds {', '.join(beside[:8])}")
         return Place(text, "model", None, None)
     if (path / "run.json").is_file():
         return Place(text, "run", path, Run.open(path))
@@ -297,7 +298,3 @@ def _stored_dtype(name: str, revision: str) -> str:
     config = json.loads((resolve(name, revision=revision).directory / "config.json").read_text(encoding="utf-8"))
     stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     return stated if stated in ("bfloat16", "float16", "float32") else "auto"
-
-
-def _runs_in(directory: Path) -> list[str]:
-    return sorted(p.name for p in directory.iterdir() if (p / "run.json").is_file() and not p.is_symlink())
