@@ -39,7 +39,7 @@ _HOME = {
     "DorakitError": "dorakit.errors",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

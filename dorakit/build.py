@@ -1,4 +1,4 @@
-"""From a recipe to a model ready to train: the one place where recipe sections become plain numbers for model/ and adapters/."""
+"""From a recipe to a model ready to train: where recipe sections become plain numbers for model/ and adapters/."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def build_base(recipe: Recipe, *, original: bool = False) -> Base:
     if recipe.is_quantized and not original:
         assert quantization.format == "nf4"
         form = NF4Format(quantization.block_size, quantization.double_quant, tuple(quantization.skip_modules))
-    base = load_base(
-        model.base, revision=model.revision, dtype=model.dtype, attention=model.attention, nf4=form
-    )
+    base = load_base(model.base, revision=model.revision, dtype=model.dtype, attention=model.attention, nf4=form)
     if model.added_tokens:
         _add_tokens_(base, model.added_tokens)
     return base
@@ -29,7 +27,9 @@ def build_base(recipe: Recipe, *, original: bool = False) -> Base:
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The recipe's tokenizer, added tokens included, without its model."""
     tokenizer = load_tokenizer(recipe.model.base, revision=recipe.model.revision)
-    tokenizer.add_special_tokens({"additional_special_tokens": recipe.model.added_tokens}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": recipe.model.added_tokens}, replace_extra_special_tokens=False
+    )
     return tokenizer
 
 
@@ -65,7 +65,7 @@ def build_model(recipe: Recipe) -> Base:
         rank_pattern=adapter.rank_pattern,
         modules_to_save=adapter.modules_to_save,
         seed=recipe.training.seed,
-        **recipe.method_options,
+        method_options=recipe.method_options,
     )
     return base
 

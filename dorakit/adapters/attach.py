@@ -16,7 +16,7 @@ from dorakit.adapters.lora import LoRALinear
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
 from dorakit.model.names import has_suffix, pattern_value, select
-from dorakit.model.nf4 import NF4Linear
+from dorakit.model.nf4 import NF4Linear, dense_weight
 
 
 def attach_(
@@ -32,7 +32,7 @@ def attach_(
     alpha_pattern: dict[str, int] | None = None,
     modules_to_save: list[str] | None = None,
     seed: int = 0,
-    **method_options: Any,
+    method_options: dict[str, Any] | None = None,
 ) -> list[str]:
     """Freeze the model and put an adapter on each target, in place. The output does not change.
 
@@ -48,7 +48,7 @@ def attach_(
         alpha_pattern: See alpha.
         modules_to_save: Name suffixes of modules to train whole. Of tied modules, naming one trains both as one.
         seed: A's start is a pure function of (seed, module name).
-        method_options: Passed to the method, e.g. magnitude_init for dora.
+        method_options: Keyword arguments of the method alone, e.g. magnitude_init of dora.
 
     Returns:
         Names of the adapted modules, in model order.
@@ -73,7 +73,7 @@ def attach_(
             dropout=dropout,
             rslora=rslora,
             generator=torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1),
-            **method_options,
+            **(method_options or {}),
         )
         model.set_submodule(name, adapter)
     _train_whole_(model, whole)
@@ -97,7 +97,9 @@ def whole_modules(model: nn.Module) -> Iterator[tuple[str, TrainedCopy]]:
 @contextlib.contextmanager
 def base_only(model: nn.Module) -> Iterator[None]:
     """Within the block the frozen base answers alone."""
-    switched = [module for module in model.modules() if isinstance(module, (LoRALinear, TrainedCopy)) and module.enabled]
+    switched = [
+        module for module in model.modules() if isinstance(module, (LoRALinear, TrainedCopy)) and module.enabled
+    ]
     for module in switched:
         module.enabled = False
     try:
@@ -114,10 +116,10 @@ def merge_(model: PreTrainedModel) -> PreTrainedModel:
     The merged weights have the dtype that the layer computed in, so an NF4 layer becomes a dense one.
     """
     for name, layer in list(adapter_layers(model)):
-        dtype = layer.base.dtype if isinstance(layer.base, NF4Linear) else layer.base.weight.dtype  # type: ignore[union-attr]
+        dtype = dense_weight(layer.base).dtype
         bias = layer.base.bias
         dense = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None, device="meta")
-        dense.weight = nn.Parameter(layer.merged_weight().to(dtype), requires_grad=False)  # type: ignore[arg-type]
+        dense.weight = nn.Parameter(layer.merged_weight().to(dtype), requires_grad=False)
         if bias is not None:
             dense.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)  # type: ignore[operator]
         model.set_submodule(name, dense)
@@ -144,7 +146,9 @@ def _targets(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:
     linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, NF4Linear))}
     candidates = [name for name, module in linear.items() if module is not head]
     if not candidates:
-        kinds = ", ".join(sorted({type(m).__name__ for m in model.modules() if next(m.parameters(recurse=False), None) is not None}))
+        kinds = ", ".join(
+            sorted({type(m).__name__ for m in model.modules() if next(m.parameters(recurse=False), None) is not None})
+        )
         raise ModelError(
             f"{type(model).__name__} has no linear layer (nn.Linear) to adapt; its layers are {kinds}.\n"
             "  Conv1D layers (GPT-2) are not supported"
@@ -153,7 +157,9 @@ def _targets(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:
         return candidates
     head_name = next((name for name, module in linear.items() if module is head), "")
     if head_name and isinstance(wanted, list) and any(has_suffix(head_name, suffix) for suffix in wanted):
-        raise ModelError(f"adapter.target_modules: the output head {head_name} takes no adapter; list it in modules_to_save")
+        raise ModelError(
+            f"adapter.target_modules: the output head {head_name} takes no adapter; list it in modules_to_save"
+        )
     return select(candidates, wanted, setting="adapter.target_modules")
 
 
@@ -166,7 +172,8 @@ def _whole_modules(model: PreTrainedModel, wanted: list[str]) -> list[str]:
         module = model.get_submodule(name)
         if any(isinstance(inner, NF4Linear) for inner in module.modules()):
             raise ModelError(
-                f"adapter.modules_to_save: {name} is stored as NF4 and cannot be trained; add it to quantization.skip_modules"
+                f"adapter.modules_to_save: {name} is stored as NF4 and cannot be trained.\n"
+                "  add it to quantization.skip_modules"
             )
     tied = {id(p) for name in chosen for p in model.get_submodule(name).parameters()}
     partners = [model.get_input_embeddings(), model.get_output_embeddings()]

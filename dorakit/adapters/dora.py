@@ -1,8 +1,8 @@
 """DoRA (arXiv:2402.09353, eq. 5 and 11, sec. 4.3): y = g (W x + s B A D(x)) + b, with g = m / n and n = ||W + s B A||.
 
 The norm runs over the input axis: one number per output row, as in the authors' code (the paper's text says column).
-n is a constant for the gradient (sec. 4.3). The bias is never scaled. Dropout falls on the low-rank branch only, so W is
-multiplied once; the authors' code and PEFT drop out the base term too, which has the same expectation at twice the cost.
+n is a constant for the gradient (sec. 4.3). The bias is never scaled. Dropout falls on the low-rank branch only, so W
+is multiplied once; the authors' code and PEFT drop out the base term too: the same expectation at twice the cost.
 
 n is exact without the dense product B A:
 
@@ -47,7 +47,7 @@ class DoRALinear(LoRALinear):
         self._norm_versions = (-1, -1)
 
     def weight_norm(self) -> Tensor:
-        """n = ||W + s B A|| per output row, float32 (O,), without gradient.
+        """N = ||W + s B A|| per output row, float32 (O,), without gradient.
 
         Computed anew when A or B have changed in place since the last call (by their version counters; code that
         writes past autograd must call `torch.autograd.graph.increment_version`).
@@ -72,12 +72,13 @@ class DoRALinear(LoRALinear):
         return norm_squared.clamp_min_(_SMALLEST_NORM**2).sqrt_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., I) -> (..., O), in x's dtype; scale, sum and bias in float32, rounded once."""
+        """X (..., I) -> (..., O), in x's dtype; scale, sum and bias in float32, rounded once."""
         if not self.enabled:
             result: Tensor = self.base(x)
             return result
         gain = self.lora_magnitude_vector / self.weight_norm()
-        scaled: Tensor = _ScaledSum.apply(product(self.base, x), self.update(x), gain, self.base.bias)
+        terms = product(self.base, x), self.update(x)
+        scaled: Tensor = _ScaledSum.apply(*terms, gain, self.base.bias)  # type: ignore[no-untyped-call]
         return scaled
 
     @torch.no_grad()

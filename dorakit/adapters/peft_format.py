@@ -90,7 +90,6 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
             f"{path} does not fit this base: it adapts {unknown[0]}, which the base does not have "
             f"({len(unknown)} of {len(adapted)} modules)"
         )
-    options: dict[str, Any] = {"magnitude_init": "dequantized"} if config.get("use_dora") else {}
     whole = sorted(
         {name for name in own if name and any(_is_part_of(key, name, own) for key in tensors if ".lora_" not in key)}
     )
@@ -110,7 +109,6 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
         },
         alpha_pattern=config.get("alpha_pattern") or {},
         modules_to_save=whole,
-        **options,
     )
     _fill(model, tensors, path)
 
@@ -181,12 +179,14 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} has no {WEIGHTS} (pickled adapters are never read)")
     try:
         with safe_open(path / WEIGHTS, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ModelError(f"{path / WEIGHTS} is damaged: {error}") from None
     strange = [name for name in tensors if not name.startswith(_PREFIX)]
     if strange:
-        raise ModelError(f"{path / WEIGHTS}: {strange[0]!r} is not a name that PEFT writes (it would begin {_PREFIX!r})")
+        raise ModelError(
+            f"{path / WEIGHTS}: {strange[0]!r} is not a name that PEFT writes (it would begin {_PREFIX!r})"
+        )
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
     # An embedding that grew is written once more by PEFT as it is held in memory: the original and the trained copy.
     twice = (".original_module.", ".modules_to_save.")
@@ -209,7 +209,9 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> Non
             long = f"{name}.lora_magnitude_vector.weight"
             wanted[long if long in tensors else f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
     trained = {
-        f"{name}.{key}": parameter for name, module in whole_modules(model) for key, parameter in module.copy.named_parameters()
+        f"{name}.{key}": parameter
+        for name, module in whole_modules(model)
+        for key, parameter in module.copy.named_parameters()
     }
     tied = {id(parameter) for key, parameter in trained.items() if key in tensors}
     wanted |= {key: parameter for key, parameter in trained.items() if key in tensors or id(parameter) not in tied}
@@ -225,4 +227,3 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> Non
         raise ModelError(f"{path / WEIGHTS} does not fit:\n  " + "\n  ".join(problems[:5]) + more)
     for name, parameter in wanted.items():
         parameter.copy_(tensors[name])
-

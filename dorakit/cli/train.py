@@ -17,14 +17,15 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")
     ] = None,
-    twin: Annotated[bool, typer.Option("--twin", help="Swap the base for a tiny random one, absent data for made rows.")] = False,
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Swap the base for a tiny random one, absent data for made rows.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout when done.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train a recipe, or go on with an unfinished run.
 
     Examples:
-
         dorakit train recipes/quickstart.yaml
 
         dorakit train recipes/llama3-commonsense.yaml --set adapter.rank=16 --set adapter.alpha=32

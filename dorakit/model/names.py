@@ -10,7 +10,7 @@ from dorakit.errors import ModelError
 
 
 def has_suffix(name: str, suffix: str) -> bool:
-    """Whether `suffix` is the whole dotted name or its last parts: `q_proj` and `self_attn.q_proj` of `a.self_attn.q_proj`."""
+    """Whether `suffix` is the whole dotted name or its last parts, as `b.c` of `a.b.c`."""
     return name == suffix or name.endswith("." + suffix)
 
 

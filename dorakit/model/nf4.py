@@ -94,7 +94,7 @@ class NF4Linear(nn.Module):
             layer.offset = layer.absmax.mean()
             layer.absmax, second = bnb.quantize_blockwise(layer.absmax - layer.offset, blocksize=_NESTED_BLOCK_SIZE)
             layer.nested_absmax, layer.nested_code = second.absmax, second.code.clone()
-        layer.original_row_norm = torch.cat([rows.float().norm(dim=1) for rows in weight.detach().split(1024)])
+        layer.original_row_norm = torch.cat([rows.float().norm(dim=1) for rows in torch.split(weight.detach(), 1024)])
         return layer
 
     @classmethod
@@ -122,7 +122,7 @@ class NF4Linear(nn.Module):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight (out, in), in `dtype` or the dtype that it had."""
-        return _dequantize(self, *self._storage(), dtype or self.dtype)
+        return _dequantize(self, dtype or self.dtype, *self._storage())
 
     def quant_tensors(self) -> dict[str, Tensor]:
         """What bitsandbytes writes to disk for this weight, keyed by the suffix of the tensor's name.
@@ -148,7 +148,7 @@ class NF4Linear(nn.Module):
         return {"": self.weight.detach().reshape(-1, 1), **tensors}
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out), in x's dtype."""
+        """X (..., in) -> (..., out), in x's dtype."""
         y = product(self, x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
@@ -165,12 +165,12 @@ class NF4Linear(nn.Module):
 
 def _dequantize(
     layer: NF4Linear,
+    dtype: torch.dtype,
     packed: Tensor,
     absmax: Tensor,
     nested_absmax: Tensor,
     nested_code: Tensor,
     offset: Tensor,
-    dtype: torch.dtype,
 ) -> Tensor:
     if absmax.dtype == torch.uint8:
         absmax = bnb.dequantize_blockwise(
@@ -197,13 +197,13 @@ class _NF4Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: NF4Linear, *storage: Tensor) -> Tensor:
         ctx.layer = layer
         ctx.save_for_backward(*storage)
-        return nn.functional.linear(x, _dequantize(layer, *storage, x.dtype))  # type: ignore[misc, call-arg]
+        return nn.functional.linear(x, _dequantize(layer, x.dtype, *storage))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         storage = ctx.saved_tensors
-        return grad @ _dequantize(ctx.layer, *storage, grad.dtype), None, *(None for _ in storage)
+        return grad @ _dequantize(ctx.layer, grad.dtype, *storage), None, *(None for _ in storage)
 
 
 @singledispatch
@@ -219,7 +219,7 @@ def _(base: nn.Linear, x: Tensor) -> Tensor:
 
 @product.register
 def _(base: NF4Linear, x: Tensor) -> Tensor:
-    result: Tensor = _NF4Product.apply(x, base, *base._storage())
+    result: Tensor = _NF4Product.apply(x, base, *base._storage())  # type: ignore[no-untyped-call]
     return result
 
 

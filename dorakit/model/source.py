@@ -1,7 +1,7 @@
 """Where a base model's files are: every kind of base becomes a local directory of safetensors, config and tokenizer.
 
-A .gguf file is dequantized once by transformers and kept in the cache, as is a tiny model; a hub id is a snapshot in the
-hub's own cache. The cache is `$DORAKIT_CACHE`, else `$XDG_CACHE_HOME/dorakit`, else `~/.cache/dorakit`.
+A .gguf file is dequantized once by transformers and kept in the cache, as is a tiny model; a hub id is a snapshot in
+the hub's own cache. The cache is `$DORAKIT_CACHE`, else `$XDG_CACHE_HOME/dorakit`, else `~/.cache/dorakit`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def _directory(path: Path) -> Source:
     if not any(path.glob("*.safetensors")):
         kind = "only pickled .bin weights, which are never read" if any(path.glob("*.bin")) else "no weights"
         raise ModelError(f"{path} has {kind}; expected *.safetensors")
-    files = [p for p in sorted(path.iterdir()) if p.suffix == ".safetensors" or p.name in ("config.json", "tokenizer.json")]
+    files = [
+        p for p in sorted(path.iterdir()) if p.suffix == ".safetensors" or p.name in ("config.json", "tokenizer.json")
+    ]
     return Source(path, "", {p.name: sha256(p) for p in files})
 
 

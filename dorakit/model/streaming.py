@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -63,22 +64,23 @@ class NF4Quantizer(HfQuantizer):  # type: ignore[misc]
                     )
                 model.set_submodule(name, layer)
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         for name, layer in self.filled.items():
-            layer.bias = model.get_submodule(name).bias
+            placeholder = model.get_submodule(name)
+            assert isinstance(placeholder, NF4Linear)
+            layer.bias = placeholder.bias
             model.set_submodule(name, layer)
         self.filled.clear()
         # transformers refuses to train or save a model that says it is quantized; here the base is simply frozen.
-        model.is_quantized = False  # type: ignore[assignment]
+        setattr(model, "is_quantized", False)  # noqa: B010
         del model.hf_quantizer
-        model.config.quantization_config = None  # type: ignore[union-attr]
-        del model.config.quantization_config
+        del model.config.quantization_config  # as if it had never been there: saving must not write it
         return model
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
         """Weights of NF4 layers; biases and everything else load as they are."""
-        owner, _, leaf = param_name.rpartition(".")
-        return leaf == "weight" and isinstance(model.get_submodule(owner), NF4Linear)
+        owner = param_name.removesuffix(".weight")
+        return owner != param_name and isinstance(model.get_submodule(owner), NF4Linear)
 
     def get_quantize_ops(self) -> ConversionOps:
         """Quantizes a dense tensor on arrival."""
@@ -113,14 +115,13 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
     def __init__(self, quantizer: NF4Quantizer):
         self.quantizer = quantizer
 
-    def convert(
-        self, input_dict: dict[str, Any], model: nn.Module | None = None, **_: Any
-    ) -> dict[str, nn.Parameter]:
+    def convert(self, input_dict: dict[str, Any], model: nn.Module | None = None, **_: Any) -> dict[str, nn.Parameter]:
         assert model is not None
         result = {}
         for name, value in input_dict.items():
             owner = name.rpartition(".")[0]
             placeholder = model.get_submodule(owner)
+            assert isinstance(placeholder, NF4Linear)
             dense: Tensor = value[0] if isinstance(value, list) else value
             layer = NF4Linear.from_dense(dense.to(placeholder.dtype), None, self.quantizer.quantization_config.form)
             placeholder._is_hf_initialized = True  # type: ignore[assignment]

@@ -84,7 +84,9 @@ def save_checkpoint(
             save_tensors(staging / "adapter.safetensors", trained)
             save_tensors(staging / "optimizer.safetensors", optimizer)
             write_json(staging / "state.json", state)
-            files = {name: {"bytes": (staging / name).stat().st_size, "sha256": sha256(staging / name)} for name in _FILES}
+            files = {
+                name: {"bytes": (staging / name).stat().st_size, "sha256": sha256(staging / name)} for name in _FILES
+            }
             write_json(staging / "manifest.json", {"schema": 1, "step": state["step"], "files": files})
     except OSError as error:
         needed = sum(t.numel() * t.element_size() for t in tensors)
@@ -106,7 +108,7 @@ def newest_checkpoint(run: Run) -> tuple[Checkpoint | None, list[str]]:
     Raises:
         RunError: There are checkpoints and none verifies.
     """
-    rejected = []
+    rejected: list[str] = []
     for path in reversed(_checkpoints(run)):
         try:
             return _read(path), rejected

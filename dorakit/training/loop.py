@@ -18,8 +18,8 @@ from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.peft_format import save_adapter
 from dorakit.build import build_model
-from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_per_epoch
 from dorakit.data.asked import encode_asked
+from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_per_epoch
 from dorakit.data.tokens import Encoded, encode
 from dorakit.errors import GateError, Interrupted, RunError
 from dorakit.model.generate import generate_ids
@@ -189,11 +189,19 @@ class _Training:
         )
 
     def _announce(self) -> None:
-        for line in [*self.recipe.origin.notes, *self.base.notes, *self.data.notes, *self.loss.notes, *self.updater.notes]:
+        for line in [
+            *self.recipe.origin.notes,
+            *self.base.notes,
+            *self.data.notes,
+            *self.loss.notes,
+            *self.updater.notes,
+        ]:
             self.metrics.say(line)
             self.directory.note(line)
         trained = num_trained(self.model)
-        total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.model.parameters())  # NF4: two a byte
+        total = sum(
+            p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.model.parameters()
+        )  # NF4: two a byte
         self.metrics.say(
             f"{self.recipe.adapter.mode} on {self.recipe.model.base}: {trained:,} of {total:,} parameters"
             f" trained ({trained / total:.2%}), {len(self.data.train):,} rows, {self.total_steps:,} steps"
@@ -318,7 +326,8 @@ def _check_magnitudes_moved(model: torch.nn.Module, summed_rate: float) -> None:
 def _load(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    return load_file(path)
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
 
 
 def _due(step: int, every: int, total: int) -> bool:

@@ -61,7 +61,7 @@ class SupervisedLoss(nn.Module):
             if len(targets_N) <= _TOKENS_AT_ONCE:
                 return self._head_loss(hidden_NH, targets_N)
             total = hidden_NH.new_zeros((), dtype=torch.float32)
-            pieces = zip(hidden_NH.split(_TOKENS_AT_ONCE), targets_N.split(_TOKENS_AT_ONCE), strict=True)
+            pieces = zip(torch.split(hidden_NH, _TOKENS_AT_ONCE), torch.split(targets_N, _TOKENS_AT_ONCE), strict=True)
             for hidden, part_targets in pieces:
                 total = total + checkpoint(self._head_loss, hidden, part_targets, use_reentrant=False)
             return total

@@ -36,7 +36,7 @@ class Metrics:
 
     def __init__(self, run: Run, settings: LoggingSection, *, total_steps: int, start_step: int, quiet: bool):
         self._file = _reopen(run, start_step)
-        self._log = open(run.log_file, "a", encoding="utf-8")  # noqa: SIM115
+        self._log = open(run.log_file, "a", encoding="utf-8")
         self._board = _tensorboard(run) if "tensorboard" in settings.to else None
         self._quiet = quiet
         self._total = total_steps
@@ -77,7 +77,9 @@ class Metrics:
         seconds = sum(s for _, s in self._speed)
         return sum(tokens for tokens, _ in self._speed) / seconds if seconds else 0.0
 
-    def train(self, step: int, *, loss: float, rate: float, grad_norm: float, num_tokens: int, memory_bytes: int) -> None:
+    def train(
+        self, step: int, *, loss: float, rate: float, grad_norm: float, num_tokens: int, memory_bytes: int
+    ) -> None:
         """A logged step; `num_tokens` counts all tokens since the run began."""
         speed = self.tokens_per_s
         self.write(
@@ -142,4 +144,4 @@ def _tensorboard(run: Run) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MachineError("logging.to: tensorboard is not installed\n  pip install 'dorakit[tensorboard]'") from None
-    return SummaryWriter(str(run.path / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(run.path / "tensorboard"))

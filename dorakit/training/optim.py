@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import dorakit.model.nf4  # noqa: F401  first, it quiets bitsandbytes
+
 import bitsandbytes as bnb  # isort: skip
 
 from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
@@ -116,7 +117,7 @@ class Updater:
                 self.notes.append(f"asked: {name}, using: {_UNPAGED[name]} (no CUDA device to page from)")
                 name = _UNPAGED[name]  # type: ignore[assignment]
         groups = [{"params": [group.flat], "weight_decay": group.weight_decay} for group in self._groups]
-        adam = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
+        adam: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
         rules: dict[str, Callable[[], torch.optim.Optimizer]] = {
             "adamw": lambda: torch.optim.AdamW(groups, **adam),
             "sgd": lambda: torch.optim.SGD(groups, lr=settings.learning_rate),

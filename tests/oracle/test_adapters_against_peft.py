@@ -50,8 +50,13 @@ def test_peft_in_ours(tmp_path, use_dora, targets):
     model = get_peft_model(
         base(),
         LoraConfig(
-            r=4, lora_alpha=12, target_modules=targets, use_dora=use_dora, task_type="CAUSAL_LM",
-            rank_pattern={"q_proj": 8}, alpha_pattern={"q_proj": 20},
+            r=4,
+            lora_alpha=12,
+            target_modules=targets,
+            use_dora=use_dora,
+            task_type="CAUSAL_LM",
+            rank_pattern={"q_proj": 8},
+            alpha_pattern={"q_proj": 20},
         ),
     )
     perturb_(model)

@@ -41,7 +41,12 @@ def peft_layer(dense: nn.Linear, *, use_dora: bool, nf4: bool) -> nn.Module:
     layer: nn.Module = dense
     if nf4:
         layer = bnb.nn.Linear4bit(
-            IN, OUT, bias=dense.bias is not None, compute_dtype=dense.weight.dtype, quant_type="nf4", compress_statistics=True
+            IN,
+            OUT,
+            bias=dense.bias is not None,
+            compute_dtype=dense.weight.dtype,
+            quant_type="nf4",
+            compress_statistics=True,
         )
         layer.weight = bnb.nn.Params4bit(
             dense.weight.data.clone(), requires_grad=False, quant_type="nf4", compress_statistics=True

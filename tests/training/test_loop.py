@@ -45,7 +45,9 @@ def stop_after(monkeypatch, step: int) -> None:
 def test_a_resumed_run_ends_with_the_same_bytes(monkeypatch, make_recipe, mode):
     """Dropout and an 8-bit optimizer included. Dies if the optimizer's state or the step is not restored."""
     extra = ["optimizer.name=adamw_8bit", "training.save_every=2", *([] if mode == "full" else ["adapter.dropout=0.2"])]
-    unbroken = train(make_recipe(f"adapter.mode={mode}", *extra, "output_dir=" + str(_place(make_recipe, "a"))), quiet=True)
+    unbroken = train(
+        make_recipe(f"adapter.mode={mode}", *extra, "output_dir=" + str(_place(make_recipe, "a"))), quiet=True
+    )
     stop_after(monkeypatch, 3)
     recipe = make_recipe(f"adapter.mode={mode}", *extra, "output_dir=" + str(_place(make_recipe, "b")))
     with pytest.raises(Interrupted) as stopped:
@@ -73,8 +75,10 @@ def _lines(run: Run) -> list[tuple[int, float]]:
     return [(entry["step"], entry["train/loss"]) for entry in entries if "train/loss" in entry]
 
 
-@pytest.mark.parametrize("changed", ["training.eval_every=1", "training.save_every=1", "training.log_every=3",
-                                     'training.sample_prompts=["Say 3: "]'])
+@pytest.mark.parametrize(
+    "changed",
+    ["training.eval_every=1", "training.save_every=1", "training.log_every=3", 'training.sample_prompts=["Say 3: "]'],
+)
 def test_looking_does_not_touch(make_recipe, changed):
     """Validation, saving, logging and samples change no trained byte. Dies if a draw depends on what came before."""
     plain = train(make_recipe("adapter.dropout=0.2", f"output_dir={_place(make_recipe, 'a')}"), quiet=True)
@@ -95,7 +99,9 @@ def test_gradient_checkpointing_changes_no_byte(make_recipe):
     """With dropout: dies if the recomputation draws anew."""
     one = train(make_recipe("adapter.dropout=0.2", f"output_dir={_place(make_recipe, 'a')}"), quiet=True)
     two = train(
-        make_recipe("adapter.dropout=0.2", "training.gradient_checkpointing=true", f"output_dir={_place(make_recipe, 'b')}"),
+        make_recipe(
+            "adapter.dropout=0.2", "training.gradient_checkpointing=true", f"output_dir={_place(make_recipe, 'b')}"
+        ),
         quiet=True,
     )
     assert same(one, two)
@@ -105,7 +111,12 @@ def test_gradient_checkpointing_changes_no_byte(make_recipe):
 def test_every_optimizer_learns(make_recipe, name):
     """And says what it uses where nothing can be paged."""
     rate = {"sgd": "2.0", "lion_8bit": "1e-3"}.get(name, "1e-2")
-    overrides = [f"optimizer.name={name}", f"optimizer.learning_rate={rate}", "training.max_steps=12", "training.epochs=4"]
+    overrides = [
+        f"optimizer.name={name}",
+        f"optimizer.learning_rate={rate}",
+        "training.max_steps=12",
+        "training.epochs=4",
+    ]
     run = train(make_recipe(*overrides), quiet=True)
     losses = [loss for _, loss in _lines(run)]
     assert losses[-1] < losses[0] - 0.05
@@ -135,15 +146,24 @@ def test_base_bytes_never_change(monkeypatch, make_recipe, mode):
 def test_keep_best(make_recipe):
     """Ends with the weights of the lowest validation loss. Dies if the last step's are written."""
     # A rate that first helps and then ruins.
-    ruinous = ["training.keep_best=true", "training.eval_every=1", "optimizer.schedule=constant", "optimizer.learning_rate=0.5"]
+    ruinous = [
+        "training.keep_best=true",
+        "training.eval_every=1",
+        "optimizer.schedule=constant",
+        "optimizer.learning_rate=0.5",
+    ]
     run = train(make_recipe(*ruinous, f"output_dir={_place(make_recipe, 'a')}"), quiet=True)
     entries = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     losses = {e["step"]: e["validation/loss"] for e in entries if "validation/loss" in e}
     best = min(losses, key=losses.get)
     facts = run.read("run.json")
     assert facts["best_step"] == best < 6
-    short = train(make_recipe(*ruinous, f"training.max_steps={best}", f"output_dir={_place(make_recipe, 'b')}",
-                              "optimizer.warmup_steps=1"), quiet=True)
+    short = train(
+        make_recipe(
+            *ruinous, f"training.max_steps={best}", f"output_dir={_place(make_recipe, 'b')}", "optimizer.warmup_steps=1"
+        ),
+        quiet=True,
+    )
     assert same(run, short)
 
 
@@ -154,10 +174,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(monkeypatch, make_recip
     monkeypatch.setattr(loop.Updater, "step", lambda self, rate: (steps.append(rate), original(self, rate)))
     forward = loop.SupervisedLoss.forward
     monkeypatch.setattr(
-        loop.SupervisedLoss, "forward",
+        loop.SupervisedLoss,
+        "forward",
         lambda self, *batch: forward(self, *batch) * (float("nan") if len(steps) == 2 else 1.0),
     )
-    with pytest.raises(GateError, match=r"step 3: the loss is not finite.*no step was taken\.\n  rows: rows\.jsonl:") as error:
+    with pytest.raises(
+        GateError, match=r"step 3: the loss is not finite.*no step was taken\.\n  rows: rows\.jsonl:"
+    ) as error:
         train(make_recipe(), quiet=True)
     assert error.value.exit_code == 5
     assert len(steps) == 2

@@ -54,6 +54,7 @@ def test_versions_move_with_every_step():
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adamw_8bit", "paged_adamw_32bit", "lion_8bit"])
 def test_state_round_trip(name):
     """Dies if a number (bitsandbytes' step) or a tensor of the state is lost."""
+
     def run(net: nn.Module, updater: Updater, steps: range) -> None:
         for step in steps:
             x = torch.randn(7, 40, generator=torch.Generator().manual_seed(step))
@@ -79,6 +80,7 @@ def test_state_round_trip(name):
 
 def test_schedules():
     """Warmup reaches the peak, cosine and linear end near 0, constant stays."""
+
     def rates(schedule: str, **more) -> list[float]:
         settings = OptimizerSection(name="adamw", learning_rate=2.0, schedule=schedule, **more)
         return [learning_rate(step, 10, settings) for step in range(10)]
