@@ -47,7 +47,7 @@ def main(run: Path, evaluations: dict[str, dict[str, Any]]) -> None:
         sentence = shown[0]["prompt_tail"].split("user\n")[-1].split("<|im_end|>")[0]
         one_line = " ".join(shown[0]["generated"].split())
         console.print(Text(f"  order   {sentence}"), soft_wrap=True)
-        console.print(Text(f"  before  {one_line[:100]}{'...' if len(one_line) > 100 else ''}"))
+        console.print(Text(f"  before  {one_line[:100]}{'...' if len(one_line) > 100 else ''}"), soft_wrap=True)
         console.print(Text(f"  after   {shown[1]['generated']}"), soft_wrap=True)
 
 
