@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to a real language model that has learned a task: install, train QDoRA, evaluate before and after,
-# merge, quantize. Needs Python 3.10 or newer and 4 GB of memory; no GPU, no account, no model hub. Can be run again.
+# merge, quantize. Needs Python 3.11 or newer and 4 GB of memory; no GPU, no account, no model hub. Can be run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh

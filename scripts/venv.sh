@@ -17,9 +17,9 @@ use_venv() {
   local spec=$1 python=${PYTHON:-python3} stamp
   [ "$(uname -s)" = Linux ] || printf 'note: only Linux is tested; this is %s\n' "$(uname -s)" >&2
   if [ ! -x .venv/bin/python ]; then
-    command -v "$python" >/dev/null || fail "$python not found; install Python 3.10 or newer, or set PYTHON"
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-      fail "$("$python" --version) is too old; dorakit needs Python 3.10 or newer (set PYTHON to choose another)"
+    command -v "$python" >/dev/null || fail "$python not found; install Python 3.11 or newer, or set PYTHON"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+      fail "$("$python" --version) is too old; dorakit needs Python 3.11 or newer (set PYTHON to choose another)"
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
       fail "$python has no venv module; on Debian and Ubuntu: sudo apt install python3-venv"
     "$python" -m venv .venv

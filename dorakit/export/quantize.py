@@ -62,7 +62,7 @@ def quantize(
 
     Linear layers become NF4 with double quantization; the embedding and the output head stay in 16 bit. A run or an
     adapter is merged first, in memory, with the rounding that `merge` would do; RUN/merged is read instead where it was
-    made from the adapter that the run holds now.
+    made from the adapter that the run holds now. A run in a q mode is merged onto the original weights (see `_source`).
 
     Args:
         target: A run, an adapter directory, a model directory, or a base as in `model.base`.
@@ -87,8 +87,8 @@ def quantize(
     directory = Path(output).expanduser() if output is not None else place.run.quantized if place.run else Path()
     check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
     with locked(place.run, directory), whole_directory(directory) as staging:
-        source, origin = _source(place, quiet=quiet)
-        opened = open_target(source, recipe=recipe, base_model=base_model, as_stored=True)
+        source, origin, onto = _source(place, quiet=quiet)
+        opened = open_target(source, recipe=recipe, onto=onto, base_model=base_model, as_stored=True)
         for line in opened.notes:
             say(line, quiet=quiet)
         if opened.adapter is None and any(isinstance(module, NF4Linear) for module in opened.model.modules()):
@@ -124,23 +124,30 @@ def quantize(
     return directory
 
 
-def _source(place: Place, *, quiet: bool) -> tuple[str, str]:
-    """What to load, and what it is: the run's merged directory where it is up to date, else the target itself."""
+def _source(place: Place, *, quiet: bool) -> tuple[str, str, Literal["trained", "original"]]:
+    """What to load, what it is, and which base an adapter goes onto.
+
+    A run's merged directory where it is up to date, else the target itself. An adapter trained on NF4 goes onto the
+    original weights: dequantized NF4 lies exactly on the grid that quantizing rounds to, so an update smaller than half
+    a step of the grid, which is most of a fine-tune, would round away weight by weight and leave the base.
+    """
     run = place.run
     if place.kind != "run" or run is None:
-        return place.text, {"adapter": "adapter, merged in memory"}.get(place.kind, "model")
+        return place.text, {"adapter": "adapter, merged in memory"}.get(place.kind, "model"), "trained"
     if run.result == run.model:
-        return place.text, "model"
+        return place.text, "model", "trained"
+    if run.recipe.is_quantized:
+        return place.text, "adapter, merged in memory onto the original weights", "original"
     if not (run.merged / MERGE_RECEIPT).is_file():
-        return place.text, "adapter, merged in memory"
+        return place.text, "adapter, merged in memory", "trained"
     receipt = read_receipt(run.merged, MERGE_RECEIPT)
     section = run.recipe.merge
     now = {"adapter_sha256": adapter_sha256(run.adapter), "onto": "trained", "dtype": section.dtype}
     if all(receipt.get(key) == value for key, value in now.items()):
         say(f"quantizing {run.merged}", quiet=quiet)
-        return str(run.merged), "merged directory"
+        return str(run.merged), "merged directory", "trained"
     say(f"{run.merged} was made otherwise: merging the adapter anew, in memory", quiet=quiet)
-    return place.text, "adapter, merged in memory"
+    return place.text, "adapter, merged in memory", "trained"
 
 
 def _adapter_of(source: Path, target: Target) -> str | None:

@@ -13,10 +13,12 @@ import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
+from tqdm import tqdm
 
 from dorakit.errors import ModelError, ResourceError
 
@@ -88,7 +90,10 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
     name = f"gguf-{digest[:16]}-{str(dtype).removeprefix('torch.')}-{transformers.__version__}"
 
     def convert(staging: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
+
+        # Its bar asks neither the terminal nor transformers' own switch.
+        modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=None)
 
         try:
             model = AutoModelForCausalLM.from_pretrained(

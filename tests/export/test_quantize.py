@@ -91,7 +91,7 @@ def test_config_and_what_stays_in_16_bit(run_of):
     assert tensors["model.layers.0.mlp.up_proj.weight"].dtype == torch.uint8
 
 
-@pytest.mark.parametrize("mode", ["lora", "qdora", "full"])
+@pytest.mark.parametrize("mode", ["lora", "dora", "full"])
 def test_a_run_with_and_without_its_merged_directory_gives_the_same_bytes(run_of, mode):
     """Planted bugs caught: the adapter left out of the quantized weights; a stale merged directory used."""
     run = run_of(mode)
@@ -187,3 +187,23 @@ def test_what_cannot_be_quantized(run_of, tmp_path):
     merge(run, quiet=True)
     with pytest.raises(UsageError, match="what the result is made from"):
         quantize(run.merged, output=run.merged, quiet=True)
+
+
+@pytest.mark.parametrize("mode", ["qlora", "qdora"])
+def test_an_update_on_an_nf4_base_survives(run_of, mode):
+    """An update too small to leave the grid of its NF4 base must not round away.
+
+    Planted bug that dies here: quantizing what `merge` writes, whose every weight rounds back to the base's code.
+    """
+    run = run_of(mode)
+    base = {n: m for n, m in open_target(str(run.path)).model.named_modules() if isinstance(m, NF4Linear)}
+    on_the_grid = load_file(quantize(merge(run, quiet=True), output=run.path / "twice", quiet=True) / "model.safetensors")
+    written = load_file(quantize(run, quiet=True) / "model.safetensors")
+    assert receipt(run.quantized)["source"] == "adapter, merged in memory onto the original weights"
+    lost = kept = 0
+    for name, layer in base.items():
+        key = f"{name.removesuffix('.base')}.weight"
+        codes = layer.weight.reshape(-1)
+        lost += int((on_the_grid[key].reshape(-1) != codes).sum())
+        kept += int((written[key].reshape(-1) != codes).sum())
+    assert lost < kept
