@@ -11,14 +11,14 @@ import typer
 from dorakit.cli.evaluate import BASE_MODEL, JSON, QUIET, RECIPE
 
 
-class Onto(str, enum.Enum):
+class Onto(enum.StrEnum):
     """Base to merge into."""
 
     trained = "trained"
     original = "original"
 
 
-class Dtype(str, enum.Enum):
+class Dtype(enum.StrEnum):
     """Dtype of merged weights."""
 
     bfloat16 = "bfloat16"
@@ -26,7 +26,7 @@ class Dtype(str, enum.Enum):
     float32 = "float32"
 
 
-class Format(str, enum.Enum):
+class Format(enum.StrEnum):
     """Format of quantized weights."""
 
     nf4 = "nf4"

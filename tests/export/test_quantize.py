@@ -197,7 +197,9 @@ def test_an_update_on_an_nf4_base_survives(run_of, mode):
     """
     run = run_of(mode)
     base = {n: m for n, m in open_target(str(run.path)).model.named_modules() if isinstance(m, NF4Linear)}
-    on_the_grid = load_file(quantize(merge(run, quiet=True), output=run.path / "twice", quiet=True) / "model.safetensors")
+    on_the_grid = load_file(
+        quantize(merge(run, quiet=True), output=run.path / "twice", quiet=True) / "model.safetensors"
+    )
     written = load_file(quantize(run, quiet=True) / "model.safetensors")
     assert receipt(run.quantized)["source"] == "adapter, merged in memory onto the original weights"
     lost = kept = 0
