@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from tqdm import tqdm
 
 from dorakit.errors import ModelError, ResourceError
 
@@ -93,7 +92,8 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 
         # Its bar asks neither the terminal nor transformers' own switch.
-        modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=None)
+        bar = modeling_gguf_pytorch_utils.tqdm
+        modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=None)
 
         try:
             model = AutoModelForCausalLM.from_pretrained(
