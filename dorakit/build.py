@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from dorakit.adapters.attach import attach_
+from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
 from dorakit.model.load import Base, load_base, load_tokenizer
-from dorakit.model.nf4 import NF4Format
+from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.recipe.schema import Recipe
 
 
@@ -46,14 +48,13 @@ def build_model(recipe: Recipe) -> Base:
         base = load_base(model.base, revision=model.revision, dtype="float32", attention=model.attention)
         if model.added_tokens:
             _add_tokens_(base, model.added_tokens)
+        if any(isinstance(module, NF4Linear) for module in base.model.modules()):
+            raise ModelError(
+                f"{model.base} is stored as NF4 and cannot be trained whole; use adapter.mode: qlora or qdora"
+            )
         base.model.requires_grad_(True)
         return base
     base = build_base(recipe)
-    if recipe.model.added_tokens and not adapter.modules_to_save:
-        raise ModelError(
-            "model.added_tokens gives new rows to the embedding, which nothing would train.\n"
-            "  add adapter.modules_to_save: [embed_tokens]"
-        )
     attach_(
         base.model,
         method=recipe.method,
@@ -67,6 +68,12 @@ def build_model(recipe: Recipe) -> Base:
         seed=recipe.training.seed,
         method_options=recipe.method_options,
     )
+    ends = (base.model.get_input_embeddings(), base.model.get_output_embeddings())
+    if recipe.model.added_tokens and not all(isinstance(module, TrainedCopy) for module in ends if module is not None):
+        raise ModelError(
+            "model.added_tokens gives new rows to the embedding and the output head, and one of them is not trained.\n"
+            "  adapter.modules_to_save: [embed_tokens, lm_head]  (where they are tied, either names both)"
+        )
     return base
 
 
@@ -76,5 +83,7 @@ def _add_tokens_(base: Base, tokens: list[str]) -> None:
         base.notes.append(f"model.added_tokens: {', '.join(known)} is in the tokenizer already")
     base.tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
     if len(base.tokenizer) > base.model.get_input_embeddings().weight.shape[0]:
-        base.model.resize_token_embeddings(len(base.tokenizer), mean_resizing=False)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # every load must give the new rows the same start
+            base.model.resize_token_embeddings(len(base.tokenizer), mean_resizing=False)
         base.model.requires_grad_(False)

@@ -66,6 +66,8 @@ def find_target(text: str) -> Place:
         ModelError: A directory that is neither a run, an adapter nor a model.
     """
     path = Path(text).expanduser()
+    if path.is_file():
+        return Place(text, "model", None, None)
     if not path.is_dir():
         if "/" in text and (run := run_around(text)) is not None:
             hint = f"\n  `dorakit {_MAKERS[path.name]} {run.path}` makes it" if path.name in _MAKERS else ""

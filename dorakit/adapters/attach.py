@@ -59,8 +59,12 @@ def attach_(
     model.requires_grad_(False)
     names = _targets(model, target_modules)
     whole = _whole_modules(model, modules_to_save or [])
-    if twice := sorted(set(names) & set(whole)):
-        raise ModelError(f"adapter: {twice[0]} is both in target_modules and in modules_to_save; name it once")
+    if twice := [name for name in names if any(_is_inside(name, other) for other in whole)]:
+        raise ModelError(
+            f"adapter: {twice[0]} is a target of adapters and, itself or a module around it, in modules_to_save; name it once"
+        )
+    if nested := [name for name in whole if any(name != other and _is_inside(name, other) for other in whole)]:
+        raise ModelError(f"adapter.modules_to_save: {nested[0]} lies inside another entry; name it once")
     for pattern in rank_pattern or {}:
         if not any(pattern_value(name, {pattern: 1}, 0) for name in names):
             raise ModelError(f"adapter.rank_pattern: {pattern!r} matches no adapted module; one is {names[0]}")
@@ -133,6 +137,11 @@ def merge_(model: PreTrainedModel) -> PreTrainedModel:
             setattr(base.get_submodule(owner), leaf, new)
         model.set_submodule(name, base)
     return model
+
+
+def _is_inside(name: str, other: str) -> bool:
+    """Whether a dotted name is the other one or a part of it."""
+    return name == other or name.startswith(other + ".")
 
 
 def _targets(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:

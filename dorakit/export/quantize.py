@@ -91,8 +91,13 @@ def quantize(
         opened = open_target(source, recipe=recipe, onto=onto, base_model=base_model, as_stored=True)
         for line in opened.notes:
             say(line, quiet=quiet)
-        if opened.adapter is None and any(isinstance(module, NF4Linear) for module in opened.model.modules()):
-            raise ModelError(f"{place.text} is NF4 already: there is nothing to quantize")
+        if any(isinstance(module, NF4Linear) for module in opened.model.modules()):
+            if opened.adapter is None:
+                raise ModelError(f"{place.text} is NF4 already: there is nothing to quantize")
+            raise ModelError(
+                f"{place.text}: the weights of its base exist as NF4 only, and quantizing again would round the update away\n"
+                "  `dorakit merge` writes it in 16 bit"
+            )
         rows, reason = _rows(opened)
         before = _perplexity(opened, rows, quiet=quiet)
         content = _write(opened, staging, quiet=quiet)
@@ -132,6 +137,11 @@ def _source(place: Place, *, quiet: bool) -> tuple[str, str, Literal["trained", 
     a step of the grid, which is most of a fine-tune, would round away weight by weight and leave the base.
     """
     run = place.run
+    if run is not None and place.path is not None and place.path.resolve() == run.merged.resolve():
+        receipt = read_receipt(run.merged, MERGE_RECEIPT)
+        if run.recipe.is_quantized and receipt.get("onto") == "trained":
+            say(f"{place.text} lies on the NF4 grid of its base: taking the adapter of {run.path} instead", quiet=quiet)
+            return str(run.path), "adapter, merged in memory onto the original weights", "original"
     if place.kind != "run" or run is None:
         return place.text, {"adapter": "adapter, merged in memory"}.get(place.kind, "model"), "trained"
     if run.result == run.model:

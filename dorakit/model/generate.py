@@ -45,7 +45,7 @@ def generate_ids(
         ModelError: A prompt is empty, or longer than the model's positions allow.
     """
     stops = sorted(stop_token_ids(model, tokenizer) if stop_ids is None else set(stop_ids))
-    _check(model, prompts, max_new_tokens)
+    check_prompts(model, prompts, max_new_tokens)
     pad_id = tokenizer.pad_token_id
     if pad_id is None:
         pad_id = stops[0] if stops else 0
@@ -110,7 +110,12 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return number
 
 
-def _check(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> None:
+def check_prompts(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> None:
+    """Refuse prompts that the model cannot continue.
+
+    Raises:
+        ModelError: One is empty, or longer than the model's positions allow.
+    """
     if any(not prompt for prompt in prompts):
         raise ModelError(f"prompt {[bool(p) for p in prompts].index(False) + 1} holds no token: nothing to continue")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -88,11 +89,11 @@ def save_checkpoint(
                 name: {"bytes": (staging / name).stat().st_size, "sha256": sha256(staging / name)} for name in _FILES
             }
             write_json(staging / "manifest.json", {"schema": 1, "step": state["step"], "files": files})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         needed = sum(t.numel() * t.element_size() for t in tensors)
         free = shutil.disk_usage(run.path).free
         raise ResourceError(
-            f"{path} could not be written: {error.strerror}; it needs {needed:,} bytes, {free:,} are free.\n"
+            f"{path} could not be written: {error}; it needs {needed:,} bytes, {free:,} are free.\n"
             f"  make room, then: dorakit train --resume {run.path}"
         ) from error
     for old in _checkpoints(run)[:-keep]:

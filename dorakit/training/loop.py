@@ -21,8 +21,8 @@ from dorakit.build import build_model
 from dorakit.data.asked import encode_asked
 from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_per_epoch
 from dorakit.data.tokens import Encoded, encode
-from dorakit.errors import GateError, Interrupted, RunError
-from dorakit.model.generate import generate_ids
+from dorakit.errors import GateError, Interrupted, ResourceError, RunError
+from dorakit.model.generate import check_prompts, generate_ids
 from dorakit.model.load import Base, pick_dtype
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run, whole_directory
@@ -73,9 +73,13 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
         Run.place(recipe)  # refuse before minutes are spent on loading
     elif resume.state == "finished":
         raise RunError(f"{resume.path} is finished; `dorakit train RECIPE` starts another")
-    with repeatable(on_cuda=recipe.training.deterministic):
+    with repeatable(on_cuda=recipe.training.deterministic), _out_of_memory_said():
         base = build_model(recipe)
         data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
+        # A prompt that cannot be continued must not be found out after hours.
+        check_prompts(
+            base.model, encode_asked(recipe.training.sample_prompts, recipe.data, base.tokenizer), _SAMPLE_TOKENS
+        )
         run = resume or Run.create(recipe)
         with run.writing():
             return _Training(recipe, run, base, data, quiet=quiet).run()
@@ -180,9 +184,11 @@ class _Training:
         return self._micro_batches([self.data.train[i] for i in self._documents(step)])
 
     def _micro_batches(self, documents: list[Any]) -> list[Batch]:
+        # With FlashAttention transformers sees the borders of packed documents in a batch of one row only.
+        one_row = self.recipe.data.packing and self.recipe.model.attention == "flash_attention_2"
         return micro_batches(
             documents,
-            micro_batch_size=self.settings.micro_batch_size,
+            micro_batch_size=1 if one_row else self.settings.micro_batch_size,
             packing=self.recipe.data.packing,
             max_seq_len=self.recipe.data.max_seq_len,
             pad_id=int(self.base.tokenizer.pad_token_id),
@@ -220,7 +226,7 @@ class _Training:
             loss, num_labels = mean_loss(self.loss, batches)
             entry |= {"validation/loss": loss, "validation/tokens": num_labels}
             self.metrics.say(f"step {done.step}: validation loss {loss:.4f}")
-            if done.best_loss is None or loss < done.best_loss:
+            if math.isfinite(loss) and (done.best_loss is None or loss < done.best_loss):
                 done.best_loss, done.best_step = loss, done.step
                 if self.settings.keep_best:
                     with whole_directory(self.directory.best) as staging:
@@ -332,6 +338,19 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 def _due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
+
+
+@contextlib.contextmanager
+def _out_of_memory_said() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError on CUDA, a plain RuntimeError from the CPU's allocator
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        raise ResourceError(
+            f"out of memory: {str(error).splitlines()[0]}\n"
+            "  smaller at the same result: --set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
+        ) from error
 
 
 @contextlib.contextmanager

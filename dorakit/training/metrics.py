@@ -97,7 +97,8 @@ class Metrics:
         if self._bar:
             self._bar.update(self._task, line=shown)
         seconds = sum(s for _, s in self._speed) / max(1, len(self._speed)) * (self._total - step)
-        plain = f"step {step}/{self._total}  {shown}  ETA {seconds / 60:.0f}:{seconds % 60:02.0f}"
+        minutes, rest = divmod(round(seconds), 60)
+        plain = f"step {step}/{self._total}  {shown}  ETA {minutes}:{rest:02d}"
         self._log.write(plain + "\n")
         if not self._quiet and not self._bar:
             print(plain, file=sys.stderr, flush=True)
@@ -129,11 +130,11 @@ def _reopen(run: Run, start_step: int) -> TextIO:
     """metrics.jsonl ready for appending, without lines of steps that a resumed run does again."""
     if run.metrics_file.exists():
         kept = []
-        for line in run.metrics_file.read_text(encoding="utf-8").splitlines():
+        for line in run.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 if json.loads(line)["step"] <= start_step:
                     kept.append(line)
-            except ValueError:  # the last line, cut short by a crash
+            except (ValueError, TypeError, KeyError):  # the last line, cut short by a crash
                 continue
         run.metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     return open(run.metrics_file, "a", encoding="utf-8")

@@ -85,7 +85,7 @@ def test_base_of_a_full_run_is_where_it_began(run_of):
 
 
 def test_merged_and_quantized_directories_are_measured_with_their_runs_rows(run_of):
-    run = run_of("qdora")
+    run = run_of("dora")
     live = evaluate(run, quiet=True)
     merge(run, quiet=True)
     quantize(run, quiet=True)

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import bitsandbytes as bnb
 import pytest
@@ -197,9 +198,8 @@ def test_an_update_on_an_nf4_base_survives(run_of, mode):
     """
     run = run_of(mode)
     base = {n: m for n, m in open_target(str(run.path)).model.named_modules() if isinstance(m, NF4Linear)}
-    on_the_grid = load_file(
-        quantize(merge(run, quiet=True), output=run.path / "twice", quiet=True) / "model.safetensors"
-    )
+    moved = shutil.copytree(merge(run, quiet=True), run.path.parent / "moved")
+    on_the_grid = load_file(quantize(moved, output=run.path.parent / "twice", quiet=True) / "model.safetensors")
     written = load_file(quantize(run, quiet=True) / "model.safetensors")
     assert receipt(run.quantized)["source"] == "adapter, merged in memory onto the original weights"
     lost = kept = 0
@@ -209,3 +209,6 @@ def test_an_update_on_an_nf4_base_survives(run_of, mode):
         lost += int((on_the_grid[key].reshape(-1) != codes).sum())
         kept += int((written[key].reshape(-1) != codes).sum())
     assert lost < kept
+    # The run's own merged directory is recognised.
+    again = load_file(quantize(run.merged, quiet=True) / "model.safetensors")
+    assert all(torch.equal(again[name], written[name]) for name in written)

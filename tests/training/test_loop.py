@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from dorakit import Run, train
-from dorakit.errors import GateError, Interrupted, RunError
+from dorakit.errors import GateError, Interrupted, ModelError, RunError
 from dorakit.training import loop
 
 MODES = ["full", "lora", "dora", "qlora", "qdora"]
@@ -238,7 +238,6 @@ def test_a_damaged_checkpoint_is_passed_over(monkeypatch, make_recipe):
 
 def test_nothing_is_left_of_a_run_that_never_began(make_recipe):
     """A target that matches nothing is found before the run directory is made."""
-    from dorakit.errors import ModelError
 
     with pytest.raises(ModelError, match="did you mean q_proj"):
         train(make_recipe("adapter.target_modules=[q_prj]"), quiet=True)
@@ -251,3 +250,25 @@ def test_finished_runs_are_kept(make_recipe):
     assert (first.name, second.name) == ("small", "small-2")
     assert (first.path.parent / "latest").resolve() == second.path.resolve()
     assert same(first, second)
+
+
+def test_a_module_trained_whole_takes_no_adapter_inside(make_recipe):
+    """Dies if only equal names are compared: the result could not be loaded."""
+    with pytest.raises(ModelError, match=r"mlp.*name it once"):
+        train(make_recipe("adapter.modules_to_save=[mlp]"), quiet=True)
+
+
+def test_added_tokens_train_both_ends(make_recipe):
+    """An untied head gets new rows too. Dies if naming the embedding alone is enough."""
+    added = ["model.added_tokens=[<order>]", "adapter.target_modules=[q_proj]"]
+    with pytest.raises(ModelError, match="one of them is not trained"):
+        train(make_recipe(*added, "adapter.modules_to_save=[embed_tokens]"), quiet=True)
+    run = train(make_recipe(*added, "adapter.modules_to_save=[embed_tokens, lm_head]"), quiet=True)
+    assert any("embed_tokens" in name for name in weights(run)) and any("lm_head" in name for name in weights(run))
+
+
+def test_a_sample_prompt_that_cannot_be_continued_is_found_first(make_recipe):
+    """Dies if it is found at the first validation, after the run directory was made."""
+    with pytest.raises(ModelError, match="positions"):
+        train(make_recipe(f"training.sample_prompts=[{'x' * 9000}]"), quiet=True)
+    assert not _place(make_recipe, "runs").exists()
