@@ -23,7 +23,7 @@ heading "4/6 evaluate on held-out rows, before and after"
 dorakit eval "$run" --base --limit 40 --quiet --json >"$results/base.json"
 dorakit eval "$run" --quiet --json >"$results/adapter.json"
 
-heading "5/6 merge the adapter into its base, then quantize the result to 4 bits"
+heading "5/6 merge the adapter into its base; write a 4-bit model too"
 dorakit merge "$run" --quiet
 dorakit quantize "$run" --quiet
 dorakit eval "$run/quantized" --limit 40 --quiet --json >"$results/quantized.json"
