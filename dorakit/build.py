@@ -13,14 +13,19 @@ from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.recipe.schema import Recipe
 
 
-def build_base(recipe: Recipe, *, original: bool = False) -> Base:
-    """The frozen base of a recipe: NF4 in the q modes, unless `original` asks for the unquantized weights."""
+def build_base(recipe: Recipe, *, original: bool = False, dtype: str | None = None) -> Base:
+    """The frozen base of a recipe: NF4 in the q modes, unless `original` asks for the unquantized weights.
+
+    `dtype` is instead of the recipe's.
+    """
     model, quantization = recipe.model, recipe.quantization
     form = None
     if recipe.is_quantized and not original:
         assert quantization.format == "nf4"
         form = NF4Format(quantization.block_size, quantization.double_quant, tuple(quantization.skip_modules))
-    base = load_base(model.base, revision=model.revision, dtype=model.dtype, attention=model.attention, nf4=form)
+    base = load_base(
+        model.base, revision=model.revision, dtype=dtype or model.dtype, attention=model.attention, nf4=form
+    )
     if model.added_tokens:
         _add_tokens_(base, model.added_tokens)
     return base
@@ -29,9 +34,7 @@ def build_base(recipe: Recipe, *, original: bool = False) -> Base:
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The recipe's tokenizer, added tokens included, without its model."""
     tokenizer = load_tokenizer(recipe.model.base, revision=recipe.model.revision)
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": recipe.model.added_tokens}, replace_extra_special_tokens=False
-    )
+    _extend_(tokenizer, recipe.model.added_tokens)
     return tokenizer
 
 
@@ -43,14 +46,11 @@ def build_model(recipe: Recipe) -> Base:
     """
     adapter = recipe.adapter
     if recipe.method is None:
-        model = recipe.model
         # Masters are float32, or updates smaller than half an ulp would round away; the compute dtype is the loop's.
-        base = load_base(model.base, revision=model.revision, dtype="float32", attention=model.attention)
-        if model.added_tokens:
-            _add_tokens_(base, model.added_tokens)
+        base = build_base(recipe, dtype="float32")
         if any(isinstance(module, NF4Linear) for module in base.model.modules()):
             raise ModelError(
-                f"{model.base} is stored as NF4 and cannot be trained whole; use adapter.mode: qlora or qdora"
+                f"{recipe.model.base} is stored as NF4 and cannot be trained whole; use adapter.mode: qlora or qdora"
             )
         base.model.requires_grad_(True)
         return base
@@ -81,9 +81,13 @@ def _add_tokens_(base: Base, tokens: list[str]) -> None:
     known = [token for token in tokens if token in base.tokenizer.get_vocab()]
     if known:
         base.notes.append(f"model.added_tokens: {', '.join(known)} is in the tokenizer already")
-    base.tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
+    _extend_(base.tokenizer, tokens)
     if len(base.tokenizer) > base.model.get_input_embeddings().weight.shape[0]:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # every load must give the new rows the same start
             base.model.resize_token_embeddings(len(base.tokenizer), mean_resizing=False)
         base.model.requires_grad_(False)
+
+
+def _extend_(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)

@@ -1,7 +1,10 @@
 """Shared by all tests: one cache for tiny models, one thread, no hub."""
 
 import os
+import shutil
 import tempfile
+
+import pytest
 
 os.environ["DORAKIT_CACHE"] = os.environ.get("DORAKIT_TEST_CACHE") or tempfile.mkdtemp(prefix="dorakit-cache-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,3 +12,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("COLUMNS", "120")
 os.environ.setdefault("NO_COLOR", "1")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Finished runs by mode, shared by all tests: to be read only."""
+    from tiny_runs import Runs
+
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def run_of(trained, tmp_path):
+    """A copy of a finished run, to write into."""
+
+    from dorakit import Run
+
+    def copy(mode):
+        return Run.open(shutil.copytree(trained(mode).path, tmp_path / "run"))
+
+    return copy

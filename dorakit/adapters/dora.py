@@ -47,7 +47,7 @@ class DoRALinear(LoRALinear):
         self._norm_versions = (-1, -1)
 
     def weight_norm(self) -> Tensor:
-        """N = ||W + s B A|| per output row, float32 (O,), without gradient.
+        """Row norms n = ||W + s B A||, float32 (O,), without gradient.
 
         Computed anew when A or B have changed in place since the last call (by their version counters; code that
         writes past autograd must call `torch.autograd.graph.increment_version`).
@@ -72,7 +72,7 @@ class DoRALinear(LoRALinear):
         return norm_squared.clamp_min_(_SMALLEST_NORM**2).sqrt_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """X (..., I) -> (..., O), in x's dtype; scale, sum and bias in float32, rounded once."""
+        """The layer: x (..., I) -> (..., O), in x's dtype; scale, sum and bias in float32, rounded once."""
         if not self.enabled:
             result: Tensor = self.base(x)
             return result

@@ -54,12 +54,12 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
 
     def update(self, x: Tensor) -> Tensor:
-        """S B A D(x): x (..., I) -> (..., O), in x's dtype."""
+        """The low-rank branch s B A D(x): x (..., I) -> (..., O), in x's dtype."""
         hidden = nn.functional.linear(self.dropout(x), self.lora_A.to(x.dtype))
         return nn.functional.linear(hidden, (self.scaling * self.lora_B).to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """X (..., I) -> (..., O), in x's dtype."""
+        """The layer: x (..., I) -> (..., O), in x's dtype."""
         if not self.enabled:
             result: Tensor = self.base(x)
             return result

@@ -34,7 +34,7 @@ class TrainedCopy(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Transformers asks embeddings for their weight."""
+        """What transformers asks embeddings for."""
         active = self.copy if self.enabled else self.base
         assert isinstance(active.weight, Tensor)
         return active.weight

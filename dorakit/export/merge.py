@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import torch
 import dorakit
 from dorakit.data.chat import install_template_
 from dorakit.errors import GateError, ModelError, UsageError
+from dorakit.evaluation.progress import say
 from dorakit.export.receipt import MAX_ROWS, Sample, adapter_sha256, compare_logits, sample_rows, store_logits
 from dorakit.export.shards import check_output, check_space, locked, write_description, write_shards
 from dorakit.export.tensors import plain_model
@@ -51,8 +51,7 @@ class _Plan:
         self.say(line)
 
     def say(self, line: str) -> None:
-        if not self.quiet:
-            print(line, file=sys.stderr, flush=True)
+        say(line, quiet=self.quiet)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -148,7 +148,7 @@ class NF4Linear(nn.Module):
         return {"": self.weight.detach().reshape(-1, 1), **tensors}
 
     def forward(self, x: Tensor) -> Tensor:
-        """X (..., in) -> (..., out), in x's dtype."""
+        """The layer: x (..., in) -> (..., out), in x's dtype."""
         y = product(self, x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 

@@ -101,7 +101,9 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
             )
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
-            raise ModelError(f"{path}: transformers cannot read this GGUF file: {error}") from None
+            if "allocate memory" in str(error) or "out of memory" in str(error):
+                raise  # not the file's fault; the caller says what to lower
+            raise ModelError(f"{path}: transformers cannot read this GGUF file: {error}") from error
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
 

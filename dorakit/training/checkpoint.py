@@ -126,6 +126,12 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.chmod(0o644)  # safetensors leaves 0600
 
 
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote, onto the CPU."""
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
 def _checkpoints(run: Run) -> list[Path]:
     """Complete checkpoint directories, oldest first, by step and not by time."""
     if not run.checkpoints.is_dir():
@@ -150,7 +156,7 @@ def _read(path: Path) -> Checkpoint:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return Checkpoint(
         step=int(state["step"]),
-        trained=load_file(path / "adapter.safetensors"),
-        optimizer=load_file(path / "optimizer.safetensors"),
+        trained=load_tensors(path / "adapter.safetensors"),
+        optimizer=load_tensors(path / "optimizer.safetensors"),
         state=state,
     )

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +16,15 @@ from dorakit.adapters.peft_format import save_adapter
 from dorakit.build import build_model
 from dorakit.data.asked import encode_asked
 from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_per_epoch
-from dorakit.data.tokens import Encoded, encode
-from dorakit.errors import GateError, Interrupted, ResourceError, RunError
+from dorakit.data.tokens import Document, Encoded, encode
+from dorakit.errors import GateError, Interrupted, RunError
 from dorakit.model.generate import check_prompts, generate_ids
 from dorakit.model.load import Base, pick_dtype
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run, whole_directory
 from dorakit.training.checkpoint import (
     Checkpoint,
+    load_tensors,
     newest_checkpoint,
     restore_trained,
     save_checkpoint,
@@ -35,6 +32,7 @@ from dorakit.training.checkpoint import (
     trained_tensors,
 )
 from dorakit.training.device import is_bitwise, peak_memory_bytes, repeatable, seed_draws
+from dorakit.training.interruptions import out_of_memory_said, stop_requests
 from dorakit.training.loss import SupervisedLoss, mean_loss
 from dorakit.training.metrics import Metrics
 from dorakit.training.optim import Updater, learning_rate, num_trained
@@ -73,7 +71,7 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
         Run.place(recipe)  # refuse before minutes are spent on loading
     elif resume.state == "finished":
         raise RunError(f"{resume.path} is finished; `dorakit train RECIPE` starts another")
-    with repeatable(on_cuda=recipe.training.deterministic), _out_of_memory_said():
+    with repeatable(on_cuda=recipe.training.deterministic), out_of_memory_said():
         base = build_model(recipe)
         data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
         # A prompt that cannot be continued must not be found out after hours.
@@ -113,16 +111,17 @@ class _Training:
         try:
             self._announce()
             self.loss.train()
-            with _stop_requests() as stop:
+            with stop_requests() as stop:
                 began = time.monotonic() - self.progress.seconds
                 for step in range(self.progress.step, self.total_steps):
-                    batches = self._batches(step)
+                    documents = self._documents(step)
+                    batches = self._micro_batches(documents)
                     rate = learning_rate(step, self.total_steps, self.recipe.optimizer)
                     loss, grad_norm = self._accumulate(step, batches)
                     self.updater.step(rate)
 
                     done = self.progress
-                    num_tokens = sum(len(self.data.train[i]) for i in self._documents(step))
+                    num_tokens = sum(map(len, documents))
                     done.step, done.num_tokens = step + 1, done.num_tokens + num_tokens
                     done.summed_rate += rate
                     self.metrics.step(done.step, num_tokens)
@@ -177,13 +176,11 @@ class _Training:
             "  a lower optimizer.learning_rate or model.dtype: float32 often helps"
         )
 
-    def _documents(self, step: int) -> Any:
-        return documents_of_step(len(self.data.train), self.settings.batch_size, self.settings.seed, step)
+    def _documents(self, step: int) -> list[Document]:
+        chosen = documents_of_step(len(self.data.train), self.settings.batch_size, self.settings.seed, step)
+        return [self.data.train[index] for index in chosen]
 
-    def _batches(self, step: int) -> list[Batch]:
-        return self._micro_batches([self.data.train[i] for i in self._documents(step)])
-
-    def _micro_batches(self, documents: list[Any]) -> list[Batch]:
+    def _micro_batches(self, documents: list[Document]) -> list[Batch]:
         # With FlashAttention transformers sees the borders of packed documents in a batch of one row only.
         one_row = self.recipe.data.packing and self.recipe.model.attention == "flash_attention_2"
         return micro_batches(
@@ -205,9 +202,8 @@ class _Training:
             self.metrics.say(line)
             self.directory.note(line)
         trained = num_trained(self.model)
-        total = sum(
-            p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.model.parameters()
-        )  # NF4: two a byte
+        # NF4 keeps two weights a byte.
+        total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.model.parameters())
         self.metrics.say(
             f"{self.recipe.adapter.mode} on {self.recipe.model.base}: {trained:,} of {total:,} parameters"
             f" trained ({trained / total:.2%}), {len(self.data.train):,} rows, {self.total_steps:,} steps"
@@ -222,7 +218,7 @@ class _Training:
         done = self.progress
         entry: dict[str, Any] = {"step": done.step}
         if self.data.validation:
-            batches = self._micro_batches(list(self.data.validation))
+            batches = self._micro_batches(self.data.validation)
             loss, num_labels = mean_loss(self.loss, batches)
             entry |= {"validation/loss": loss, "validation/tokens": num_labels}
             self.metrics.say(f"step {done.step}: validation loss {loss:.4f}")
@@ -287,7 +283,7 @@ class _Training:
     def _finish(self) -> Run:
         recipe, run = self.recipe, self.directory
         if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
-            restore_trained(self.model, _load(run.best / "adapter.safetensors"))
+            restore_trained(self.model, load_tensors(run.best / "adapter.safetensors"))
             self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
         _check_magnitudes_moved(self.model, self.progress.summed_rate * recipe.adapter.magnitude.learning_rate_ratio)
         target = run.model if recipe.method is None else run.adapter
@@ -329,47 +325,5 @@ def _check_magnitudes_moved(model: torch.nn.Module, summed_rate: float) -> None:
             )
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = load_file(path)
-    return tensors
-
-
 def _due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
-
-
-@contextlib.contextmanager
-def _out_of_memory_said() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # torch.OutOfMemoryError on CUDA, a plain RuntimeError from the CPU's allocator
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        raise ResourceError(
-            f"out of memory: {str(error).splitlines()[0]}\n"
-            "  smaller at the same result: --set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
-        ) from error
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that receives SIGINT or SIGTERM, to be acted on at the next step boundary; the second one stops at once."""
-    received: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals stay the caller's
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from dorakit.data.batches import Batch
+from dorakit.data.batches import IGNORE_INDEX, Batch
 from dorakit.training.device import autocast
 
-IGNORE_INDEX = -100
 # Logits of this many tokens exist at once; more are computed in turn and again in backward.
 _TOKENS_AT_ONCE = 1024
 

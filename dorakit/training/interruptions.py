@@ -1,0 +1,46 @@
+"""What may break into a run from outside: a signal, and the end of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from dorakit.errors import ResourceError
+
+
+@contextlib.contextmanager
+def out_of_memory_said() -> Iterator[None]:
+    """Turn an allocation that failed within the block into a ResourceError that says what to lower."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError on CUDA, a plain RuntimeError from the CPU's allocator
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        raise ResourceError(
+            f"out of memory: {str(error).splitlines()[0]}\n"
+            "  smaller at the same result: --set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
+        ) from error
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that receives SIGINT or SIGTERM, to be acted on at the next step boundary; the second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals stay the caller's
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
