@@ -82,7 +82,7 @@ def both_layers(method, nf4, bias, dtype):
 @pytest.mark.parametrize("nf4", [False, True], ids=["dense", "nf4"])
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_forward_and_gradients(method, nf4, bias, dtype):
-    """In bfloat16 against PEFT in float32 over the same values: next to a large bias PEFT's own bfloat16 is far off in the gradient of m.
+    """In bfloat16 against PEFT in float32 over the same values: its own bfloat16 is far off in m next to a large bias.
 
     Planted bugs that die here: norm over dim 0, bias scaled by g, no detach, alpha / rank forgotten, the saved sum scaled
     in place.

@@ -272,3 +272,13 @@ def test_a_sample_prompt_that_cannot_be_continued_is_found_first(make_recipe):
     with pytest.raises(ModelError, match="positions"):
         train(make_recipe(f"training.sample_prompts=[{'x' * 9000}]"), quiet=True)
     assert not _place(make_recipe, "runs").exists()
+
+
+def test_tensorboard_holds_what_metrics_do(make_recipe):
+    """Read back with TensorBoard's own reader. Dies if a step or a value is written elsewhere."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(make_recipe("logging.to=[tensorboard]"), quiet=True)
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("train/loss")] == _lines(run)
