@@ -56,14 +56,14 @@ def evaluate(
         batch_size: Rows per generation batch, instead of the recipe's.
         base_model: Base of an adapter directory, instead of the one that it names.
         output: File for the result. Without it, a result that belongs to a run goes to RUN/eval/NAME.json. Predictions
-            go beside it, as .jsonl.
+            go beside it, into NAME.predictions.jsonl.
         quiet: No progress, no notes.
 
     Returns:
-        The result, as written; `output` says where.
+        The result, as written; `output` and `predictions` say where.
 
     Raises:
-        UsageError: No recipe tells what rows to measure on, or the target has no base.
+        UsageError: No recipe tells what rows to measure on, the target has no base, or `output` cannot be written.
         DataError: Rows that cannot be used, or expected answers that cannot be judged.
         GateError: The loss is not finite.
     """
@@ -92,7 +92,10 @@ def evaluate(
     }
     if destination is None and place.run is not None:
         destination = place.run.eval / f"{opened.variant}-{Path(rows.name).stem}.json"
+        # Of an earlier evaluation, which this result replaces. Only here: what lies beside --output is the user's.
+        _beside(destination).unlink(missing_ok=True)
     result["output"] = None if destination is None else str(destination)
+    result["predictions"] = str(_beside(destination)) if destination is not None and predictions else None
     if destination is not None:
         _write(destination, result, predictions)
     return result
@@ -203,23 +206,35 @@ def _measure(
 
 
 def _destination(output: Path | str | None) -> Path | None:
+    """Where `--output` goes, refused before anything is measured if nothing can be written there."""
     if output is None:
         return None
     path = Path(output).expanduser()
     if path.suffix != ".json":
-        raise UsageError(f"--output {output}: name a .json file; the predictions go into a .jsonl file beside it")
+        raise UsageError(
+            f"--output {output}: name a .json file; the predictions go into a .predictions.jsonl file beside it"
+        )
+    if path.is_dir():
+        raise UsageError(f"--output {output}: that is a directory; name a file in it: {path / 'result.json'}")
+    above = next(parent for parent in path.parents if parent.exists())
+    if not above.is_dir():
+        raise UsageError(
+            f"--output {output}: {above} is a file, so nothing can be written below it; name another place"
+        )
     return path
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".predictions.jsonl")
 
 
 def _write(path: Path, result: dict[str, Any], predictions: Sequence[Prediction]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".jsonl")
     if predictions:
+        beside = _beside(path)
         staging = beside.with_name(f".tmp-{beside.name}")
         with open(staging, "w", encoding="utf-8") as file:
             for prediction in predictions:
                 file.write(json.dumps(prediction.as_dict(), ensure_ascii=False) + "\n")
         staging.replace(beside)
-    else:
-        beside.unlink(missing_ok=True)  # of an earlier evaluation, which this result replaces
     write_json(path, result)

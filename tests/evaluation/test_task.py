@@ -72,7 +72,7 @@ def test_base_switches_the_adapter_off(run_of, mode):
         expected, _ = loss_by_transformers(base.model, base.tokenizer, held_out_rows(run))
         assert without["loss"] == pytest.approx(expected, rel=1e-5)
     files = {file.name for file in run.eval.iterdir()}
-    assert files == {f"{v}-test.{kind}" for v in ("adapter", "base") for kind in ("json", "jsonl")}
+    assert files == {f"{v}-test.{kind}" for v in ("adapter", "base") for kind in ("json", "predictions.jsonl")}
 
 
 def test_base_of_a_full_run_is_where_it_began(run_of):
@@ -105,7 +105,7 @@ def test_accuracy_counts_the_answers_that_are_right(tmp_path):
     """Planted bugs caught: predictions in another order than their rows; the prompt left in the generated text."""
     run = tiny_run(tmp_path, "lora", ("optimizer.learning_rate=1e-6",))  # still varied in its answers
     first = evaluate(run, quiet=True)
-    predictions = [json.loads(line) for line in (run.eval / "adapter-test.jsonl").read_text().splitlines()]
+    predictions = [json.loads(line) for line in (run.eval / "adapter-test.predictions.jsonl").read_text().splitlines()]
     rows = held_out_rows(run)
     assert [p["prompt"] for p in predictions] == [prompt for prompt, _ in rows]
     right = [p["generated"].strip() == completion.strip() for p, (_, completion) in zip(predictions, rows, strict=True)]
@@ -149,11 +149,35 @@ def test_limit_offset_and_validation_rows(run_of, trained, tmp_path, monkeypatch
 def test_a_result_without_predictions_leaves_none_of_an_earlier_one(run_of):
     run = run_of("lora")
     evaluate(run, quiet=True)
-    assert (run.eval / "adapter-test.jsonl").is_file()
+    assert (run.eval / "adapter-test.predictions.jsonl").is_file()
     result = evaluate(run, recipe=run.recipe_with(["evaluation.metric=none"]), quiet=True)
     assert result["accuracy"] is None
-    assert not (run.eval / "adapter-test.jsonl").exists()
+    assert not (run.eval / "adapter-test.predictions.jsonl").exists()
     assert json.loads((run.eval / "adapter-test.json").read_text())["metric"] == "none"
+
+
+def test_output_leaves_what_lies_beside_it_alone(trained, tmp_path):
+    """Planted bug caught: predictions written over, or removed with, the user's rows of the same name."""
+    run, rows = trained("lora"), tmp_path / "test.jsonl"
+    write_rows(rows, 2)
+    before = rows.read_bytes()
+    result = evaluate(run, data=str(rows), output=tmp_path / "test.json", quiet=True)
+    assert result["predictions"] == str(tmp_path / "test.predictions.jsonl")
+    assert len((tmp_path / "test.predictions.jsonl").read_text().splitlines()) == 2
+    plain = run.recipe_with(["evaluation.metric=none"])
+    assert evaluate(run, data=str(rows), recipe=plain, output=tmp_path / "test.json", quiet=True)["predictions"] is None
+    assert rows.read_bytes() == before
+
+
+def test_output_that_cannot_be_written_is_refused_before_measuring(trained, tmp_path, monkeypatch):
+    """Planted bug caught: found out when the result of hours is written."""
+    monkeypatch.setattr("dorakit.evaluation.task.open_target", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "directory.json").mkdir()
+    with pytest.raises(UsageError, match="file is a file"):
+        evaluate(trained("lora"), output=tmp_path / "file" / "deep" / "r.json", quiet=True)
+    with pytest.raises(UsageError, match="that is a directory"):
+        evaluate(trained("lora"), output=tmp_path / "directory.json", quiet=True)
 
 
 def test_what_cannot_be_measured(trained, tmp_path):
