@@ -76,12 +76,10 @@ def validation_rows(
             "  name a file with --data, or add one of them"
         )
     seed, twin = recipe.training.seed, recipe.origin.is_twin
-    chosen = [document.row for document in encode(recipe.data, tokenizer, seed=seed, twin=twin).validation][:limit]
-    wanted = set(chosen)
+    chosen = encode(recipe.data, tokenizer, seed=seed, twin=twin).held_out[:limit]
     held_out = HeldOut("validation", 0, [], [])
-    for source in recipe.data.train:
-        rows = [row for row in read_rows(source, recipe.data.root, seed=seed, twin=twin)[0] if row.place in wanted]
-        wanted -= {row.place for row in rows}
+    for index, source in enumerate(recipe.data.train):
+        rows = [row for origin, row in chosen if origin == index]
         if rows:
             _add(held_out, rows, source, recipe, tokenizer, as_questions=as_questions)
     return held_out
