@@ -77,7 +77,7 @@ class Tally:
                 f"the chat template ends {self.open_ended} conversations without a stop token: "
                 f"{tokenizer.eos_token} was appended and is trained"
             )
-        if self.conversations and "strftime_now" in str(tokenizer.chat_template):
+        if self.is_dated(tokenizer):
             notes.append("the chat template writes today's date: the same rows give other tokens on another day")
         if self.endless:
             notes.append(
@@ -85,6 +85,10 @@ class Tally:
                 "so they do not teach it to stop; train_on: last leaves them out"
             )
         return notes
+
+    def is_dated(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether today's date is in the documents."""
+        return self.conversations > 0 and "strftime_now" in str(tokenizer.chat_template)
 
     def nothing_left(self, data: DataSection, which: str) -> DataError:
         """The error for when no row became a document."""

@@ -42,6 +42,7 @@ class Encoded:
             rows have a file of their own.
         notes: Lines to print and record.
         fingerprint: A sha256 over ids and masks.
+        is_dated: The chat template writes today's date, so the fingerprint is another one tomorrow.
     """
 
     train: list[Document]
@@ -49,6 +50,7 @@ class Encoded:
     held_out: list[tuple[int, Row]]
     notes: list[str]
     fingerprint: str
+    is_dated: bool
 
 
 def encode(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, twin: bool = False) -> Encoded:
@@ -106,7 +108,9 @@ def encode(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, 
     if data.validation.path is not None:
         validation, remarks = _validation_file(data, data.validation.path, tokenizer, seed, twin=twin)
         notes += remarks
-    return Encoded(train, validation, held_out, notes + _overlap(train, validation), _fingerprint(train, validation))
+    notes += _overlap(train, validation)
+    fingerprint = _fingerprint(train, validation)
+    return Encoded(train, validation, held_out, notes, fingerprint, tally.is_dated(tokenizer))
 
 
 def encode_rows(

@@ -9,9 +9,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from dorakit.data.sources import Row, like_first, read_rows
-from dorakit.data.tokens import Document, Question, encode, encode_prompts, encode_rows
-from dorakit.errors import DataError
+from dorakit.data.tokens import Document, Encoded, Question, encode, encode_prompts, encode_rows
+from dorakit.errors import DataError, RunError
 from dorakit.recipe.schema import Recipe, SourceSection
+from dorakit.run import Run
 
 
 @dataclass
@@ -58,12 +59,18 @@ def file_rows(
 
 
 def validation_rows(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None, as_questions: bool = False
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    run: Run | None = None,
+    limit: int | None = None,
+    as_questions: bool = False,
 ) -> HeldOut:
-    """The rows that training held out by data.validation.
+    """The rows that training held out by data.validation; those of `run`, where one is given.
 
     Raises:
         DataError: The recipe holds none out.
+        RunError: The recipe and its data no longer give the rows that `run` was trained on.
     """
     validation = recipe.data.validation
     if validation.path is not None:
@@ -76,13 +83,31 @@ def validation_rows(
             "  name a file with --data, or add one of them"
         )
     seed, twin = recipe.training.seed, recipe.origin.is_twin
-    chosen = encode(recipe.data, tokenizer, seed=seed, twin=twin).held_out[:limit]
-    held_out = HeldOut("validation", 0, [], [])
+    encoded = encode(recipe.data, tokenizer, seed=seed, twin=twin)
+    held_out = HeldOut("validation", 0, [], [], [] if run is None else _check_unchanged(run, encoded))
+    chosen = encoded.held_out[:limit]
     for index, source in enumerate(recipe.data.train):
         rows = [row for origin, row in chosen if origin == index]
         if rows:
             _add(held_out, rows, source, recipe, tokenizer, as_questions=as_questions)
     return held_out
+
+
+def _check_unchanged(run: Run, encoded: Encoded) -> list[str]:
+    """Refuse rows that another seed, recipe or file has drawn: the run may have been trained on them."""
+    then = run.read("run.json").get("data", {}).get("fingerprint")
+    what = f"whether the validation rows are those that {run.path} held out is not known"
+    if then is None:
+        return [f"{what}: its run.json has no fingerprint of the data"]
+    if then == encoded.fingerprint:
+        return []
+    if encoded.is_dated:
+        return [f"{what}: the chat template writes today's date, so the fingerprint of the data changes by itself"]
+    raise RunError(
+        f"the data of {run.path} changed since training, so the rows that it held out cannot be drawn again:\n"
+        f"  then {then}\n  now  {encoded.fingerprint}\n"
+        "  put files and settings (data, training.seed) back, or measure on rows of a file: --data FILE"
+    )
 
 
 def _add(

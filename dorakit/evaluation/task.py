@@ -65,6 +65,7 @@ def evaluate(
     Raises:
         UsageError: No recipe tells what rows to measure on, the target has no base, or `output` cannot be written.
         DataError: Rows that cannot be used, or expected answers that cannot be judged.
+        RunError: The rows that the run held out cannot be drawn again.
         GateError: The loss is not finite.
     """
     text = str(target.path if isinstance(target, Run) else target)
@@ -76,7 +77,7 @@ def evaluate(
     destination = _destination(output)
     opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
     assert opened.recipe is not None
-    rows = rows_to_measure(opened.recipe, opened.tokenizer, data=data, limit=limit)
+    rows = rows_to_measure(opened.recipe, opened.tokenizer, run=opened.run, data=data, limit=limit)
     for line in (*opened.notes, *rows.notes):
         say(line, quiet=quiet)
     started = time.monotonic()
@@ -105,6 +106,7 @@ def rows_to_measure(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    run: Run | None = None,
     data: str | None = None,
     limit: int | None = None,
 ) -> HeldOut:
@@ -112,6 +114,7 @@ def rows_to_measure(
 
     Raises:
         DataError: There are none, or they cannot be used.
+        RunError: The rows that `run` held out cannot be drawn again.
     """
     section = recipe.evaluation
     as_questions = section.metric != "none"
@@ -129,7 +132,7 @@ def rows_to_measure(
             limit=count,
             as_questions=as_questions,
         )
-    return validation_rows(recipe, tokenizer, limit=count, as_questions=as_questions)
+    return validation_rows(recipe, tokenizer, run=run, limit=count, as_questions=as_questions)
 
 
 def check_gates(gates: Iterable[tuple[str, str, float]], result: dict[str, Any] | None) -> None:

@@ -301,6 +301,7 @@ class _Training:
         run.update(
             state="finished",
             base={"name": recipe.model.base, "revision": self.base.revision, "files": self.base.identity},
+            data={"fingerprint": self.data.fingerprint},
             steps=self.progress.step,
             tokens=self.progress.num_tokens,
             trained_parameters=num_trained(self.model),
