@@ -177,8 +177,8 @@ def _chosen(data: DataSection, num_rows: int, seed: int, *, twin: bool) -> tuple
 def _validation_file(
     data: DataSection, path: str, tokenizer: PreTrainedTokenizerBase, seed: int, *, twin: bool
 ) -> tuple[list[Document], list[str]]:
-    source = like_first(data, path)
-    rows, remarks = read_rows(source, data.root, seed=seed, twin=twin)
+    source = like_first(data, path, split=data.validation.split)
+    rows, remarks = read_rows(source, data.root, split="validation", seed=seed, twin=twin)
     tally = Tally()
     documents = make_documents(read_samples(rows, source), data, tokenizer, tally, twin=twin)
     kept = [document for document in documents if document is not None]
