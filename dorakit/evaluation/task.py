@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -50,13 +51,14 @@ def evaluate(
     Args:
         target: A run, an adapter directory, a model directory, or a base as in `model.base`.
         base: Measure the base without the adapter; for a run in mode full, the base that it began with.
-        data: File of rows, relative to the working directory.
+        data: File or data set of rows, relative to the working directory. The recipe's offset and limit are not read.
         limit: At most this many rows.
         recipe: Names rows and metric where the target belongs to no run; instead of the run's own where it does.
         batch_size: Rows per generation batch, instead of the recipe's.
         base_model: Base of an adapter directory, instead of the one that it names.
-        output: File for the result. Without it, a result that belongs to a run goes to RUN/eval/NAME.json. Predictions
-            go beside it, into NAME.predictions.jsonl.
+        output: File for the result. Without it, a result that belongs to a run goes to RUN/eval/NAME.json, or to a
+            longer name where NAME.json is the result of other rows. Predictions go beside it, into
+            NAME.predictions.jsonl.
         quiet: No progress, no notes.
 
     Returns:
@@ -87,12 +89,14 @@ def evaluate(
         "variant": opened.variant,
         "base": opened.base,
         "data": rows.name,
+        "data_path": rows.path,
+        "data_split": rows.split,
         **result,
         "seconds": round(time.monotonic() - started, 1),
         "notes": [*opened.notes, *rows.notes],
     }
     if destination is None and place.run is not None:
-        destination = place.run.eval / f"{opened.variant}-{Path(rows.name).stem}.json"
+        destination = _place_in(place.run.eval, opened.variant, rows)
         # Of an earlier evaluation, which this result replaces. Only here: what lies beside --output is the user's.
         _beside(destination).unlink(missing_ok=True)
     result["output"] = None if destination is None else str(destination)
@@ -117,22 +121,25 @@ def rows_to_measure(
         RunError: The rows that `run` held out cannot be drawn again.
     """
     section = recipe.evaluation
-    as_questions = section.metric != "none"
-    count = min((n for n in (limit, section.limit) if n is not None), default=None)
+    path: str | None
+    asked: dict[str, Any] = {"prompt": section.prompt, "as_questions": section.metric != "none"}
+    unread = []
     if data is not None:
-        path = str(Path(data).expanduser().absolute())
-        return file_rows(recipe, tokenizer, path, prompt=section.prompt, limit=count, as_questions=as_questions)
-    if section.path is not None:
-        return file_rows(
-            recipe,
-            tokenizer,
-            section.path,
-            prompt=section.prompt,
-            offset=section.offset,
-            limit=count,
-            as_questions=as_questions,
-        )
-    return validation_rows(recipe, tokenizer, run=run, limit=count, as_questions=as_questions)
+        path, asked["limit"] = str(Path(data).expanduser().absolute()), limit
+        for key in ("offset", "limit"):
+            if value := getattr(section, key):
+                unread.append(f"evaluation.{key} {value} (of the recipe's own rows, not of --data; see --limit)")
+    else:
+        path, asked["offset"] = section.path, section.offset
+        asked["limit"] = min((n for n in (limit, section.limit) if n is not None), default=None)
+    if path is None:
+        rows = validation_rows(recipe, tokenizer, run=run, **asked)
+    else:
+        rows = file_rows(recipe, tokenizer, path, split=section.split, **asked)
+    if section.split is not None and (path is None or Path(str(rows.path)).is_file()):
+        unread.append(f"evaluation.split {section.split} ({rows.name} has no splits)")
+    rows.notes += [f"not read: {setting}" for setting in unread]
+    return rows
 
 
 def check_gates(gates: Iterable[tuple[str, str, float]], result: dict[str, Any] | None) -> None:
@@ -225,6 +232,24 @@ def _destination(output: Path | str | None) -> Path | None:
             f"--output {output}: {above} is a file, so nothing can be written below it; name another place"
         )
     return path
+
+
+def _place_in(directory: Path, variant: str, rows: HeldOut) -> Path:
+    """VARIANT-NAME.json, or the next longer name where that is the result of other rows whose file has the same name."""
+    short = name = f"{variant}-{Path(rows.name).stem}"
+    if rows.path is not None and (parent := Path(rows.path).parent.name):
+        name = f"{variant}-{parent}-{Path(rows.name).stem}"
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    files = (directory / f"{stem}.json" for stem in itertools.chain((short, name), numbered))
+    return next(file for file in files if not file.exists() or _is_of(file, rows))
+
+
+def _is_of(file: Path, rows: HeldOut) -> bool:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return bool((content["data_path"], content["data_split"]) == (rows.path, rows.split))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # of a version that did not tell, or no result at all
 
 
 def _beside(path: Path) -> Path:
