@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from dorakit.data.batches import IGNORE_INDEX
 from dorakit.data.chat import ChatRenderer
 from dorakit.data.encoder import Encoder, Ids, Mask
 from dorakit.data.formats import Conversation, Passage, Sample
-from dorakit.errors import DataError
+from dorakit.errors import DataError, ModelError
 from dorakit.recipe.schema import DataSection
 
 # The tiny bases of --twin have a token per byte, where other tokenizers have one per three or four.
@@ -103,6 +103,21 @@ class Tally:
         return DataError(
             f"none of the {which} rows {left} data.max_seq_len = {data.max_seq_len} tokens, the first are {first}.\n"
             "  raise data.max_seq_len"
+        )
+
+
+def check_lengths(documents: Sequence[Document], config: PretrainedConfig) -> None:
+    """Refuse documents that are longer than the model has positions; one that states no number takes any length.
+
+    Raises:
+        ModelError: One is, found before an hour of steps has led up to it.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(documents, key=len, default=None)
+    if longest is not None and positions is not None and 0 < positions < len(longest):
+        raise ModelError(
+            f"{longest.row}: {len(longest)} tokens, and the model has {positions} positions\n"
+            f"  set data.max_seq_len to {positions} or less; data.overlength says what happens to longer rows"
         )
 
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dorakit.errors import GateError, UsageError
+from dorakit.data.documents import check_lengths
+from dorakit.errors import GateError, ModelError, UsageError
 from dorakit.evaluation.generation import Prediction, answer_questions, summary
 from dorakit.evaluation.metrics import judge_of
 from dorakit.evaluation.perplexity import perplexity, token_loss
 from dorakit.evaluation.progress import say
 from dorakit.evaluation.rows import HeldOut, file_rows, validation_rows
+from dorakit.model.generate import check_prompts
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run, write_json
 from dorakit.target import Target, find_target, open_target
@@ -67,6 +69,7 @@ def evaluate(
     Raises:
         UsageError: No recipe tells what rows to measure on, the target has no base, or `output` cannot be written.
         DataError: Rows that cannot be used, or expected answers that cannot be judged.
+        ModelError: The target cannot be loaded, or a row is longer than it has positions.
         RunError: The rows that the run held out cannot be drawn again.
         GateError: The loss is not finite.
     """
@@ -173,6 +176,12 @@ def _measure(
 ) -> tuple[dict[str, Any], list[Prediction]]:
     assert target.recipe is not None
     section = target.recipe.evaluation
+    check_lengths(rows.documents, target.model.config)
+    for question in rows.questions:
+        try:
+            check_prompts(target.model, [question.prompt_ids], section.max_new_tokens)
+        except ModelError as error:
+            raise ModelError(f"{question.row}: {error}") from None
     loss, tokens = None, 0
     if rows.documents:
         size = target.recipe.training.micro_batch_size

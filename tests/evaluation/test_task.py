@@ -6,7 +6,7 @@ import torch
 from tiny_runs import tiny_recipe, tiny_run, write_rows
 
 from dorakit import Recipe, evaluate, load_adapter, merge, quantize
-from dorakit.errors import DataError, GateError, UsageError
+from dorakit.errors import DataError, GateError, ModelError, UsageError
 from dorakit.evaluation.generation import answer_prompts
 from dorakit.evaluation.perplexity import token_loss
 from dorakit.evaluation.rows import file_rows
@@ -187,6 +187,23 @@ def test_what_cannot_be_measured(trained, tmp_path):
         evaluate(trained("lora"), output=tmp_path / "result.txt", quiet=True)
     with pytest.raises(UsageError, match="--base-model goes with an adapter"):
         evaluate(trained("lora"), base_model="tiny:llama", output=tmp_path / "r.json", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p" * 8190, "answer": "1"}, r"long\.jsonl:2: a prompt of 8190 tokens and 6 new ones"),
+        ({"prompt": "p", "completion": "c" * 9000}, r"long\.jsonl:2: 9002 tokens, and the model has 8192 positions"),
+    ],
+)
+def test_rows_that_do_not_fit_the_model_are_found_first(trained, tmp_path, monkeypatch, row, message):
+    """Planted bug caught: found after the loss of all rows was taken, and without the row's name."""
+    monkeypatch.setattr("dorakit.evaluation.task.token_loss", lambda *_, **__: pytest.fail("measured"))
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in ({"prompt": "1 + 1 =", "completion": " 2"}, row)))
+    recipe = trained("lora").recipe_with(["data.max_seq_len=10000"])
+    with pytest.raises(ModelError, match=message):
+        evaluate(trained("lora"), data=str(file), recipe=recipe, output=tmp_path / "r.json", quiet=True)
 
 
 def test_overlong_rows_are_counted_not_hidden(tmp_path):
