@@ -292,7 +292,9 @@ class EvaluationSection(Section):
         says="How a generated answer is judged: the whole text, its last number, or the first of `options` in it; "
         "none computes loss and perplexity only.",
     )
-    options: list[str] = setting([], reads="evaluation/metrics.py", says="The answers among which metric option looks.")
+    options: list[Annotated[str, Field(min_length=1)]] = setting(
+        [], reads="evaluation/metrics.py", says="The answers among which metric option looks."
+    )
     max_new_tokens: Positive = setting(64, reads="evaluation/task.py", says="Tokens to generate at most per row.")
     batch_size: Positive = setting(32, reads="evaluation/task.py", says="Rows per generation batch.")
 

@@ -143,6 +143,8 @@ BETWEEN = {
                                             "2:14+14: 'evaluation.max_new_tokens' is not read with metric none [remove it, or set evaluation.metric]"),
     "metric without options": ("version: 1", "version: 1\nevaluation: {metric: option}", "",
                                "2:1+10: evaluation: options and metric: option belong together"),
+    "an empty option": ("version: 1", "version: 1\nevaluation: {metric: option, options: [a, '']}", "",
+                        "2:43+2: evaluation.options.1: expected text of 1 or more characters, got quoted text ''"),
     "micro-batch above the batch": ("version: 1", "version: 1\ntraining: {batch_size: 4, micro_batch_size: 8}", "",
                                     "2:45+1: training.micro_batch_size 8 is larger than training.batch_size 4 [set micro_batch_size to 4 or less]"),
     "micro-batch by default": ("version: 1", "version: 1\ntraining: {batch_size: 2}", "",
