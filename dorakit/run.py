@@ -1,6 +1,6 @@
 """The run directory: the only module that knows its file names.
 
-run.json                schema version, state (training | finished | failed), versions, notes
+run.json                schema version, state (training | finished | failed), what it was trained on, notes
 recipe.yaml             the user's file, byte for byte
 recipe.resolved.yaml    every value and where it came from
 environment.json        machine and library versions

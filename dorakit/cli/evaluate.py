@@ -26,7 +26,9 @@ QUIET = typer.Option(False, "--quiet", "-q", help="No progress, no notes.")
 def evaluate(
     target: str = TARGET,
     base: bool = typer.Option(False, "--base", help="Measure the frozen base: the adapter is switched off."),
-    data: str | None = typer.Option(None, "--data", help="File of test rows, in the form of the training rows."),
+    data: str | None = typer.Option(
+        None, "--data", help="File or data set of test rows, in the form of the training rows."
+    ),
     recipe: str | None = RECIPE,
     set_: list[str] | None = SET,
     base_model: str | None = BASE_MODEL,

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from dorakit.data.batches import IGNORE_INDEX
 from dorakit.data.chat import ChatRenderer
 from dorakit.data.encoder import Encoder, Ids, Mask
 from dorakit.data.formats import Conversation, Passage, Sample
-from dorakit.errors import DataError
+from dorakit.errors import DataError, ModelError
 from dorakit.recipe.schema import DataSection
 
 # The tiny bases of --twin have a token per byte, where other tokenizers have one per three or four.
@@ -77,7 +77,7 @@ class Tally:
                 f"the chat template ends {self.open_ended} conversations without a stop token: "
                 f"{tokenizer.eos_token} was appended and is trained"
             )
-        if self.conversations and "strftime_now" in str(tokenizer.chat_template):
+        if self.is_dated(tokenizer):
             notes.append("the chat template writes today's date: the same rows give other tokens on another day")
         if self.endless:
             notes.append(
@@ -85,6 +85,10 @@ class Tally:
                 "so they do not teach it to stop; train_on: last leaves them out"
             )
         return notes
+
+    def is_dated(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether today's date is in the documents."""
+        return self.conversations > 0 and "strftime_now" in str(tokenizer.chat_template)
 
     def nothing_left(self, data: DataSection, which: str) -> DataError:
         """The error for when no row became a document."""
@@ -99,6 +103,21 @@ class Tally:
         return DataError(
             f"none of the {which} rows {left} data.max_seq_len = {data.max_seq_len} tokens, the first are {first}.\n"
             "  raise data.max_seq_len"
+        )
+
+
+def check_lengths(documents: Sequence[Document], config: PretrainedConfig) -> None:
+    """Refuse documents that are longer than the model has positions; one that states no number takes any length.
+
+    Raises:
+        ModelError: One is, found before an hour of steps has led up to it.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(documents, key=len, default=None)
+    if longest is not None and positions is not None and 0 < positions < len(longest):
+        raise ModelError(
+            f"{longest.row}: {len(longest)} tokens, and the model has {positions} positions\n"
+            f"  set data.max_seq_len to {positions} or less; data.overlength says what happens to longer rows"
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from dorakit.data.prompts import Prompt, prompt_of
@@ -67,7 +69,7 @@ def read_samples(rows: Sequence[Row], source: SourceSection, *, evaluation: bool
         DataError: A field is absent, null or of the wrong type; the message names the row, the fields it has, and the
             nearest of them.
     """
-    columns = _columns(rows, source)
+    columns = _columns(rows, source, evaluation)
     if source.format == "chat":
         return [_conversation(row, columns, evaluation) for row in rows]
     if source.format == "completion":
@@ -80,7 +82,7 @@ def read_samples(rows: Sequence[Row], source: SourceSection, *, evaluation: bool
     return [_instruction(row, columns, prompt, evaluation) for row in rows]
 
 
-def _columns(rows: Sequence[Row], source: SourceSection) -> dict[str, str]:
+def _columns(rows: Sequence[Row], source: SourceSection, evaluation: bool) -> dict[str, str]:
     expected = EXPECTED[source.format]
     for name, column in source.columns.items():
         if name not in expected:
@@ -88,10 +90,14 @@ def _columns(rows: Sequence[Row], source: SourceSection) -> dict[str, str]:
                 f"{source.path}: columns names {name!r}, which format {source.format} does not look for; "
                 f"it looks for {', '.join(expected)}.\n  columns maps an expected name to the name in the data"
             )
-        if name != "answer" and not any(column in row.fields for row in rows):
+        # Training reads no answer, so its rows need not have one.
+        if (name != "answer" or evaluation) and not any(column in row.fields for row in rows):
+            present = list(dict.fromkeys(str(field) for row in rows for field in row.fields))
+            near = difflib.get_close_matches(column, present, n=1)
             raise DataError(
                 f"{source.path}: columns maps {name} to {column!r}, and no row has that field.\n"
-                f"  the first row has: {', '.join(map(str, rows[0].fields)) if rows else 'nothing'}"
+                f"  the rows have: {', '.join(present[:12]) or 'nothing'}"
+                + (f"; did you mean {near[0]}?" if near else "")
             )
     return {name: source.columns.get(name, name) for name in expected}
 
@@ -144,9 +150,13 @@ def _target(row: Row, columns: dict[str, str], name: str, evaluation: bool) -> t
 
 def _answer(row: Row, columns: dict[str, str]) -> str | None:
     value = row.fields.get(columns["answer"])
-    if isinstance(value, (int, float)):  # true is an answer as well, but is written as in the data
+    if isinstance(value, int):  # true is an answer as well, but is written as in the data
         return str(value).lower() if isinstance(value, bool) else str(value)
-    return None if value is None else _checked(value, row, columns["answer"])
+    if isinstance(value, float) and math.isfinite(value):
+        # A whole number becomes a float where its column lacks some; 1e-05 is an answer that no model writes.
+        return f"{Decimal(repr(value)):f}".removesuffix(".0")
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))  # NaN is a data frame's null
+    return None if is_missing else _checked(value, row, columns["answer"])
 
 
 def _optional(row: Row, columns: dict[str, str], name: str) -> str:

@@ -22,7 +22,7 @@ def is_hub_id(written: str, path: Path) -> bool:
     return bool(_HUB_ID.fullmatch(written))
 
 
-def load_hub(source: SourceSection, path: Path) -> list[dict[str, Any]]:
+def load_hub(source: SourceSection, path: Path, split: str) -> list[dict[str, Any]]:
     """Download (or find in the cache) one split of a hub data set; `path` is where a file of that name would have been.
 
     Raises:
@@ -34,7 +34,7 @@ def load_hub(source: SourceSection, path: Path) -> list[dict[str, Any]]:
     quiet = datasets.utils.logging
     quiet.disable_progress_bar()
     try:
-        dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=source.split)
+        dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError) as error:
         raise _unreachable(source.path, path, error) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -42,8 +42,13 @@ def load_hub(source: SourceSection, path: Path) -> list[dict[str, Any]]:
     return list(dataset.to_list())
 
 
-def load_saved(directory: Path, split: str) -> list[dict[str, Any]]:
+def load_saved(directory: Path, split: str, *, is_asked: bool) -> list[dict[str, Any]]:
     """Read a directory that datasets' `save_to_disk` wrote.
+
+    Args:
+        directory: Of a DatasetDict, or of a single Dataset.
+        split: What to take of a DatasetDict.
+        is_asked: The recipe names the split. A single Dataset must then be of that split, if it says of which it is.
 
     Raises:
         DataError: Not such a directory, or it has no such split.
@@ -62,8 +67,16 @@ def load_saved(directory: Path, split: str) -> list[dict[str, Any]]:
         raise DataError(f"{directory} cannot be read as a data set: {_first_line(error)}") from None
     if is_dict:
         if split not in loaded:
-            raise DataError(f"{directory} has no split {split!r}; it has {', '.join(sorted(loaded))}")
+            raise DataError(
+                f"{directory} has no split {split!r}; it has {', '.join(sorted(loaded))}\n"
+                "  name one of them as the split of this path"
+            )
         loaded = loaded[split]
+    elif is_asked and loaded.split is not None and str(loaded.split) != split:
+        raise DataError(
+            f"{directory} holds the split {str(loaded.split)!r} alone, and split {split!r} was asked for\n"
+            "  name the directory of that split, or remove `split`"
+        )
     return list(loaded.to_list())
 
 

@@ -36,12 +36,15 @@ class Row:
     place: str
 
 
-def read_rows(source: SourceSection, root: str, *, seed: int = 0, twin: bool = False) -> tuple[list[Row], list[str]]:
+def read_rows(
+    source: SourceSection, root: str, *, split: str = "train", seed: int = 0, twin: bool = False
+) -> tuple[list[Row], list[str]]:
     """Read a source, skip its `offset` rows and stop after `limit`; `weight` is `num_copies`'s business.
 
     Args:
         source: What to read.
         root: Absolute directory that a relative path starts from.
+        split: Of a data set, where the source names none.
         seed: Of the made rows; nothing else here draws.
         twin: Make rows where a file is absent, and always for a hub data set.
 
@@ -60,9 +63,9 @@ def read_rows(source: SourceSection, root: str, *, seed: int = 0, twin: bool = F
         why = "a hub data set" if hub else "absent"
         return rows, [f"{source.path} is {why}: --twin made {len(rows)} rows of format {source.format} in its place"]
     if hub:
-        rows = _indexed(load_hub(source, path), source.path)
+        rows = _indexed(load_hub(source, path, source.split or split), source.path)
     elif path.is_dir():
-        rows = _indexed(load_saved(path, source.split), source.path)
+        rows = _indexed(load_saved(path, source.split or split, is_asked=source.split is not None), source.path)
     elif path.is_file():
         rows = _read_file(path, source.path)
     else:
@@ -76,11 +79,29 @@ def read_rows(source: SourceSection, root: str, *, seed: int = 0, twin: bool = F
 
 
 def like_first(
-    data: DataSection, path: str, *, prompt: str | None = None, offset: int = 0, limit: int | None = None
+    data: DataSection,
+    path: str,
+    *,
+    split: str | None = None,
+    prompt: str | None = None,
+    offset: int = 0,
+    limit: int | None = None,
 ) -> SourceSection:
-    """A source of held-out rows in the form of the first training source: same format, columns and prompt."""
+    """A source of held-out rows in the form of the first training source: same format, columns and prompt.
+
+    Of another data set than the first source's, that one's configuration and revision say nothing.
+    """
     first = data.train[0]
-    changes = {"path": path, "weight": 1.0, "offset": offset, "limit": limit, "prompt": prompt or first.prompt}
+    changes = {
+        "path": path,
+        "split": split,
+        "weight": 1.0,
+        "offset": offset,
+        "limit": limit,
+        "prompt": prompt or first.prompt,
+    }
+    if path != first.path:
+        changes |= {"name": None, "revision": None}
     return first.model_copy(update=changes)
 
 

@@ -33,12 +33,24 @@ class Question:
 
 @dataclass(frozen=True)
 class Encoded:
-    """All documents of a recipe. `notes` are lines to print and record, `fingerprint` a sha256 over ids and masks."""
+    """All documents of a recipe.
+
+    Attributes:
+        train: A document as often as its row is trained on.
+        validation: Held-out documents.
+        held_out: For each validation document the index of its training source and its row; empty where validation
+            rows have a file of their own.
+        notes: Lines to print and record.
+        fingerprint: A sha256 over ids and masks.
+        is_dated: The chat template writes today's date, so the fingerprint is another one tomorrow.
+    """
 
     train: list[Document]
     validation: list[Document]
+    held_out: list[tuple[int, Row]]
     notes: list[str]
     fingerprint: str
+    is_dated: bool
 
 
 def encode(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, twin: bool = False) -> Encoded:
@@ -71,30 +83,34 @@ def encode(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, 
         taken.append((source, [rows[i] for i in kept.tolist()], copies[kept].tolist()))
         notes += remarks or [_rows_note(source, len(rows), int(copies.sum()))]
     num_rows = sum(len(rows) for _, rows, _ in taken)
-    held_out, remarks = _held_out(data, num_rows, seed, twin=twin)
+    chosen, remarks = _chosen(data, num_rows, seed, twin=twin)
     notes += remarks
 
     train: list[Document] = []
     validation: list[Document] = []
+    held_out: list[tuple[int, Row]] = []
     seen = 0
     tally = Tally()
-    for source, rows, counts in taken:
+    for index, (source, rows, counts) in enumerate(taken):
         documents = make_documents(read_samples(rows, source), data, tokenizer, tally, twin=twin)
-        for document, count in zip(documents, counts, strict=True):
-            if document is not None and seen in held_out:
+        for document, row, count in zip(documents, rows, counts, strict=True):
+            if document is not None and seen in chosen:
                 validation.append(document)
+                held_out.append((index, row))
             elif document is not None:
                 train += [document] * count
             seen += 1
     notes += tally.notes(num_rows, data, tokenizer)
     if not train:
         raise tally.nothing_left(data, "training")
-    if held_out and not validation:
+    if chosen and not validation:
         raise tally.nothing_left(data, "validation")
     if data.validation.path is not None:
         validation, remarks = _validation_file(data, data.validation.path, tokenizer, seed, twin=twin)
         notes += remarks
-    return Encoded(train, validation, notes + _overlap(train, validation), _fingerprint(train, validation))
+    notes += _overlap(train, validation)
+    fingerprint = _fingerprint(train, validation)
+    return Encoded(train, validation, held_out, notes, fingerprint, tally.is_dated(tokenizer))
 
 
 def encode_rows(
@@ -145,7 +161,7 @@ def encode_prompts(
     ]
 
 
-def _held_out(data: DataSection, num_rows: int, seed: int, *, twin: bool) -> tuple[set[int], list[str]]:
+def _chosen(data: DataSection, num_rows: int, seed: int, *, twin: bool) -> tuple[set[int], list[str]]:
     wanted = data.validation.rows
     if data.validation.fraction > 0:
         wanted = max(1, round(data.validation.fraction * num_rows))
@@ -161,8 +177,8 @@ def _held_out(data: DataSection, num_rows: int, seed: int, *, twin: bool) -> tup
 def _validation_file(
     data: DataSection, path: str, tokenizer: PreTrainedTokenizerBase, seed: int, *, twin: bool
 ) -> tuple[list[Document], list[str]]:
-    source = like_first(data, path)
-    rows, remarks = read_rows(source, data.root, seed=seed, twin=twin)
+    source = like_first(data, path, split=data.validation.split)
+    rows, remarks = read_rows(source, data.root, split="validation", seed=seed, twin=twin)
     tally = Tally()
     documents = make_documents(read_samples(rows, source), data, tokenizer, tally, twin=twin)
     kept = [document for document in documents if document is not None]

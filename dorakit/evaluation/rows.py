@@ -9,9 +9,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from dorakit.data.sources import Row, like_first, read_rows
-from dorakit.data.tokens import Document, Question, encode, encode_prompts, encode_rows
-from dorakit.errors import DataError
+from dorakit.data.tokens import Document, Encoded, Question, encode, encode_prompts, encode_rows
+from dorakit.errors import DataError, RunError
 from dorakit.recipe.schema import Recipe, SourceSection
+from dorakit.run import Run
 
 
 @dataclass
@@ -20,6 +21,8 @@ class HeldOut:
 
     Attributes:
         name: A file name, or `validation`.
+        path: Where the rows lie: an absolute path, or a hub id; None for rows held out of the training rows.
+        split: The split that was asked for, of a data set.
         num_rows: Rows chosen.
         documents: As training would see them; fewer than the rows where some are too long.
         questions: One per row; empty unless asked for.
@@ -31,6 +34,8 @@ class HeldOut:
     documents: list[Document]
     questions: list[Question]
     notes: list[str] = field(default_factory=list)
+    path: str | None = None
+    split: str | None = None
 
 
 def file_rows(
@@ -38,36 +43,61 @@ def file_rows(
     tokenizer: PreTrainedTokenizerBase,
     path: str,
     *,
+    split: str | None = None,
+    otherwise: str = "test",
     prompt: str | None = None,
     offset: int = 0,
     limit: int | None = None,
     as_questions: bool = False,
 ) -> HeldOut:
-    """Rows of a file in the form of the recipe's first training source; a relative path starts from data.root.
+    """Rows of a file or data set in the form of the recipe's first training source.
 
+    A relative path starts from data.root. Of a data set `split` is read; the split `otherwise`, where that is None.
     With `as_questions`, rows that have an answer and no text to train on are welcome: there is then no document.
 
     Raises:
         DataError: Rows that cannot be read or used.
     """
-    source = like_first(recipe.data, path, prompt=prompt, offset=offset, limit=limit)
-    rows, notes = read_rows(source, recipe.data.root, seed=recipe.training.seed, twin=recipe.origin.is_twin)
-    held_out = HeldOut(Path(path).name, 0, [], [], list(notes))
+    source = like_first(recipe.data, path, split=split, prompt=prompt, offset=offset, limit=limit)
+    seed, twin = recipe.training.seed, recipe.origin.is_twin
+    rows, notes = read_rows(source, recipe.data.root, split=otherwise, seed=seed, twin=twin)
+    place = Path(recipe.data.root, Path(path).expanduser())
+    held_out = HeldOut(Path(path).name, 0, [], [], list(notes), str(place.resolve()) if place.exists() else path, split)
     _add(held_out, rows, source, recipe, tokenizer, as_questions=as_questions)
     return held_out
 
 
 def validation_rows(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, limit: int | None = None, as_questions: bool = False
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    run: Run | None = None,
+    prompt: str | None = None,
+    offset: int = 0,
+    limit: int | None = None,
+    as_questions: bool = False,
 ) -> HeldOut:
-    """The rows that training held out by data.validation.
+    """The rows that training held out by data.validation; those of `run`, where one is given.
+
+    `prompt` is instead of the sources' own.
 
     Raises:
-        DataError: The recipe holds none out.
+        DataError: The recipe holds none out, or `offset` skips them all.
+        RunError: The recipe and its data no longer give the rows that `run` was trained on.
     """
     validation = recipe.data.validation
     if validation.path is not None:
-        held_out = file_rows(recipe, tokenizer, validation.path, limit=limit, as_questions=as_questions)
+        held_out = file_rows(
+            recipe,
+            tokenizer,
+            validation.path,
+            split=validation.split,
+            otherwise="validation",
+            prompt=prompt,
+            offset=offset,
+            limit=limit,
+            as_questions=as_questions,
+        )
         held_out.name = "validation"
         return held_out
     if not (validation.fraction or validation.rows):
@@ -76,15 +106,35 @@ def validation_rows(
             "  name a file with --data, or add one of them"
         )
     seed, twin = recipe.training.seed, recipe.origin.is_twin
-    chosen = [document.row for document in encode(recipe.data, tokenizer, seed=seed, twin=twin).validation][:limit]
-    wanted = set(chosen)
-    held_out = HeldOut("validation", 0, [], [])
-    for source in recipe.data.train:
-        rows = [row for row in read_rows(source, recipe.data.root, seed=seed, twin=twin)[0] if row.place in wanted]
-        wanted -= {row.place for row in rows}
+    encoded = encode(recipe.data, tokenizer, seed=seed, twin=twin)
+    held_out = HeldOut("validation", 0, [], [], [] if run is None else _check_unchanged(run, encoded))
+    if offset >= len(encoded.held_out):
+        raise DataError(f"evaluation.offset {offset} skips all of the {len(encoded.held_out)} validation rows")
+    chosen = encoded.held_out[offset:][:limit]
+    for index, source in enumerate(recipe.data.train):
+        if prompt is not None and source.format == "instruction":
+            source = source.model_copy(update={"prompt": prompt})
+        rows = [row for origin, row in chosen if origin == index]
         if rows:
             _add(held_out, rows, source, recipe, tokenizer, as_questions=as_questions)
     return held_out
+
+
+def _check_unchanged(run: Run, encoded: Encoded) -> list[str]:
+    """Refuse rows that another seed, recipe or file has drawn: the run may have been trained on them."""
+    then = run.read("run.json").get("data", {}).get("fingerprint")
+    what = f"whether the validation rows are those that {run.path} held out is not known"
+    if then is None:
+        return [f"{what}: its run.json has no fingerprint of the data"]
+    if then == encoded.fingerprint:
+        return []
+    if encoded.is_dated:
+        return [f"{what}: the chat template writes today's date, so the fingerprint of the data changes by itself"]
+    raise RunError(
+        f"the data of {run.path} changed since training, so the rows that it held out cannot be drawn again:\n"
+        f"  then {then}\n  now  {encoded.fingerprint}\n"
+        "  put files and settings (data, training.seed) back, or measure on rows of a file: --data FILE"
+    )
 
 
 def _add(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dorakit.errors import GateError, UsageError
+from dorakit.data.documents import check_lengths
+from dorakit.errors import GateError, ModelError, UsageError
 from dorakit.evaluation.generation import Prediction, answer_questions, summary
 from dorakit.evaluation.metrics import judge_of
 from dorakit.evaluation.perplexity import perplexity, token_loss
 from dorakit.evaluation.progress import say
 from dorakit.evaluation.rows import HeldOut, file_rows, validation_rows
+from dorakit.model.generate import check_prompts
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run, write_json
 from dorakit.target import Target, find_target, open_target
@@ -50,21 +53,24 @@ def evaluate(
     Args:
         target: A run, an adapter directory, a model directory, or a base as in `model.base`.
         base: Measure the base without the adapter; for a run in mode full, the base that it began with.
-        data: File of rows, relative to the working directory.
+        data: File or data set of rows, relative to the working directory. The recipe's offset and limit are not read.
         limit: At most this many rows.
         recipe: Names rows and metric where the target belongs to no run; instead of the run's own where it does.
         batch_size: Rows per generation batch, instead of the recipe's.
         base_model: Base of an adapter directory, instead of the one that it names.
-        output: File for the result. Without it, a result that belongs to a run goes to RUN/eval/NAME.json. Predictions
-            go beside it, as .jsonl.
+        output: File for the result. Without it, a result that belongs to a run goes to RUN/eval/NAME.json, or to a
+            longer name where NAME.json is the result of other rows. Predictions go beside it, into
+            NAME.predictions.jsonl.
         quiet: No progress, no notes.
 
     Returns:
-        The result, as written; `output` says where.
+        The result, as written; `output` and `predictions` say where.
 
     Raises:
-        UsageError: No recipe tells what rows to measure on, or the target has no base.
+        UsageError: No recipe tells what rows to measure on, the target has no base, or `output` cannot be written.
         DataError: Rows that cannot be used, or expected answers that cannot be judged.
+        ModelError: The target cannot be loaded, or a row is longer than it has positions.
+        RunError: The rows that the run held out cannot be drawn again.
         GateError: The loss is not finite.
     """
     text = str(target.path if isinstance(target, Run) else target)
@@ -76,7 +82,7 @@ def evaluate(
     destination = _destination(output)
     opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
     assert opened.recipe is not None
-    rows = rows_to_measure(opened.recipe, opened.tokenizer, data=data, limit=limit)
+    rows = rows_to_measure(opened.recipe, opened.tokenizer, run=opened.run, data=data, limit=limit)
     for line in (*opened.notes, *rows.notes):
         say(line, quiet=quiet)
     started = time.monotonic()
@@ -86,13 +92,18 @@ def evaluate(
         "variant": opened.variant,
         "base": opened.base,
         "data": rows.name,
+        "data_path": rows.path,
+        "data_split": rows.split,
         **result,
         "seconds": round(time.monotonic() - started, 1),
         "notes": [*opened.notes, *rows.notes],
     }
     if destination is None and place.run is not None:
-        destination = place.run.eval / f"{opened.variant}-{Path(rows.name).stem}.json"
+        destination = _place_in(place.run.eval, opened.variant, rows)
+        # Of an earlier evaluation, which this result replaces. Only here: what lies beside --output is the user's.
+        _beside(destination).unlink(missing_ok=True)
     result["output"] = None if destination is None else str(destination)
+    result["predictions"] = str(_beside(destination)) if destination is not None and predictions else None
     if destination is not None:
         _write(destination, result, predictions)
     return result
@@ -102,6 +113,7 @@ def rows_to_measure(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    run: Run | None = None,
     data: str | None = None,
     limit: int | None = None,
 ) -> HeldOut:
@@ -109,24 +121,28 @@ def rows_to_measure(
 
     Raises:
         DataError: There are none, or they cannot be used.
+        RunError: The rows that `run` held out cannot be drawn again.
     """
     section = recipe.evaluation
-    as_questions = section.metric != "none"
-    count = min((n for n in (limit, section.limit) if n is not None), default=None)
+    path: str | None
+    asked: dict[str, Any] = {"prompt": section.prompt, "as_questions": section.metric != "none"}
+    unread = []
     if data is not None:
-        path = str(Path(data).expanduser().absolute())
-        return file_rows(recipe, tokenizer, path, prompt=section.prompt, limit=count, as_questions=as_questions)
-    if section.path is not None:
-        return file_rows(
-            recipe,
-            tokenizer,
-            section.path,
-            prompt=section.prompt,
-            offset=section.offset,
-            limit=count,
-            as_questions=as_questions,
-        )
-    return validation_rows(recipe, tokenizer, limit=count, as_questions=as_questions)
+        path, asked["limit"] = str(Path(data).expanduser().absolute()), limit
+        for key in ("offset", "limit"):
+            if value := getattr(section, key):
+                unread.append(f"evaluation.{key} {value} (of the recipe's own rows, not of --data; see --limit)")
+    else:
+        path, asked["offset"] = section.path, section.offset
+        asked["limit"] = min((n for n in (limit, section.limit) if n is not None), default=None)
+    if path is None:
+        rows = validation_rows(recipe, tokenizer, run=run, **asked)
+    else:
+        rows = file_rows(recipe, tokenizer, path, split=section.split, **asked)
+    if section.split is not None and (path is None or Path(str(rows.path)).is_file()):
+        unread.append(f"evaluation.split {section.split} ({rows.name} has no splits)")
+    rows.notes += [f"not read: {setting}" for setting in unread]
+    return rows
 
 
 def check_gates(gates: Iterable[tuple[str, str, float]], result: dict[str, Any] | None) -> None:
@@ -160,6 +176,12 @@ def _measure(
 ) -> tuple[dict[str, Any], list[Prediction]]:
     assert target.recipe is not None
     section = target.recipe.evaluation
+    check_lengths(rows.documents, target.model.config)
+    for question in rows.questions:
+        try:
+            check_prompts(target.model, [question.prompt_ids], section.max_new_tokens)
+        except ModelError as error:
+            raise ModelError(f"{question.row}: {error}") from None
     loss, tokens = None, 0
     if rows.documents:
         size = target.recipe.training.micro_batch_size
@@ -203,23 +225,53 @@ def _measure(
 
 
 def _destination(output: Path | str | None) -> Path | None:
+    """Where `--output` goes, refused before anything is measured if nothing can be written there."""
     if output is None:
         return None
     path = Path(output).expanduser()
     if path.suffix != ".json":
-        raise UsageError(f"--output {output}: name a .json file; the predictions go into a .jsonl file beside it")
+        raise UsageError(
+            f"--output {output}: name a .json file; the predictions go into a .predictions.jsonl file beside it"
+        )
+    if path.is_dir():
+        raise UsageError(f"--output {output}: that is a directory; name a file in it: {path / 'result.json'}")
+    above = next(parent for parent in path.parents if parent.exists())
+    if not above.is_dir():
+        raise UsageError(
+            f"--output {output}: {above} is a file, so nothing can be written below it; name another place"
+        )
     return path
+
+
+def _place_in(directory: Path, variant: str, rows: HeldOut) -> Path:
+    """VARIANT-NAME.json, or the next longer name where that is the result of other rows whose file has the same name."""
+    short = name = f"{variant}-{Path(rows.name).stem}"
+    if rows.path is not None and (parent := Path(rows.path).parent.name):
+        name = f"{variant}-{parent}-{Path(rows.name).stem}"
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    files = (directory / f"{stem}.json" for stem in itertools.chain((short, name), numbered))
+    return next(file for file in files if not file.exists() or _is_of(file, rows))
+
+
+def _is_of(file: Path, rows: HeldOut) -> bool:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return bool((content["data_path"], content["data_split"]) == (rows.path, rows.split))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # of a version that did not tell, or no result at all
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".predictions.jsonl")
 
 
 def _write(path: Path, result: dict[str, Any], predictions: Sequence[Prediction]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".jsonl")
     if predictions:
+        beside = _beside(path)
         staging = beside.with_name(f".tmp-{beside.name}")
         with open(staging, "w", encoding="utf-8") as file:
             for prediction in predictions:
                 file.write(json.dumps(prediction.as_dict(), ensure_ascii=False) + "\n")
         staging.replace(beside)
-    else:
-        beside.unlink(missing_ok=True)  # of an earlier evaluation, which this result replaces
     write_json(path, result)

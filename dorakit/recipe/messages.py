@@ -210,6 +210,8 @@ def _range(metadata: tuple[Any, ...]) -> str:
             said.append(f"of at most {bound.le:g}")
         elif isinstance(bound, annotated_types.Lt):
             said.append(f"below {bound.lt if isinstance(bound.lt, int) else format(bound.lt, 'g')}")
+        elif isinstance(bound, annotated_types.MinLen):
+            said.append(f"of {bound.min_length} or more characters")
     return f" {' and '.join(said)}" if said else ""
 
 

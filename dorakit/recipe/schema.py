@@ -128,7 +128,9 @@ class SourceSection(Section):
         says="chat (messages or ShareGPT), instruction (instruction, input, output), completion (prompt, completion) "
         "or text.",
     )
-    split: str = setting("train", reads="data/sources.py", says="Split of a hub data set or saved DatasetDict.")
+    split: str | None = setting(
+        None, reads="data/sources.py", says="Split of a hub data set or saved DatasetDict; train where none is named."
+    )
     name: str | None = setting(None, reads="data/hub.py", says="Configuration name of a hub data set.")
     revision: str | None = setting(None, reads="data/hub.py", says="Revision of a hub data set.")
     weight: float = setting(
@@ -153,7 +155,12 @@ class ValidationSection(Section):
     fraction: Fraction = setting(0.0, reads="data/tokens.py", says="Share of the training rows to hold out.")
     rows: Annotated[int, Field(ge=0)] = setting(0, reads="data/tokens.py", says="Number of training rows to hold out.")
     path: str | None = setting(
-        None, reads="data/tokens.py", says="A file of validation rows, in the form of the first training source."
+        None,
+        reads="data/tokens.py",
+        says="A file or data set of validation rows, in the form of the first training source.",
+    )
+    split: str | None = setting(
+        None, reads="data/tokens.py", says="Split of `path`, where that is a data set; validation where none is named."
     )
 
     @model_validator(mode="after")
@@ -267,7 +274,12 @@ class EvaluationSection(Section):
     path: str | None = setting(
         None,
         reads="evaluation/task.py",
-        says="Test rows, in the form of the first training source; else the validation rows.",
+        says="A file or data set of test rows, in the form of the first training source; else the validation rows.",
+    )
+    split: str | None = setting(
+        None,
+        reads="evaluation/task.py",
+        says="Split of `path` or of `--data`, where that is a data set; test where none is named.",
     )
     prompt: str | None = setting(
         None, reads="evaluation/task.py", says="Prompt of the test rows where it differs from the training rows'."
@@ -280,7 +292,9 @@ class EvaluationSection(Section):
         says="How a generated answer is judged: the whole text, its last number, or the first of `options` in it; "
         "none computes loss and perplexity only.",
     )
-    options: list[str] = setting([], reads="evaluation/metrics.py", says="The answers among which metric option looks.")
+    options: list[Annotated[str, Field(min_length=1)]] = setting(
+        [], reads="evaluation/metrics.py", says="The answers among which metric option looks."
+    )
     max_new_tokens: Positive = setting(64, reads="evaluation/task.py", says="Tokens to generate at most per row.")
     batch_size: Positive = setting(32, reads="evaluation/task.py", says="Rows per generation batch.")
 

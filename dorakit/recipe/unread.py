@@ -56,6 +56,10 @@ def unread_settings(get: Callable[[PathKey], Any]) -> Iterator[Unread]:
     base = get(("model", "base"))
     if isinstance(base, str) and (is_path(base) or base.startswith(("tiny:", "pkg:"))):
         yield Unread(("model", "revision"), ("model", "base"), "with a base that is no hub id")
+    held_out = get(("data", "validation", "path"))
+    if held_out is None or _is_row_file(held_out):
+        when = "without data.validation.path" if held_out is None else "with a single file"
+        yield Unread(("data", "validation", "split"), ("data", "validation", "path"), when)
     sources = get(("data", "train"))
     for index in range(len(sources) if isinstance(sources, list) else 0):
         yield from _by_source(("data", "train", index), get)
@@ -129,9 +133,13 @@ def _by_source(path: PathKey, get: Callable[[PathKey], Any]) -> Iterator[Unread]
     form, file = get((*path, "format")), get((*path, "path"))
     if form not in ("instruction", None):
         yield Unread((*path, "prompt"), (*path, "format"), f"with format {form}")
-    if isinstance(file, str) and file.lower().endswith(ROW_FILES):
+    if _is_row_file(file):
         for key in ("split", "name", "revision"):
             yield Unread((*path, key), (*path, "path"), "with a single file")
+
+
+def _is_row_file(path: Any) -> bool:
+    return isinstance(path, str) and path.lower().endswith(ROW_FILES)
 
 
 def _outvoted(root: Node) -> Iterator[Unread]:

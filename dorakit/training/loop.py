@@ -16,6 +16,7 @@ from dorakit.adapters.peft_format import save_adapter
 from dorakit.build import build_model
 from dorakit.data.asked import encode_asked
 from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_per_epoch
+from dorakit.data.documents import check_lengths
 from dorakit.data.tokens import Document, Encoded, encode
 from dorakit.errors import GateError, Interrupted, RunError
 from dorakit.model.generate import check_prompts, generate_ids
@@ -74,7 +75,8 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
     with repeatable(on_cuda=recipe.training.deterministic), out_of_memory_said():
         base = build_model(recipe)
         data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
-        # A prompt that cannot be continued must not be found out after hours.
+        # A row or a prompt that does not fit the model must not be found out after hours.
+        check_lengths([*data.train, *data.validation], base.model.config)
         check_prompts(
             base.model, encode_asked(recipe.training.sample_prompts, recipe.data, base.tokenizer), _SAMPLE_TOKENS
         )
@@ -301,6 +303,7 @@ class _Training:
         run.update(
             state="finished",
             base={"name": recipe.model.base, "revision": self.base.revision, "files": self.base.identity},
+            data={"fingerprint": self.data.fingerprint},
             steps=self.progress.step,
             tokens=self.progress.num_tokens,
             trained_parameters=num_trained(self.model),

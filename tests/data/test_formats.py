@@ -22,7 +22,7 @@ def test_plain_formats():
     assert one({"prompt": "a ", "completion": "b"}, format="completion") == Passage("a ", "b", "b", "a.jsonl:7")
     row = {"instruction": "Add", "input": None, "output": "2", "answer": 2.0}
     passage = one(row, format="instruction", prompt="Q {instruction}\n")
-    assert passage == Passage("Q Add\n", "2", "2.0", "a.jsonl:7")
+    assert passage == Passage("Q Add\n", "2", "2", "a.jsonl:7")
 
 
 def test_columns_rename():
@@ -40,6 +40,31 @@ def test_rows_to_be_answered_use_the_evaluation_prompt_and_need_no_output():
     assert "request. \n\n  " in passage.prompt
     with pytest.raises(DataError, match="no field 'output'"):
         one({"instruction": "Add", "answer": "2"}, format="instruction")
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [(3.0, "3"), (-40.0, "-40"), (1e16, "10000000000000000"), (1e-05, "0.00001"), (2.5, "2.5"), (7, "7")],
+)
+def test_numbers_as_answers_are_written_as_people_do(value, answer):
+    """Planted bug caught: 3.0 (a whole number of a Parquet column with gaps) and 1e-05, which no answer equals."""
+    assert one({"prompt": "p", "answer": value}, evaluation=True, format="completion").answer == answer
+    row = {"prompt": "p", "completion": "c", "answer": float("nan")}
+    assert one(row, evaluation=True, format="completion").answer == "c"  # a gap, as a data frame writes it
+    with pytest.raises(DataError, match="'answer' holds float inf, expected text"):
+        one({**row, "answer": float("inf")}, evaluation=True, format="completion")
+
+
+def test_the_answer_column_of_test_rows_must_be_there():
+    """Planted bug caught: with a misspelt answer column, answers compared with the whole completion."""
+    source = {"format": "completion", "columns": {"answer": "lable"}}
+    row = {"prompt": "p", "completion": "It is 3.", "label": "3"}
+    with pytest.raises(DataError, match=r"columns maps answer to 'lable'.*\n.*completion, label; did you mean label\?"):
+        one(row, evaluation=True, **source)
+    assert one(row, **source).completion == "It is 3."  # training reads no answer
+    rows = [Row(row, "a:1"), Row({**row, "lable": "4"}, "a:2")]
+    samples = read_samples(rows, SourceSection(path="a.jsonl", **source), evaluation=True)
+    assert [sample.answer for sample in samples] == ["It is 3.", "4"]
 
 
 def test_an_instruction_as_turns():
@@ -141,8 +166,7 @@ def test_tools_may_be_a_json_text():
         (
             {"instruction": "a", "output": "b"},
             {"format": "instruction", "columns": {"input": "contxt"}},
-            "a.jsonl: columns maps input to 'contxt', and no row has that field.\n"
-            "  the first row has: instruction, output",
+            "a.jsonl: columns maps input to 'contxt', and no row has that field.\n  the rows have: instruction, output",
         ),
         (
             {"messages": []},

@@ -98,6 +98,16 @@ def test_a_missing_split_names_the_others(tmp_path):
         read(tmp_path, "dict")
 
 
+def test_a_single_data_set_is_of_the_split_it_says(tmp_path):
+    """Planted bug caught: the training rows read where the test split was asked for."""
+    datasets.Dataset.from_list(ROWS, split="train").save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "silent")
+    with pytest.raises(DataError, match=r"saved holds the split 'train' alone, and split 'test' was asked for"):
+        read(tmp_path, "saved", split="test")
+    assert len(read(tmp_path, "saved", split="train")) == len(read(tmp_path, "saved")) == 6
+    assert len(read(tmp_path, "silent", split="test")) == 6
+
+
 def test_an_offset_past_the_end_is_refused(tmp_path, write):
     write("a.json", ROWS)
     with pytest.raises(DataError, match=r"a\.json: offset 6 skips all of its 6 rows"):
@@ -141,3 +151,11 @@ def test_held_out_rows_keep_form_and_lose_weight(section):
     source = like_first(data, "t.json", limit=2)
     assert source == SourceSection(path="t.json", format="instruction", columns={"output": "o"}, prompt="chat", limit=2)
     assert like_first(data, "t.json", prompt="default").prompt == "default"
+
+
+def test_a_configuration_belongs_to_its_data_set(section):
+    """Planted bug caught: name, revision or split of the training source asked of another data set."""
+    data = section({"path": "a/b", "format": "text", "name": "main", "revision": "v1", "split": "part"})
+    same, other = like_first(data, "a/b", split="test"), like_first(data, "c/d")
+    assert (same.name, same.revision, same.split) == ("main", "v1", "test")
+    assert (other.name, other.revision, other.split) == (None, None, None)

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 from made_tokenizers import byte_bpe, trained_text
+from transformers import BloomConfig, LlamaConfig, XLNetConfig
 
+from dorakit.data.documents import Document, check_lengths
 from dorakit.data.sources import Row
 from dorakit.data.tokens import encode, encode_prompts, encode_rows
-from dorakit.errors import DataError
+from dorakit.errors import DataError, ModelError
 from dorakit.recipe.schema import SourceSection, ValidationSection
 
 ADD = [{"instruction": f"add {i} and 1", "input": "", "output": str(i + 1)} for i in range(40)]
@@ -198,3 +200,13 @@ def test_plain_text_asks_nothing(section, bytes_only):
     source = SourceSection(path="a.txt", format="text")
     with pytest.raises(DataError, match="rows of format text have no prompts to answer"):
         encode_prompts([Row({"text": "a"}, "a:1")], source, section(INSTRUCTION), bytes_only)
+
+
+def test_a_model_without_a_number_of_positions_takes_any_length():
+    """Planted bug caught: a model that states no positions (Bloom, Mamba) refused, or failed on."""
+    document = Document(np.zeros(9, dtype=np.int32), np.ones(9, dtype=bool), "a.jsonl:1")
+    for config in (BloomConfig(), XLNetConfig()):
+        check_lengths([document], config)
+    check_lengths([document], LlamaConfig(max_position_embeddings=9))
+    with pytest.raises(ModelError, match=r"a\.jsonl:1: 9 tokens, and the model has 8 positions"):
+        check_lengths([document], LlamaConfig(max_position_embeddings=8))

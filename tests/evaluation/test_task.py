@@ -6,7 +6,7 @@ import torch
 from tiny_runs import tiny_recipe, tiny_run, write_rows
 
 from dorakit import Recipe, evaluate, load_adapter, merge, quantize
-from dorakit.errors import DataError, GateError, UsageError
+from dorakit.errors import DataError, GateError, ModelError, UsageError
 from dorakit.evaluation.generation import answer_prompts
 from dorakit.evaluation.perplexity import token_loss
 from dorakit.evaluation.rows import file_rows
@@ -72,7 +72,7 @@ def test_base_switches_the_adapter_off(run_of, mode):
         expected, _ = loss_by_transformers(base.model, base.tokenizer, held_out_rows(run))
         assert without["loss"] == pytest.approx(expected, rel=1e-5)
     files = {file.name for file in run.eval.iterdir()}
-    assert files == {f"{v}-test.{kind}" for v in ("adapter", "base") for kind in ("json", "jsonl")}
+    assert files == {f"{v}-test.{kind}" for v in ("adapter", "base") for kind in ("json", "predictions.jsonl")}
 
 
 def test_base_of_a_full_run_is_where_it_began(run_of):
@@ -105,7 +105,7 @@ def test_accuracy_counts_the_answers_that_are_right(tmp_path):
     """Planted bugs caught: predictions in another order than their rows; the prompt left in the generated text."""
     run = tiny_run(tmp_path, "lora", ("optimizer.learning_rate=1e-6",))  # still varied in its answers
     first = evaluate(run, quiet=True)
-    predictions = [json.loads(line) for line in (run.eval / "adapter-test.jsonl").read_text().splitlines()]
+    predictions = [json.loads(line) for line in (run.eval / "adapter-test.predictions.jsonl").read_text().splitlines()]
     rows = held_out_rows(run)
     assert [p["prompt"] for p in predictions] == [prompt for prompt, _ in rows]
     right = [p["generated"].strip() == completion.strip() for p, (_, completion) in zip(predictions, rows, strict=True)]
@@ -149,11 +149,35 @@ def test_limit_offset_and_validation_rows(run_of, trained, tmp_path, monkeypatch
 def test_a_result_without_predictions_leaves_none_of_an_earlier_one(run_of):
     run = run_of("lora")
     evaluate(run, quiet=True)
-    assert (run.eval / "adapter-test.jsonl").is_file()
+    assert (run.eval / "adapter-test.predictions.jsonl").is_file()
     result = evaluate(run, recipe=run.recipe_with(["evaluation.metric=none"]), quiet=True)
     assert result["accuracy"] is None
-    assert not (run.eval / "adapter-test.jsonl").exists()
+    assert not (run.eval / "adapter-test.predictions.jsonl").exists()
     assert json.loads((run.eval / "adapter-test.json").read_text())["metric"] == "none"
+
+
+def test_output_leaves_what_lies_beside_it_alone(trained, tmp_path):
+    """Planted bug caught: predictions written over, or removed with, the user's rows of the same name."""
+    run, rows = trained("lora"), tmp_path / "test.jsonl"
+    write_rows(rows, 2)
+    before = rows.read_bytes()
+    result = evaluate(run, data=str(rows), output=tmp_path / "test.json", quiet=True)
+    assert result["predictions"] == str(tmp_path / "test.predictions.jsonl")
+    assert len((tmp_path / "test.predictions.jsonl").read_text().splitlines()) == 2
+    plain = run.recipe_with(["evaluation.metric=none"])
+    assert evaluate(run, data=str(rows), recipe=plain, output=tmp_path / "test.json", quiet=True)["predictions"] is None
+    assert rows.read_bytes() == before
+
+
+def test_output_that_cannot_be_written_is_refused_before_measuring(trained, tmp_path, monkeypatch):
+    """Planted bug caught: found out when the result of hours is written."""
+    monkeypatch.setattr("dorakit.evaluation.task.open_target", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "directory.json").mkdir()
+    with pytest.raises(UsageError, match="file is a file"):
+        evaluate(trained("lora"), output=tmp_path / "file" / "deep" / "r.json", quiet=True)
+    with pytest.raises(UsageError, match="that is a directory"):
+        evaluate(trained("lora"), output=tmp_path / "directory.json", quiet=True)
 
 
 def test_what_cannot_be_measured(trained, tmp_path):
@@ -163,6 +187,23 @@ def test_what_cannot_be_measured(trained, tmp_path):
         evaluate(trained("lora"), output=tmp_path / "result.txt", quiet=True)
     with pytest.raises(UsageError, match="--base-model goes with an adapter"):
         evaluate(trained("lora"), base_model="tiny:llama", output=tmp_path / "r.json", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p" * 8190, "answer": "1"}, r"long\.jsonl:2: a prompt of 8190 tokens and 6 new ones"),
+        ({"prompt": "p", "completion": "c" * 9000}, r"long\.jsonl:2: 9002 tokens, and the model has 8192 positions"),
+    ],
+)
+def test_rows_that_do_not_fit_the_model_are_found_first(trained, tmp_path, monkeypatch, row, message):
+    """Planted bug caught: found after the loss of all rows was taken, and without the row's name."""
+    monkeypatch.setattr("dorakit.evaluation.task.token_loss", lambda *_, **__: pytest.fail("measured"))
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in ({"prompt": "1 + 1 =", "completion": " 2"}, row)))
+    recipe = trained("lora").recipe_with(["data.max_seq_len=10000"])
+    with pytest.raises(ModelError, match=message):
+        evaluate(trained("lora"), data=str(file), recipe=recipe, output=tmp_path / "r.json", quiet=True)
 
 
 def test_overlong_rows_are_counted_not_hidden(tmp_path):

@@ -274,6 +274,18 @@ def test_a_sample_prompt_that_cannot_be_continued_is_found_first(make_recipe):
     assert not _place(make_recipe, "runs").exists()
 
 
+def test_a_row_longer_than_the_models_positions_is_found_first(make_recipe):
+    """Planted bug caught: found at the step that draws the row, as an index error of the model."""
+    rows = _place(make_recipe, "rows.jsonl")
+    with rows.open("a") as file:
+        file.write('{"prompt": "Say: ", "completion": "' + "x" * 9000 + '"}\n')
+    with pytest.raises(
+        ModelError, match=r"rows.jsonl:41: 90\d\d tokens, and the model has 8192 positions\n.*8192 or less"
+    ):
+        train(make_recipe("data.max_seq_len=10000"), quiet=True)
+    assert not _place(make_recipe, "runs").exists()
+
+
 def test_tensorboard_holds_what_metrics_do(make_recipe):
     """Read back with TensorBoard's own reader. Dies if a step or a value is written elsewhere."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
