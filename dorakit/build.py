@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dorakit.adapters.attach import attach_
+from dorakit.adapters.attach import attach_, text_part
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
 from dorakit.model.load import Base, load_base, load_tokenizer
@@ -52,7 +52,7 @@ def build_model(recipe: Recipe) -> Base:
             raise ModelError(
                 f"{recipe.model.base} is stored as NF4 and cannot be trained whole; use adapter.mode: qlora or qdora"
             )
-        base.model.requires_grad_(True)
+        _train_text_part_(base)
         return base
     base = build_base(recipe)
     attach_(
@@ -75,6 +75,17 @@ def build_model(recipe: Recipe) -> Base:
             "  adapter.modules_to_save: [embed_tokens, lm_head]  (where they are tied, either names both)"
         )
     return base
+
+
+def _train_text_part_(base: Base) -> None:
+    """Everything learns but what only images pass through: without a gradient weight decay alone would change it."""
+    model = base.model
+    text = text_part(model)
+    for part in (text, model.get_input_embeddings(), model.get_output_embeddings()):
+        if part is not None:
+            part.requires_grad_(True)
+    if frozen := [name for name, parameter in model.named_parameters() if not parameter.requires_grad]:
+        base.notes.append(f"{len(frozen)} tensors outside the text decoder are not trained, the first is {frozen[0]}")
 
 
 def _add_tokens_(base: Base, tokens: list[str]) -> None:

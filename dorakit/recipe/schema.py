@@ -87,8 +87,8 @@ class AdapterSection(Section):
     target_modules: Literal["all-linear"] | str | list[str] = setting(
         "all-linear",
         reads="build.py",
-        says="all-linear (every linear layer but lm_head), a list of name suffixes, or one regular expression over "
-        "whole module names. Every entry must match at least one module.",
+        says="all-linear (every linear layer that text passes through, but lm_head), a list of name suffixes, or one "
+        "regular expression over whole module names. Every entry must match at least one module.",
     )
     rank_pattern: dict[str, Positive] = setting(
         {}, reads="build.py", says="Rank per module: name suffix or regular expression -> rank."

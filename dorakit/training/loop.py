@@ -199,8 +199,7 @@ class _Training:
             *self.loss.notes,
             *self.updater.notes,
         ]:
-            self.metrics.say(line)
-            self.directory.note(line)
+            self._note(line)
         trained = num_trained(self.model)
         # NF4 keeps two weights a byte.
         total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.model.parameters())
@@ -213,6 +212,10 @@ class _Training:
             self.metrics.say(
                 f"going on after step {self.progress.step} ({'bitwise' if exactly else 'resumable, not bitwise'})"
             )
+
+    def _note(self, line: str) -> None:
+        self.metrics.say(line)
+        self.directory.note(line)
 
     def _validate(self) -> None:
         done = self.progress
@@ -285,6 +288,8 @@ class _Training:
         if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
             restore_trained(self.model, load_tensors(run.best / "adapter.safetensors"))
             self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
+        if still := [name for name, layer in adapter_layers(self.model) if not layer.lora_B.any()]:
+            self._note(f"{len(still)} adapted layers got no gradient and are as they were, the first is {still[0]}")
         _check_magnitudes_moved(self.model, self.progress.summed_rate * recipe.adapter.magnitude.learning_rate_ratio)
         target = run.model if recipe.method is None else run.adapter
         with whole_directory(target) as staging:
@@ -318,7 +323,8 @@ def _check_magnitudes_moved(model: torch.nn.Module, summed_rate: float) -> None:
     layers = [(name, layer) for name, layer in adapter_layers(model) if isinstance(layer, DoRALinear)]
     for name, layer in layers:
         ulp = torch.finfo(torch.float32).eps * float(layer.lora_magnitude_vector.detach().abs().mean())
-        if summed_rate > 100 * ulp and layer.has_still_magnitude():
+        # A layer that no text passes through has no gradient for B either; that is not rounding.
+        if summed_rate > 100 * ulp and layer.lora_B.any() and layer.has_still_magnitude():
             raise GateError(
                 f"the DoRA magnitude of {name} never moved, though learning rates summed to {summed_rate:.2e}.\n"
                 "  its gradient is zero or it was rounded away; the result would be a plain LoRA, so none is written"
