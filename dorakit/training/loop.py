@@ -17,7 +17,7 @@ from dorakit.build import build_model
 from dorakit.data.asked import encode_asked
 from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_per_epoch
 from dorakit.data.tokens import Document, Encoded, encode
-from dorakit.errors import GateError, Interrupted, RunError
+from dorakit.errors import GateError, Interrupted, ModelError, RunError
 from dorakit.model.generate import check_prompts, generate_ids
 from dorakit.model.load import Base, pick_dtype
 from dorakit.recipe.schema import Recipe
@@ -78,19 +78,24 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
         check_prompts(
             base.model, encode_asked(recipe.training.sample_prompts, recipe.data, base.tokenizer), _SAMPLE_TOKENS
         )
+        loss = SupervisedLoss(base.model, pick_dtype(recipe.model.dtype))
+        if recipe.data.packing and not loss.keeps_documents_apart():
+            raise ModelError(
+                f"data.packing does not work with {type(base.model).__name__}: documents in a row would see each other\n"
+                "  set data.packing: false"
+            )
         run = resume or Run.create(recipe)
         with run.writing():
-            return _Training(recipe, run, base, data, quiet=quiet).run()
+            return _Training(recipe, run, base, data, loss, quiet=quiet).run()
 
 
 class _Training:
     """One training: the parts, and the loop over steps in `run`."""
 
-    def __init__(self, recipe: Recipe, run: Run, base: Base, data: Encoded, *, quiet: bool):
-        self.recipe, self.directory, self.base, self.data = recipe, run, base, data
+    def __init__(self, recipe: Recipe, run: Run, base: Base, data: Encoded, loss: SupervisedLoss, *, quiet: bool):
+        self.recipe, self.directory, self.base, self.data, self.loss = recipe, run, base, data, loss
         self.settings = recipe.training
         self.model = base.model
-        self.loss = SupervisedLoss(self.model, pick_dtype(recipe.model.dtype))
         self.updater = Updater(self.model, recipe.optimizer, recipe.adapter.magnitude)
         per_epoch = steps_per_epoch(len(data.train), self.settings.batch_size)
         self.total_steps = math.ceil(self.settings.epochs * per_epoch)
@@ -242,7 +247,8 @@ class _Training:
     def _samples(self) -> list[dict[str, str]]:
         prompts = self.settings.sample_prompts
         ids = encode_asked(prompts, self.recipe.data, self.base.tokenizer)
-        new = generate_ids(self.model, self.base.tokenizer, ids, max_new_tokens=_SAMPLE_TOKENS, batch_size=8)
+        with self.loss.precision():
+            new = generate_ids(self.model, self.base.tokenizer, ids, max_new_tokens=_SAMPLE_TOKENS, batch_size=8)
         texts = self.base.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 

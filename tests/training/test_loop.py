@@ -282,3 +282,24 @@ def test_tensorboard_holds_what_metrics_do(make_recipe):
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     assert [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("train/loss")] == _lines(run)
+
+
+def test_float32_masters_always_compute_in_the_dtype_of_training(monkeypatch, make_recipe):
+    """Planted bug caught: checks at the start or sample prompts outside autocast, which flash_attention_2 refuses."""
+    seen = set()
+    original = loop.build_model
+
+    def watched(recipe):
+        base = original(recipe)
+        base.model.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+        return base
+
+    monkeypatch.setattr(loop, "build_model", watched)
+    overrides = [
+        "adapter.mode=full",
+        "model.dtype=bfloat16",
+        "data.packing=true",
+        'training.sample_prompts=["Say 3: "]',
+    ]
+    train(make_recipe(*overrides, "training.max_steps=1"), quiet=True)
+    assert seen == {torch.bfloat16}

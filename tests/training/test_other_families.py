@@ -12,6 +12,7 @@ from dorakit import attach_, train
 from dorakit.errors import ModelError
 from dorakit.model.load import load_base
 from dorakit.model.tiny import tiny_tokenizer
+from dorakit.training.loss import SupervisedLoss
 
 
 @pytest.fixture
@@ -61,7 +62,26 @@ def test_fused_experts_are_refused_by_name(architecture):
         attach_(load_base(f"tiny:{architecture}", dtype="float32", attention=None).model, method="lora")
 
 
+@pytest.mark.parametrize("architecture", ["opt", "bloom", "mpt", "mamba", "falcon_h1"])
+def test_packing_is_refused_where_documents_would_see_each_other(make_recipe, architecture):
+    """Planted bug caught: taking it for granted that every family reads borders off restarting positions."""
+    recipe = make_recipe(
+        f"model.base=tiny:{architecture}", "model.attention=eager", "data.packing=true", "adapter.mode=full"
+    )
+    with pytest.raises(ModelError, match=r"data\.packing does not work with .*see each other"):
+        train(recipe, quiet=True)
+    assert not (Path(recipe.origin.path).parent / "runs").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "phi3", "gpt2", "gpt_neox"])
+def test_packing_is_not_refused_for_rounding(architecture, dtype):
+    """Planted bug caught: logits of rows of different widths compared to the bit."""
+    model = load_base(f"tiny:{architecture}", dtype=dtype, attention=None).model
+    assert SupervisedLoss(model).keeps_documents_apart()
+
+
 def test_a_kernel_is_no_expert():
-    """Planted bug caught: the convolution of a Mamba layer, a 3-D parameter, taken for experts."""
-    model = load_base("tiny:mamba", dtype="float32", attention=None).model
+    """Planted bug caught: the convolution of Falcon-H1, a 3-D parameter, taken for experts."""
+    model = load_base("tiny:falcon_h1", dtype="float32", attention=None).model
     assert any(name.endswith("in_proj") for name in attach_(model, method="lora"))
