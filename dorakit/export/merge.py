@@ -20,6 +20,7 @@ from dorakit.export.receipt import MAX_ROWS, Sample, adapter_sha256, compare_log
 from dorakit.export.shards import check_output, check_space, locked, write_description, write_shards
 from dorakit.export.tensors import plain_model
 from dorakit.model.load import load_base
+from dorakit.model.nf4 import stored_format
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run, whole_directory, write_json
 from dorakit.target import Place, find_target, open_target
@@ -39,6 +40,7 @@ class _Plan:
     recipe: Recipe | None
     output: Path
     onto: Literal["trained", "original"]
+    wants_original: bool
     dtype: str
     max_kl: float
     base_model: str | None
@@ -62,6 +64,11 @@ class _Plan:
     def open(self, onto: Literal["trained", "original"]) -> Target:
         """Load the adapter, live on the base asked for."""
         target = open_target(self.place.text, recipe=self.recipe, onto=onto, base_model=self.base_model, as_stored=True)
+        if self.wants_original and stored_format(target.model) is not None:
+            raise ModelError(
+                f"--onto original: {target.base} is stored as NF4, its original weights are not there\n"
+                "  merge onto the weights that the adapter was trained on: --onto trained"
+            )
         for line in target.notes:
             self.say(line)
         return target
@@ -150,16 +157,16 @@ def _plan(
         raise UsageError(f"{place.text} is an adapter outside a run: say where the merged model goes with --output DIR")
     directory = Path(output).expanduser() if output is not None else place.run.merged if place.run else Path()
     check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
-    plan = _Plan(
-        place, recipe, directory, onto or section.onto, dtype or section.dtype, section.max_kl, base_model, quiet
-    )
+    onto = onto or section.onto
+    dtype = dtype or section.dtype
+    plan = _Plan(place, recipe, directory, onto, onto == "original", dtype, section.max_kl, base_model, quiet)
     if plan.onto == "original":
         if recipe is not None and recipe.is_quantized:
             plan.note(
                 "merging onto the original weights: the adapter was trained on NF4 ones, so this is another model"
             )
         else:
-            plan.note("the adapter was trained on the original weights: --onto original changes nothing")
+            plan.note("the adapter was trained on the weights as they are: --onto original changes nothing")
             plan.onto = "trained"
     return plan
 

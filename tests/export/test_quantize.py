@@ -190,6 +190,21 @@ def test_what_cannot_be_quantized(run_of, tmp_path):
         quantize(run.merged, output=run.merged, quiet=True)
 
 
+def test_a_base_that_is_nf4_already(tmp_path):
+    """Planted bug caught: settings of the recipe that the bytes on disk contradict, passed over in silence."""
+    stored = str(quantize(save_tiny("llama", tmp_path / "model"), output=tmp_path / "nf4", quiet=True))
+    with pytest.raises(ModelError, match=r"block 64, double-quantized; the recipe says block 128.*\n.*block_size: 64"):
+        tiny_run(tmp_path / "block", "qlora", ("quantization.block_size=128",), base=stored)
+    with pytest.raises(ModelError, match=r"magnitude\.init: original needs the weights before"):
+        tiny_run(tmp_path / "norms", "qdora", ("adapter.magnitude.init=original",), base=stored)
+    for mode in ("lora", "qlora"):
+        run = tiny_run(tmp_path / mode, mode, base=stored)
+        assert f"{stored} is stored as NF4: block 64, double-quantized" in run.read("run.json")["notes"]
+        with pytest.raises(ModelError, match="its original weights are not there"):
+            merge(run, onto="original", quiet=True)
+        assert not run.merged.exists()
+
+
 @pytest.mark.parametrize("mode", ["qlora", "qdora"])
 def test_an_update_on_an_nf4_base_survives(run_of, mode):
     """An update too small to leave the grid of its NF4 base must not round away.
