@@ -24,6 +24,7 @@ from dorakit.model.nf4 import stored_format
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run, whole_directory, write_json
 from dorakit.target import Place, find_target, open_target
+from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
     from dorakit.recipe.schema import Recipe
@@ -74,6 +75,7 @@ class _Plan:
         return target
 
 
+@out_of_memory_said("the model must fit in memory once; --no-receipt needs the least")
 def merge(
     run: Run | Path | str,
     *,

@@ -27,6 +27,7 @@ from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run, whole_directory, write_json
 from dorakit.target import Place, find_target, open_target
+from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +50,7 @@ class _Ledger:
     kept: list[str] = field(default_factory=list)
 
 
+@out_of_memory_said("the dense model must fit in memory once")
 def quantize(
     target: Run | Path | str,
     *,

@@ -38,6 +38,7 @@ from dorakit.training.metrics import Metrics
 from dorakit.training.optim import Updater, learning_rate, num_trained
 
 _SAMPLE_TOKENS = 64
+_SMALLER = "smaller at the same result: --set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
 
 
 @dataclass
@@ -71,7 +72,7 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
         Run.place(recipe)  # refuse before minutes are spent on loading
     elif resume.state == "finished":
         raise RunError(f"{resume.path} is finished; `dorakit train RECIPE` starts another")
-    with repeatable(on_cuda=recipe.training.deterministic), out_of_memory_said():
+    with repeatable(on_cuda=recipe.training.deterministic), out_of_memory_said(_SMALLER):
         base = build_model(recipe)
         data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
         # A prompt that cannot be continued must not be found out after hours.
