@@ -76,8 +76,12 @@ class Run:
         return path
 
     @classmethod
-    def create(cls, recipe: Recipe) -> Run:
+    def create(cls, recipe: Recipe, *, base: dict[str, Any] | None = None) -> Run:
         """Make the directory of a new run.
+
+        Args:
+            recipe: What it will do.
+            base: What it starts from: name, resolved revision, and sha256 of its files.
 
         Raises:
             RunError: As `place`.
@@ -95,6 +99,7 @@ class Run:
                 "schema": SCHEMA_VERSION,
                 "state": "training",
                 "is_twin": recipe.origin.is_twin,
+                "base": base or {},
                 "notes": list(recipe.origin.notes),
             },
         )
@@ -136,13 +141,16 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe as it was resolved when the run began."""
+        """The recipe as it was resolved when the run began; the revision of its base is the commit that was loaded."""
         return self.recipe_with([])
 
     def recipe_with(self, overrides: list[str]) -> Recipe:
         """The run's recipe with `section.key=value` overrides, for commands that measure the finished run."""
-        is_twin = bool(self.read("run.json").get("is_twin"))
-        return Recipe.from_yaml(str(self.path / "recipe.resolved.yaml"), overrides, twin=is_twin)
+        facts = self.read("run.json")
+        recipe = Recipe.from_yaml(str(self.path / "recipe.resolved.yaml"), overrides, twin=bool(facts.get("is_twin")))
+        # A branch may have moved on since.
+        commit = facts.get("base", {}).get("revision") or recipe.model.revision
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": commit})})
 
     @property
     def result(self) -> Path:

@@ -85,7 +85,8 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
                 f"data.packing does not work with {type(base.model).__name__}: documents in a row would see each other\n"
                 "  set data.packing: false"
             )
-        run = resume or Run.create(recipe)
+        facts = {"name": recipe.model.base, "revision": base.revision, "files": base.identity}
+        run = resume or Run.create(recipe, base=facts)
         with run.writing():
             return _Training(recipe, run, base, data, loss, quiet=quiet).run()
 
@@ -312,7 +313,6 @@ class _Training:
         seconds = self.progress.seconds
         run.update(
             state="finished",
-            base={"name": recipe.model.base, "revision": self.base.revision, "files": self.base.identity},
             steps=self.progress.step,
             tokens=self.progress.num_tokens,
             trained_parameters=num_trained(self.model),

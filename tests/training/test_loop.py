@@ -56,6 +56,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(monkeypatch, make_recipe, mode):
     monkeypatch.undo()
     run = Run.open(_place(make_recipe, "b"))
     assert run.state == "training" and not run.adapter.exists() and not run.model.exists()
+    assert run.read("run.json")["base"] == unbroken.read("run.json")["base"] != {}
     with pytest.raises(RunError, match="--resume"):
         train(recipe, quiet=True)
     resumed = train(run.recipe, resume=run, quiet=True)
