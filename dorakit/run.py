@@ -13,11 +13,13 @@ eval/  merged/  quantized/
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import platform
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from importlib import metadata
@@ -56,9 +58,11 @@ class Run:
         """Where a new run of this recipe goes: NAME, or NAME-2, NAME-3 ... beside finished ones.
 
         Raises:
-            RunError: An unfinished run is there, with the line that resumes it; or something that is no run.
+            RunError: An unfinished run is there, with the line that resumes it; or something that is no run; or
+                nothing can be made there.
         """
         wanted = Path(recipe.output_dir.replace("{name}", recipe.origin.name)).expanduser()
+        _check_writable(wanted)
         path, number = wanted, 1
         while path.exists():
             if not (path / "run.json").exists():
@@ -208,10 +212,14 @@ class Run:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the file is at any instant the old one or the new one, whole."""
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is at any instant the old one or the new one, whole."""
     staging = path.with_name(f".tmp-{path.name}")
     with open(staging, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     staging.replace(path)
@@ -252,6 +260,19 @@ def whole_directory(path: Path) -> Iterator[Path]:
         fsync_directory(path.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_writable(path: Path) -> None:
+    """Make something where `path` is to be, and remove it."""
+    try:
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        path.exists()  # a name may be too long
+        with tempfile.TemporaryDirectory(dir=above, prefix=".tmp-"):
+            return
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise RunError(f"{path} cannot be made: {error.strerror}\n  set output_dir to another place") from None
 
 
 def _environment() -> dict[str, Any]:

@@ -16,7 +16,15 @@ import dorakit
 from dorakit.data.chat import install_template_
 from dorakit.errors import GateError, ModelError, UsageError
 from dorakit.evaluation.progress import say
-from dorakit.export.receipt import MAX_ROWS, Sample, adapter_sha256, compare_logits, sample_rows, store_logits
+from dorakit.export.receipt import (
+    MAX_ROWS,
+    Sample,
+    adapter_sha256,
+    compare_logits,
+    logits_bytes,
+    sample_rows,
+    store_logits,
+)
 from dorakit.export.shards import check_output, check_space, locked, write_description, write_shards
 from dorakit.export.tensors import plain_model
 from dorakit.model.load import load_base
@@ -115,15 +123,15 @@ def merge(
             # The model that was trained answers first: the receipt says how far the other one is from it.
             target = plan.open("trained")
             trained, _ = sample_rows(plan.recipe, target.tokenizer)
+            check_space(plan.output, logits_bytes(target.model, trained))
             store_logits(target.model, trained, _made(scratch / "trained"))
             del target
             gc.collect()
         live = plan.open(plan.onto)
-        content = _write(plan, live, staging)
-        samples: list[Sample] = []
+        samples, rows = sample_rows(plan.recipe, live.tokenizer) if receipt else ([], "")
+        content = _write(plan, live, staging, samples)
         if receipt:
             plan.say("comparing the merged model with the live adapter")
-            samples, rows = sample_rows(plan.recipe, live.tokenizer)
             store_logits(live.model, samples, _made(scratch / "live"))
         del live
         gc.collect()
@@ -173,11 +181,15 @@ def _plan(
     return plan
 
 
-def _write(plan: _Plan, live: Target, staging: Path) -> dict[str, Any]:
-    """Write the merged model into the staging directory; returns merge.json without its receipt."""
+def _write(plan: _Plan, live: Target, staging: Path, samples: list[Sample]) -> dict[str, Any]:
+    """Write the merged model into the staging directory; returns merge.json without its receipt.
+
+    The disk must also hold the logits of the samples.
+    """
     plain = plain_model(live.model)
     dtype = plan.torch_dtype
-    check_space(plan.output, sum(tensor.shape.numel() for tensor in plain.tensors) * dtype.itemsize)
+    weights = sum(tensor.shape.numel() for tensor in plain.tensors) * dtype.itemsize
+    check_space(plan.output, weights + logits_bytes(live.model, samples))
     plan.say(f"merging {len(plain.tensors)} tensors in float32, writing {plan.dtype}")
     with torch.no_grad():
         stream = ((t.name, _rounded(t.make(), dtype)) for t in plain.tensors)

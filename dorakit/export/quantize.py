@@ -196,11 +196,12 @@ def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
     model = target.model
     form, half = _format(target), _half(target)
     plain = plain_model(model)
-    check_space(staging, sum(tensor.shape.numel() for tensor in plain.tensors) * 2)
+    skipped = _skipped(model, form)
+    check_space(staging, int(sum(_size(tensor, skipped, form) for tensor in plain.tensors)))
     say(f"quantizing {len(plain.tensors)} tensors", quiet=quiet)
     ledger = _Ledger()
     with torch.no_grad():
-        written = write_shards(staging, _stream(model, plain.tensors, form, half, ledger))
+        written = write_shards(staging, _stream(plain.tensors, skipped, form, half, ledger))
     if not ledger.errors:
         raise ModelError(f"{target.name} has no linear layer that NF4 can hold")
     if target.recipe is not None:
@@ -233,12 +234,28 @@ def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
     }
 
 
-def _stream(
-    model: PreTrainedModel, tensors: list[PlainTensor], form: NF4Format, half: torch.dtype, ledger: _Ledger
-) -> Iterator[tuple[str, Tensor]]:
+def _skipped(model: PreTrainedModel, form: NF4Format) -> tuple[str, ...]:
+    """Name suffixes of linear layers that stay as they are."""
     head = model.get_output_embeddings()
     head_name = next((name for name, module in model.named_modules() if module is head), "lm_head")
-    skipped = (head_name, *form.skip_modules)
+    return (head_name, *form.skip_modules)
+
+
+def _can_be_nf4(tensor: PlainTensor, skipped: tuple[str, ...]) -> bool:
+    """Of a linear layer's weight, whether it is to be quantized and its rows can be packed."""
+    return tensor.shape[1] % 2 == 0 and not any(has_suffix(tensor.owner, suffix) for suffix in skipped)
+
+
+def _size(tensor: PlainTensor, skipped: tuple[str, ...], form: NF4Format) -> float:
+    """Bytes that a tensor will take, all but a few."""
+    if tensor.is_linear_weight and _can_be_nf4(tensor, skipped):
+        return tensor.shape.numel() * (0.53 if form.double_quant else 0.57)
+    return tensor.shape.numel() * 2
+
+
+def _stream(
+    tensors: list[PlainTensor], skipped: tuple[str, ...], form: NF4Format, half: torch.dtype, ledger: _Ledger
+) -> Iterator[tuple[str, Tensor]]:
     for tensor in tensors:
         dense = tensor.make()
         if dense.is_floating_point():
@@ -246,7 +263,7 @@ def _stream(
         ledger.bytes_before += dense.nbytes
         if not tensor.is_linear_weight:
             yield tensor.name, dense
-        elif dense.shape[1] % 2 or any(has_suffix(tensor.owner, suffix) for suffix in skipped):
+        elif not _can_be_nf4(tensor, skipped):
             ledger.kept.append(tensor.owner)
             yield tensor.name, dense
         else:

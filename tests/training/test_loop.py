@@ -1,6 +1,7 @@
 """The loop: nothing but the recipe moves the result."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -243,6 +244,34 @@ def test_nothing_is_left_of_a_run_that_never_began(make_recipe):
     with pytest.raises(ModelError, match="did you mean q_proj"):
         train(make_recipe("adapter.target_modules=[q_prj]"), quiet=True)
     assert not _place(make_recipe, "runs").exists()
+
+
+def test_a_place_where_no_run_can_be_made_is_found_first(monkeypatch, make_recipe):
+    """Planted bug caught: OSError after the model was loaded and the rows were read."""
+    monkeypatch.setattr(loop, "build_model", None)
+    file = _place(make_recipe, "rows.jsonl")
+    for place, reason in ((file / "run", "Not a dir"), ("/proc/run", ""), (file.parent / ("x" * 300), "too long")):
+        with pytest.raises(RunError, match=rf"cannot be made: .*{reason}.*\n  set output_dir"):
+            train(make_recipe(f"output_dir={place}"), quiet=True)
+
+
+def test_metrics_survive_a_full_disk_while_a_run_resumes(monkeypatch, make_recipe):
+    """Planted bug caught: metrics.jsonl truncated first and written anew after."""
+    stop_after(monkeypatch, 3)
+    recipe = make_recipe("training.save_every=2")
+    with pytest.raises(Interrupted):
+        train(recipe, quiet=True)
+    monkeypatch.undo()
+    run = Run.open(recipe.output_dir.replace("{name}", "small"))
+    before = run.metrics_file.read_bytes()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, unlimited[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            train(run.recipe, resume=run, quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert run.metrics_file.read_bytes() == before
 
 
 def test_finished_runs_are_kept(make_recipe):
