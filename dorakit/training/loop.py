@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dorakit.adapters.attach import adapter_layers
+from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.peft_format import save_adapter
 from dorakit.build import build_model
@@ -74,6 +75,8 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
         raise RunError(f"{resume.path} is finished; `dorakit train RECIPE` starts another")
     with repeatable(on_cuda=recipe.training.deterministic), out_of_memory_said(_SMALLER):
         base = build_model(recipe)
+        if recipe.training.gradient_checkpointing:
+            _check_recomputed(base.model)
         data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
         # A prompt that cannot be continued must not be found out after hours.
         check_prompts(
@@ -323,6 +326,19 @@ class _Training:
         )
         self.metrics.say(f"finished {self.progress.step} steps in {seconds / 60:.1f} min -> {target}")
         return run
+
+
+def _check_recomputed(model: torch.nn.Module) -> None:
+    """A module trained whole may lie inside a layer that is computed again in backward, but not be or hold one.
+
+    Its parameters are casts, made outside the layer; the second pass would use others than the first.
+    """
+    for name, module in whole_modules(model):
+        if any(isinstance(inner, GradientCheckpointingLayer) for inner in module.base.modules()):
+            raise ModelError(
+                f"adapter.modules_to_save: {name} cannot be trained whole with training.gradient_checkpointing\n"
+                "  set training.gradient_checkpointing: false, or name modules inside of it"
+            )
 
 
 def _check_magnitudes_moved(model: torch.nn.Module, summed_rate: float) -> None:

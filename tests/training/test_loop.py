@@ -288,6 +288,15 @@ def test_a_module_trained_whole_takes_no_adapter_inside(make_recipe):
         train(make_recipe("adapter.modules_to_save=[mlp]"), quiet=True)
 
 
+def test_a_whole_layer_is_not_recomputed(make_recipe):
+    """Found at the start; modules inside a layer are. Planted bug caught: torch's own error in the first backward."""
+    overrides = ["training.gradient_checkpointing=true", "adapter.target_modules=[layers.1.self_attn.q_proj]"]
+    with pytest.raises(ModelError, match=r"model\.layers\.0 cannot be trained whole with .*gradient_checkpointing"):
+        train(make_recipe(*overrides, "adapter.modules_to_save=[layers.0]"), quiet=True)
+    assert not _place(make_recipe, "runs").exists()
+    train(make_recipe(*overrides, "adapter.modules_to_save=[layers.0.mlp]", "training.max_steps=1"), quiet=True)
+
+
 def test_added_tokens_train_both_ends(make_recipe):
     """An untied head gets new rows too. Dies if naming the embedding alone is enough."""
     added = ["model.added_tokens=[<order>]", "adapter.target_modules=[q_proj]"]
