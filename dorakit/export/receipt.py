@@ -72,8 +72,8 @@ def sample_rows(
 def logits_bytes(model: PreTrainedModel, samples: Sequence[Sample]) -> int:
     """What `store_logits` will write."""
     positions = sum(len(sample.ids) for sample in samples)
-    vocabulary: int = model.config.get_text_config().vocab_size
-    return positions * vocabulary * model.dtype.itemsize
+    size: int = positions * model.config.get_text_config().vocab_size * model.dtype.itemsize
+    return size
 
 
 @torch.no_grad()

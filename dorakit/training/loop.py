@@ -32,7 +32,7 @@ from dorakit.training.checkpoint import (
     save_tensors,
     trained_tensors,
 )
-from dorakit.training.device import is_bitwise, peak_memory_bytes, repeatable, seed_draws
+from dorakit.training.device import computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
 from dorakit.training.interruptions import out_of_memory_said, stop_requests
 from dorakit.training.loss import SupervisedLoss, mean_loss
 from dorakit.training.metrics import Metrics
@@ -107,6 +107,7 @@ class _Training:
         if self.settings.max_steps is not None:
             self.total_steps = min(self.total_steps, self.settings.max_steps)
         self.progress = Progress(fingerprints={"data": data.fingerprint, "base": base.identity})
+        self.resumes_alike = True
         self._restore()
         self.metrics = Metrics(
             run, recipe.logging, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet
@@ -218,7 +219,7 @@ class _Training:
             f" trained ({trained / total:.2%}), {len(self.data.train):,} rows, {self.total_steps:,} steps"
         )
         if self.progress.step:
-            exactly = is_bitwise(deterministic=self.settings.deterministic)
+            exactly = self.resumes_alike and is_repeatable(deterministic=self.settings.deterministic)
             self.metrics.say(
                 f"going on after step {self.progress.step} ({'bitwise' if exactly else 'resumable, not bitwise'})"
             )
@@ -259,7 +260,7 @@ class _Training:
 
     def _save(self) -> None:
         tensors, numbers = self.updater.state()
-        state = {**vars(self.progress), "optimizer": numbers, "num_threads": torch.get_num_threads()}
+        state = {**vars(self.progress), "optimizer": numbers, "computing": computing(self.loss.compute_dtype)}
         save_checkpoint(
             self.directory,
             trained=trained_tensors(self.model),
@@ -280,11 +281,10 @@ class _Training:
         self.updater.restore(checkpoint.optimizer, checkpoint.state["optimizer"])
         known = {name: checkpoint.state[name] for name in vars(self.progress)}
         self.progress = Progress(**known)
-        if checkpoint.state["num_threads"] != torch.get_num_threads():
-            self.base.notes.append(
-                f"the checkpoint was made with {checkpoint.state['num_threads']} threads, this is "
-                f"{torch.get_num_threads()}: resumable, not bitwise"
-            )
+        for what, now in computing(self.loss.compute_dtype).items():
+            if (before := checkpoint.state["computing"][what]) != now:
+                self.resumes_alike = False
+                self.base.notes.append(f"{what} was {before} when the checkpoint was made and is {now}")
 
     def _check_unchanged(self, checkpoint: Checkpoint) -> None:
         for what, now in self.progress.fingerprints.items():

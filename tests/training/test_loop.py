@@ -204,6 +204,25 @@ def test_a_magnitude_that_never_moved_is_an_error(monkeypatch, make_recipe):
         train(make_recipe(), quiet=True)
 
 
+def test_bitwise_is_said_only_where_all_is_as_it_was(monkeypatch, make_recipe):
+    """Planted bug caught: it was said whatever the versions, the dtype and the threads."""
+    for changed in (None, "transformers", "threads"):
+        recipe = make_recipe(f"output_dir={_place(make_recipe, str(changed))}")
+        with monkeypatch.context() as patch:
+            stop_after(patch, 2)
+            if changed:
+                now = loop.computing(torch.float32)
+                patch.setattr(loop, "computing", lambda _, now=now, changed=changed: {**now, changed: "4"})
+            with pytest.raises(Interrupted):
+                train(recipe, quiet=True)
+        run = Run.open(recipe.output_dir)
+        train(run.recipe, resume=run, quiet=True)
+        said = run.log_file.read_text()
+        assert ("step 2 (bitwise)" in said) == (changed is None)
+        assert ("step 2 (resumable, not bitwise)" in said) == (changed is not None)
+        assert any(f"{changed} was 4 when" in note for note in run.read("run.json")["notes"]) == (changed is not None)
+
+
 def test_changed_data_is_refused_on_resume(monkeypatch, make_recipe):
     """Dies if a resume reads rows that the checkpoint never saw."""
     stop_after(monkeypatch, 2)
