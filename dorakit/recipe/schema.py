@@ -42,7 +42,8 @@ class ModelSection(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
         "auto",
         reads="build.py",
-        says="Compute dtype; auto is bfloat16 where the hardware has it and float32 elsewhere.",
+        says="Compute dtype; auto is bfloat16 where the hardware has it and float32 elsewhere. float16 is for evaluation "
+        "only.",
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
         "sdpa", reads="build.py", says="Attention implementation, as transformers names it."

@@ -69,6 +69,11 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
         Interrupted: Stopped by a signal; a checkpoint was saved.
         DataError, ModelError, ResourceError: As their names say; nothing is left of a run that never began.
     """
+    if recipe.model.dtype == "float16":
+        raise ModelError(
+            "model.dtype: float16 is not trained in: without loss scaling, which is not built, small gradients become 0\n"
+            "  set model.dtype: bfloat16, or float32 where the device has none"
+        )
     if resume is None:
         Run.place(recipe)  # refuse before minutes are spent on loading
     elif resume.state == "finished":

@@ -316,6 +316,13 @@ def test_a_whole_layer_is_not_recomputed(make_recipe):
     train(make_recipe(*overrides, "adapter.modules_to_save=[layers.0.mlp]", "training.max_steps=1"), quiet=True)
 
 
+def test_float16_is_refused(make_recipe):
+    """Planted bug caught: gradients below float16's range lost in silence."""
+    with pytest.raises(ModelError, match=r"float16 is not trained in.*\n.*bfloat16"):
+        train(make_recipe("model.dtype=float16"), quiet=True)
+    assert not _place(make_recipe, "runs").exists()
+
+
 def test_added_tokens_train_both_ends(make_recipe):
     """An untied head gets new rows too. Dies if naming the embedding alone is enough."""
     added = ["model.added_tokens=[<order>]", "adapter.target_modules=[q_proj]"]
