@@ -6,6 +6,7 @@ recipe.resolved.yaml    every value and where it came from
 environment.json        machine and library versions
 metrics.jsonl           one object per logged step, validation or sample
 checkpoints/step-N/     complete or absent (training/checkpoint.py)
+best/step-N/            the weights of the lowest validation loss that a checkpoint names, with keep_best
 adapter/ or model/      the result; exists only when training finished
 eval/  merged/  quantized/
 """

@@ -25,6 +25,7 @@ from dorakit.recipe.schema import Recipe
 from dorakit.run import Run, whole_directory
 from dorakit.training.checkpoint import (
     Checkpoint,
+    best_weights,
     load_tensors,
     newest_checkpoint,
     restore_trained,
@@ -244,7 +245,7 @@ class _Training:
             if math.isfinite(loss) and (done.best_loss is None or loss < done.best_loss):
                 done.best_loss, done.best_step = loss, done.step
                 if self.settings.keep_best:
-                    with whole_directory(self.directory.best) as staging:
+                    with whole_directory(best_weights(self.directory, done.step)) as staging:
                         save_tensors(staging / "adapter.safetensors", trained_tensors(self.model))
         if self.settings.sample_prompts:
             entry["samples"] = self._samples()
@@ -302,7 +303,8 @@ class _Training:
     def _finish(self) -> Run:
         recipe, run = self.recipe, self.directory
         if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
-            restore_trained(self.model, load_tensors(run.best / "adapter.safetensors"))
+            best = best_weights(run, self.progress.best_step)
+            restore_trained(self.model, load_tensors(best / "adapter.safetensors"))
             self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
         if still := [name for name, layer in adapter_layers(self.model) if not layer.lora_B.any()]:
             self._note(f"{len(still)} adapted layers got no gradient and are as they were, the first is {still[0]}")

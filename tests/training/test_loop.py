@@ -1,5 +1,6 @@
 """The loop: nothing but the recipe moves the result."""
 
+import itertools
 import json
 import resource
 
@@ -167,6 +168,47 @@ def test_keep_best(make_recipe):
         quiet=True,
     )
     assert same(run, short)
+
+
+def test_the_best_weights_are_those_that_the_checkpoint_names(monkeypatch, make_recipe):
+    """Planted bug caught: one best/ for all, overwritten by a better step that the resumed run does not know of."""
+    overrides = ["training.epochs=2", "training.keep_best=true", "training.eval_every=1", "training.save_every=2"]
+    unbroken = train(make_recipe(*overrides, f"output_dir={_place(make_recipe, 'a')}"), quiet=True)
+    recipe = make_recipe(*overrides, f"output_dir={_place(make_recipe, 'b')}")
+    monkeypatch.setattr(loop._Training, "_save", _fail_after(4, loop._Training._save))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, quiet=True)
+    monkeypatch.undo()
+    run = Run.open(recipe.output_dir)
+    # Steps 5 and 6 were better and no checkpoint knows of them; 2 and 4 are named by the two that are kept.
+    assert {p.name for p in run.best.iterdir()} == {f"step-{n:09d}" for n in (2, 4, 5, 6)}
+    resumed = train(run.recipe, resume=run, quiet=True)
+    assert same(unbroken, resumed)
+    assert {p.name for p in run.best.iterdir()} == {f"step-{n:09d}" for n in (4, 6)}
+
+
+def _fail_after(step, save):
+    def checked(self):
+        if self.progress.step > step:
+            raise KeyboardInterrupt
+        save(self)
+
+    return checked
+
+
+def test_best_weights_that_are_gone(monkeypatch, make_recipe):
+    """Planted bug caught: FileNotFoundError, called a bug of dorakit."""
+    recipe = make_recipe("training.keep_best=true", "training.eval_every=1")
+    worse = itertools.count(1.0)
+    monkeypatch.setattr(loop, "mean_loss", lambda *_: (next(worse), 10))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted):
+            train(recipe, quiet=True)
+    run = Run.open(recipe.output_dir.replace("{name}", "small"))
+    (run.best / "step-000000001" / "adapter.safetensors").unlink()
+    with pytest.raises(RunError, match=r"best.step-000000001.*cannot be read"):
+        train(run.recipe, resume=run, quiet=True)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(monkeypatch, make_recipe):
