@@ -19,7 +19,14 @@ from dorakit.evaluation.progress import say
 from dorakit.evaluation.task import rows_to_measure
 from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
 from dorakit.export.receipt import adapter_sha256, read_receipt
-from dorakit.export.shards import check_output, check_space, locked, write_description, write_shards
+from dorakit.export.shards import (
+    bitsandbytes_config,
+    check_output,
+    check_space,
+    locked,
+    write_description,
+    write_shards,
+)
 from dorakit.export.tensors import PlainTensor, plain_model
 from dorakit.model.load import load_base
 from dorakit.model.names import has_suffix
@@ -212,7 +219,7 @@ def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
         target.tokenizer,
         dtype=half,
         is_tied=plain.is_tied,
-        quantization=_bitsandbytes_config(form, half, ledger.kept),
+        quantization=bitsandbytes_config(form, half, ledger.kept),
     )
     worst = max(ledger.errors, key=lambda name: ledger.errors[name])
     mean = sum(ledger.errors.values()) / len(ledger.errors)
@@ -225,12 +232,7 @@ def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
         "bytes_before": ledger.bytes_before,
         "bytes_after": written,
         "unquantized_layers": ledger.kept,
-        "relative_error": {
-            "mean": mean,
-            "max": ledger.errors[worst],
-            "worst": worst,
-            "layers": ledger.errors,
-        },
+        "relative_error": {"mean": mean, "max": ledger.errors[worst], "worst": worst, "layers": ledger.errors},
     }
 
 
@@ -294,21 +296,3 @@ def _half(target: Target) -> torch.dtype:
         section = target.recipe.merge if target.recipe is not None else MergeSection()
         dtype = getattr(torch, section.dtype)
     return dtype if dtype.itemsize == 2 else torch.bfloat16
-
-
-def _bitsandbytes_config(form: NF4Format, half: torch.dtype, kept: list[str]) -> dict[str, Any]:
-    # Whole module names, since transformers takes an entry for the end of any name ("proj" would be every projection).
-    skipped = sorted({"lm_head", *kept})
-    return {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": True,
-        "load_in_8bit": False,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": form.double_quant,
-        "bnb_4bit_compute_dtype": str(half).removeprefix("torch."),
-        "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_skip_modules": skipped,
-        "llm_int8_threshold": 6.0,
-        "llm_int8_has_fp16_weight": False,
-        "llm_int8_enable_fp32_cpu_offload": False,
-    }
