@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dorakit.adapters.attach import attach_
+from dorakit.adapters.attach import attach_, text_part
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
 from dorakit.model.load import Base, load_base, load_tokenizer
-from dorakit.model.nf4 import NF4Format, NF4Linear
+from dorakit.model.nf4 import NF4Format, NF4Linear, stored_format
 from dorakit.recipe.schema import Recipe
 
 
@@ -26,9 +26,37 @@ def build_base(recipe: Recipe, *, original: bool = False, dtype: str | None = No
     base = load_base(
         model.base, revision=model.revision, dtype=dtype or model.dtype, attention=model.attention, nf4=form
     )
+    if (stored := stored_format(base.model)) is not None:
+        base.notes.append(f"{model.base} is stored as NF4: {_in_words(stored)}")
+        _check_stored(recipe, stored)
     if model.added_tokens:
         _add_tokens_(base, model.added_tokens)
     return base
+
+
+def _in_words(form: NF4Format) -> str:
+    return f"block {form.block_size}, {'' if form.double_quant else 'not '}double-quantized"
+
+
+def _check_stored(recipe: Recipe, stored: NF4Format) -> None:
+    """Refuse what a base that was quantized elsewhere cannot give.
+
+    Raises:
+        ModelError: Another format than the recipe's, or row norms of weights that are gone.
+    """
+    if not recipe.is_quantized:
+        return
+    asked = NF4Format(recipe.quantization.block_size, recipe.quantization.double_quant, ())
+    if asked != stored:
+        raise ModelError(
+            f"{recipe.model.base} is stored as NF4: {_in_words(stored)}; the recipe says {_in_words(asked)}\n"
+            f"  quantization: {{block_size: {stored.block_size}, double_quant: {str(stored.double_quant).lower()}}}"
+        )
+    if recipe.method_options.get("magnitude_init") == "original":
+        raise ModelError(
+            f"adapter.magnitude.init: original needs the weights before quantization, and {recipe.model.base} is stored as NF4\n"
+            "  set adapter.magnitude.init: dequantized, or name the base that it was made from"
+        )
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -52,7 +80,7 @@ def build_model(recipe: Recipe) -> Base:
             raise ModelError(
                 f"{recipe.model.base} is stored as NF4 and cannot be trained whole; use adapter.mode: qlora or qdora"
             )
-        base.model.requires_grad_(True)
+        _train_text_part_(base)
         return base
     base = build_base(recipe)
     attach_(
@@ -75,6 +103,17 @@ def build_model(recipe: Recipe) -> Base:
             "  adapter.modules_to_save: [embed_tokens, lm_head]  (where they are tied, either names both)"
         )
     return base
+
+
+def _train_text_part_(base: Base) -> None:
+    """Everything learns but what only images pass through: without a gradient weight decay alone would change it."""
+    model = base.model
+    text = text_part(model)
+    for part in (text, model.get_input_embeddings(), model.get_output_embeddings()):
+        if part is not None:
+            part.requires_grad_(True)
+    if frozen := [name for name, parameter in model.named_parameters() if not parameter.requires_grad]:
+        base.notes.append(f"{len(frozen)} tensors outside the text decoder are not trained, the first is {frozen[0]}")
 
 
 def _add_tokens_(base: Base, tokens: list[str]) -> None:

@@ -107,6 +107,13 @@ class GateError(DorakitError):
     exit_code = 5
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library ran out of memory: CUDA's and the CPU's allocators of torch say it in text only."""
+    return isinstance(error, MemoryError) or any(
+        text in str(error).lower() for text in ("out of memory", "allocate memory")
+    )
+
+
 class Interrupted(DorakitError):
     """Stopped by a signal after a checkpoint was saved."""
 

@@ -6,6 +6,7 @@ recipe.resolved.yaml    every value and where it came from
 environment.json        machine and library versions
 metrics.jsonl           one object per logged step, validation or sample
 checkpoints/step-N/     complete or absent (training/checkpoint.py)
+best/step-N/            the weights of the lowest validation loss that a checkpoint names, with keep_best
 adapter/ or model/      the result; exists only when training finished
 eval/  merged/  quantized/
 """
@@ -13,11 +14,13 @@ eval/  merged/  quantized/
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import platform
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from importlib import metadata
@@ -56,9 +59,11 @@ class Run:
         """Where a new run of this recipe goes: NAME, or NAME-2, NAME-3 ... beside finished ones.
 
         Raises:
-            RunError: An unfinished run is there, with the line that resumes it; or something that is no run.
+            RunError: An unfinished run is there, with the line that resumes it; or something that is no run; or
+                nothing can be made there.
         """
         wanted = Path(recipe.output_dir.replace("{name}", recipe.origin.name)).expanduser()
+        _check_writable(wanted)
         path, number = wanted, 1
         while path.exists():
             if not (path / "run.json").exists():
@@ -76,8 +81,12 @@ class Run:
         return path
 
     @classmethod
-    def create(cls, recipe: Recipe) -> Run:
+    def create(cls, recipe: Recipe, *, base: dict[str, Any] | None = None) -> Run:
         """Make the directory of a new run.
+
+        Args:
+            recipe: What it will do.
+            base: What it starts from: name, resolved revision, and sha256 of its files.
 
         Raises:
             RunError: As `place`.
@@ -95,6 +104,7 @@ class Run:
                 "schema": SCHEMA_VERSION,
                 "state": "training",
                 "is_twin": recipe.origin.is_twin,
+                "base": base or {},
                 "notes": list(recipe.origin.notes),
             },
         )
@@ -136,13 +146,16 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe as it was resolved when the run began."""
+        """The recipe as it was resolved when the run began; the revision of its base is the commit that was loaded."""
         return self.recipe_with([])
 
     def recipe_with(self, overrides: list[str]) -> Recipe:
         """The run's recipe with `section.key=value` overrides, for commands that measure the finished run."""
-        is_twin = bool(self.read("run.json").get("is_twin"))
-        return Recipe.from_yaml(str(self.path / "recipe.resolved.yaml"), overrides, twin=is_twin)
+        facts = self.read("run.json")
+        recipe = Recipe.from_yaml(str(self.path / "recipe.resolved.yaml"), overrides, twin=bool(facts.get("is_twin")))
+        # A branch may have moved on since.
+        commit = facts.get("base", {}).get("revision") or recipe.model.revision
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": commit})})
 
     @property
     def result(self) -> Path:
@@ -200,10 +213,14 @@ class Run:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the file is at any instant the old one or the new one, whole."""
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is at any instant the old one or the new one, whole."""
     staging = path.with_name(f".tmp-{path.name}")
     with open(staging, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     staging.replace(path)
@@ -244,6 +261,19 @@ def whole_directory(path: Path) -> Iterator[Path]:
         fsync_directory(path.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_writable(path: Path) -> None:
+    """Make something where `path` is to be, and remove it."""
+    try:
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        path.exists()  # a name may be too long
+        with tempfile.TemporaryDirectory(dir=above, prefix=".tmp-"):
+            return
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise RunError(f"{path} cannot be made: {error.strerror}\n  set output_dir to another place") from None
 
 
 def _environment() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +40,8 @@ def attach_(
     Args:
         model: A loaded model, dense or NF4.
         method: A key of METHODS.
-        target_modules: `all-linear` (every linear layer but the output head), name suffixes, or one regular expression.
+        target_modules: `all-linear` (every linear layer that text passes through, but the output head), name suffixes, or
+            one regular expression.
         rank: r; `rank_pattern` overrides it per name suffix or expression.
         alpha: Numerator of the scaling; `alpha_pattern` overrides it likewise.
         dropout: On the input of A.
@@ -82,6 +84,13 @@ def attach_(
         model.set_submodule(name, adapter)
     _train_whole_(model, whole)
     return names
+
+
+def text_part(model: PreTrainedModel) -> nn.Module:
+    """What text passes through on its way to the output head: of a model that sees images too, its text decoder."""
+    sees_text_only = model.config.get_text_config() is model.config
+    part: nn.Module = model if sees_text_only else model.get_decoder()
+    return part
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
@@ -145,8 +154,8 @@ def _is_inside(name: str, other: str) -> bool:
 
 
 def _targets(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:
-    fused = next((type(m).__name__ for m in model.modules() for p in m.parameters(recurse=False) if p.dim() == 3), None)
-    if fused:
+    text = text_part(model)
+    if fused := next((name for name, module in text.named_modules() if _holds_experts(name, module)), None):
         raise ModelError(
             f"{type(model).__name__} holds fused expert weights ({fused}), which no adapter here fits yet;\n"
             "  only models whose targets are plain linear layers can be trained"
@@ -163,13 +172,21 @@ def _targets(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:
             "  Conv1D layers (GPT-2) are not supported"
         )
     if wanted == "all-linear":
-        return candidates
+        # Layers that only images pass through would get no gradient here.
+        inside = set(text.modules())
+        return [name for name in candidates if linear[name] in inside] or candidates
     head_name = next((name for name, module in linear.items() if module is head), "")
     if head_name and isinstance(wanted, list) and any(has_suffix(head_name, suffix) for suffix in wanted):
         raise ModelError(
             f"adapter.target_modules: the output head {head_name} takes no adapter; list it in modules_to_save"
         )
     return select(candidates, wanted, setting="adapter.target_modules")
+
+
+def _holds_experts(name: str, module: nn.Module) -> bool:
+    """Whether a module keeps the matrices of several experts in one parameter; other 3-D ones are kernels and queries."""
+    is_expert = re.search("expert|moe", f"{name.rpartition('.')[2]} {type(module).__name__}", re.IGNORECASE)
+    return bool(is_expert) and any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
 
 
 def _whole_modules(model: PreTrainedModel, wanted: list[str]) -> list[str]:

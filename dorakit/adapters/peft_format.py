@@ -36,7 +36,10 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "trainable_token_indices": (None, [], {}),
     "use_bdlora": (None, False),
     "alora_invocation_tokens": (None,),
+    "kasa_config": (None,),
 }
+# Starts of A and B that leave the base as it is; every other one in PEFT changes the base's weights too.
+_STARTS_BESIDE_THE_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 def save_adapter(
@@ -135,6 +138,11 @@ def read_config(directory: Path) -> dict[str, Any]:
     for key, unused in _UNSUPPORTED.items():
         if key in config and config[key] not in unused:
             raise ModelError(f"{path}: {key} = {config[key]!r} is not supported; only {unused[0]!r} is")
+    if (start := config.get("init_lora_weights")) not in _STARTS_BESIDE_THE_BASE:
+        raise ModelError(
+            f"{path}: init_lora_weights = {start!r} changed the base's weights too, so this adapter does not fit the base\n"
+            "  PEFT saves one that does: save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL_ADAPTER)"
+        )
     return config
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dorakit.errors import DataError, UsageError
 from dorakit.evaluation.metrics import Judge, proportion
 from dorakit.evaluation.progress import progress, say
+from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,6 +97,7 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
     }
 
 
+@out_of_memory_said("smaller: fewer prompts at once, a lower --max-new-tokens")
 def answer_prompts(
     target: str,
     prompts: Sequence[str],

@@ -23,6 +23,7 @@ from dorakit.model.generate import check_prompts
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run, write_json
 from dorakit.target import Target, find_target, open_target
+from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +34,7 @@ _TAIL = 200
 _MEASURES = ("accuracy", "loss", "perplexity", "unparsed", "unfinished")
 
 
+@out_of_memory_said("smaller at the same result: --batch-size 1 --set training.micro_batch_size=1")
 def evaluate(
     target: Run | Path | str,
     *,

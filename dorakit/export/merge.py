@@ -16,13 +16,23 @@ import dorakit
 from dorakit.data.chat import install_template_
 from dorakit.errors import GateError, ModelError, UsageError
 from dorakit.evaluation.progress import say
-from dorakit.export.receipt import MAX_ROWS, Sample, adapter_sha256, compare_logits, sample_rows, store_logits
+from dorakit.export.receipt import (
+    MAX_ROWS,
+    Sample,
+    adapter_sha256,
+    compare_logits,
+    logits_bytes,
+    sample_rows,
+    store_logits,
+)
 from dorakit.export.shards import check_output, check_space, locked, write_description, write_shards
 from dorakit.export.tensors import plain_model
 from dorakit.model.load import load_base
+from dorakit.model.nf4 import stored_format
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run, whole_directory, write_json
 from dorakit.target import Place, find_target, open_target
+from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
     from dorakit.recipe.schema import Recipe
@@ -39,6 +49,7 @@ class _Plan:
     recipe: Recipe | None
     output: Path
     onto: Literal["trained", "original"]
+    wants_original: bool
     dtype: str
     max_kl: float
     base_model: str | None
@@ -62,11 +73,17 @@ class _Plan:
     def open(self, onto: Literal["trained", "original"]) -> Target:
         """Load the adapter, live on the base asked for."""
         target = open_target(self.place.text, recipe=self.recipe, onto=onto, base_model=self.base_model, as_stored=True)
+        if self.wants_original and stored_format(target.model) is not None:
+            raise ModelError(
+                f"--onto original: {target.base} is stored as NF4, its original weights are not there\n"
+                "  merge onto the weights that the adapter was trained on: --onto trained"
+            )
         for line in target.notes:
             self.say(line)
         return target
 
 
+@out_of_memory_said("the model must fit in memory once; --no-receipt needs the least")
 def merge(
     run: Run | Path | str,
     *,
@@ -106,15 +123,15 @@ def merge(
             # The model that was trained answers first: the receipt says how far the other one is from it.
             target = plan.open("trained")
             trained, _ = sample_rows(plan.recipe, target.tokenizer)
+            check_space(plan.output, logits_bytes(target.model, trained))
             store_logits(target.model, trained, _made(scratch / "trained"))
             del target
             gc.collect()
         live = plan.open(plan.onto)
-        content = _write(plan, live, staging)
-        samples: list[Sample] = []
+        samples, rows = sample_rows(plan.recipe, live.tokenizer) if receipt else ([], "")
+        content = _write(plan, live, staging, samples)
         if receipt:
             plan.say("comparing the merged model with the live adapter")
-            samples, rows = sample_rows(plan.recipe, live.tokenizer)
             store_logits(live.model, samples, _made(scratch / "live"))
         del live
         gc.collect()
@@ -150,25 +167,29 @@ def _plan(
         raise UsageError(f"{place.text} is an adapter outside a run: say where the merged model goes with --output DIR")
     directory = Path(output).expanduser() if output is not None else place.run.merged if place.run else Path()
     check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
-    plan = _Plan(
-        place, recipe, directory, onto or section.onto, dtype or section.dtype, section.max_kl, base_model, quiet
-    )
+    onto = onto or section.onto
+    dtype = dtype or section.dtype
+    plan = _Plan(place, recipe, directory, onto, onto == "original", dtype, section.max_kl, base_model, quiet)
     if plan.onto == "original":
         if recipe is not None and recipe.is_quantized:
             plan.note(
                 "merging onto the original weights: the adapter was trained on NF4 ones, so this is another model"
             )
         else:
-            plan.note("the adapter was trained on the original weights: --onto original changes nothing")
+            plan.note("the adapter was trained on the weights as they are: --onto original changes nothing")
             plan.onto = "trained"
     return plan
 
 
-def _write(plan: _Plan, live: Target, staging: Path) -> dict[str, Any]:
-    """Write the merged model into the staging directory; returns merge.json without its receipt."""
+def _write(plan: _Plan, live: Target, staging: Path, samples: list[Sample]) -> dict[str, Any]:
+    """Write the merged model into the staging directory; returns merge.json without its receipt.
+
+    The disk must also hold the logits of the samples.
+    """
     plain = plain_model(live.model)
     dtype = plan.torch_dtype
-    check_space(plan.output, sum(tensor.shape.numel() for tensor in plain.tensors) * dtype.itemsize)
+    weights = sum(tensor.shape.numel() for tensor in plain.tensors) * dtype.itemsize
+    check_space(plan.output, weights + logits_bytes(live.model, samples))
     plan.say(f"merging {len(plain.tensors)} tensors in float32, writing {plan.dtype}")
     with torch.no_grad():
         stream = ((t.name, _rounded(t.make(), dtype)) for t in plain.tensors)

@@ -19,7 +19,14 @@ from dorakit.evaluation.progress import say
 from dorakit.evaluation.task import rows_to_measure
 from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
 from dorakit.export.receipt import adapter_sha256, read_receipt
-from dorakit.export.shards import check_output, check_space, locked, write_description, write_shards
+from dorakit.export.shards import (
+    bitsandbytes_config,
+    check_output,
+    check_space,
+    locked,
+    write_description,
+    write_shards,
+)
 from dorakit.export.tensors import PlainTensor, plain_model
 from dorakit.model.load import load_base
 from dorakit.model.names import has_suffix
@@ -27,6 +34,7 @@ from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run, whole_directory, write_json
 from dorakit.target import Place, find_target, open_target
+from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +57,7 @@ class _Ledger:
     kept: list[str] = field(default_factory=list)
 
 
+@out_of_memory_said("the dense model must fit in memory once")
 def quantize(
     target: Run | Path | str,
     *,
@@ -194,11 +203,12 @@ def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
     model = target.model
     form, half = _format(target), _half(target)
     plain = plain_model(model)
-    check_space(staging, sum(tensor.shape.numel() for tensor in plain.tensors) * 2)
+    skipped = _skipped(model, form)
+    check_space(staging, int(sum(_size(tensor, skipped, form) for tensor in plain.tensors)))
     say(f"quantizing {len(plain.tensors)} tensors", quiet=quiet)
     ledger = _Ledger()
     with torch.no_grad():
-        written = write_shards(staging, _stream(model, plain.tensors, form, half, ledger))
+        written = write_shards(staging, _stream(plain.tensors, skipped, form, half, ledger))
     if not ledger.errors:
         raise ModelError(f"{target.name} has no linear layer that NF4 can hold")
     if target.recipe is not None:
@@ -209,7 +219,7 @@ def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
         target.tokenizer,
         dtype=half,
         is_tied=plain.is_tied,
-        quantization=_bitsandbytes_config(form, half, ledger.kept),
+        quantization=bitsandbytes_config(form, half, ledger.kept),
     )
     worst = max(ledger.errors, key=lambda name: ledger.errors[name])
     mean = sum(ledger.errors.values()) / len(ledger.errors)
@@ -222,21 +232,32 @@ def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
         "bytes_before": ledger.bytes_before,
         "bytes_after": written,
         "unquantized_layers": ledger.kept,
-        "relative_error": {
-            "mean": mean,
-            "max": ledger.errors[worst],
-            "worst": worst,
-            "layers": ledger.errors,
-        },
+        "relative_error": {"mean": mean, "max": ledger.errors[worst], "worst": worst, "layers": ledger.errors},
     }
 
 
-def _stream(
-    model: PreTrainedModel, tensors: list[PlainTensor], form: NF4Format, half: torch.dtype, ledger: _Ledger
-) -> Iterator[tuple[str, Tensor]]:
+def _skipped(model: PreTrainedModel, form: NF4Format) -> tuple[str, ...]:
+    """Name suffixes of linear layers that stay as they are."""
     head = model.get_output_embeddings()
     head_name = next((name for name, module in model.named_modules() if module is head), "lm_head")
-    skipped = (head_name, *form.skip_modules)
+    return (head_name, *form.skip_modules)
+
+
+def _can_be_nf4(tensor: PlainTensor, skipped: tuple[str, ...]) -> bool:
+    """Of a linear layer's weight, whether it is to be quantized and its rows can be packed."""
+    return tensor.shape[1] % 2 == 0 and not any(has_suffix(tensor.owner, suffix) for suffix in skipped)
+
+
+def _size(tensor: PlainTensor, skipped: tuple[str, ...], form: NF4Format) -> float:
+    """Bytes that a tensor will take, all but a few."""
+    if tensor.is_linear_weight and _can_be_nf4(tensor, skipped):
+        return tensor.shape.numel() * (0.53 if form.double_quant else 0.57)
+    return tensor.shape.numel() * 2
+
+
+def _stream(
+    tensors: list[PlainTensor], skipped: tuple[str, ...], form: NF4Format, half: torch.dtype, ledger: _Ledger
+) -> Iterator[tuple[str, Tensor]]:
     for tensor in tensors:
         dense = tensor.make()
         if dense.is_floating_point():
@@ -244,7 +265,7 @@ def _stream(
         ledger.bytes_before += dense.nbytes
         if not tensor.is_linear_weight:
             yield tensor.name, dense
-        elif dense.shape[1] % 2 or any(has_suffix(tensor.owner, suffix) for suffix in skipped):
+        elif not _can_be_nf4(tensor, skipped):
             ledger.kept.append(tensor.owner)
             yield tensor.name, dense
         else:
@@ -275,21 +296,3 @@ def _half(target: Target) -> torch.dtype:
         section = target.recipe.merge if target.recipe is not None else MergeSection()
         dtype = getattr(torch, section.dtype)
     return dtype if dtype.itemsize == 2 else torch.bfloat16
-
-
-def _bitsandbytes_config(form: NF4Format, half: torch.dtype, kept: list[str]) -> dict[str, Any]:
-    # Whole module names, since transformers takes an entry for the end of any name ("proj" would be every projection).
-    skipped = sorted({"lm_head", *kept})
-    return {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": True,
-        "load_in_8bit": False,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": form.double_quant,
-        "bnb_4bit_compute_dtype": str(half).removeprefix("torch."),
-        "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_skip_modules": skipped,
-        "llm_int8_threshold": 6.0,
-        "llm_int8_has_fp16_weight": False,
-        "llm_int8_enable_fp32_cpu_offload": False,
-    }

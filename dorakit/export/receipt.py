@@ -69,6 +69,13 @@ def sample_rows(
     return _cut([(d.input_ids.tolist(), d.mask.tolist()) for d in documents], limit or MAX_ROWS), name
 
 
+def logits_bytes(model: PreTrainedModel, samples: Sequence[Sample]) -> int:
+    """What `store_logits` will write."""
+    positions = sum(len(sample.ids) for sample in samples)
+    size: int = positions * model.config.get_text_config().vocab_size * model.dtype.itemsize
+    return size
+
+
 @torch.no_grad()
 def store_logits(model: PreTrainedModel, samples: Sequence[Sample], directory: Path) -> None:
     """Write the model's logits over the samples to `directory`, in the dtype that the model gives them."""

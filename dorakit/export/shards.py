@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.errors import ResourceError, UsageError
+from dorakit.model.nf4 import NF4Format
 from dorakit.run import Run, write_json
 
 SHARD_BYTES = 1_000_000_000
@@ -94,6 +95,25 @@ def write_description(
         # Not save_pretrained, which refuses what some models ship (a temperature without sampling).
         model.generation_config.to_json_file(directory / "generation_config.json")
     tokenizer.save_pretrained(directory)
+
+
+def bitsandbytes_config(form: NF4Format, half: torch.dtype, kept: list[str]) -> dict[str, Any]:
+    """The quantization_config of an NF4 model whose other tensors are `half`; `kept` names linear layers left in it."""
+    # Whole module names, since transformers takes an entry for the end of any name ("proj" would be every projection).
+    skipped = sorted({"lm_head", *kept})
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": form.double_quant,
+        "bnb_4bit_compute_dtype": str(half).removeprefix("torch."),
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": skipped,
+        "llm_int8_threshold": 6.0,
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_enable_fp32_cpu_offload": False,
+    }
 
 
 def check_output(directory: Path, *, receipt: str, forbidden: Iterable[Path | None] = ()) -> None:

@@ -12,11 +12,11 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dorakit.errors import ModelError
+from dorakit.errors import ModelError, is_out_of_memory
 from dorakit.model.names import select
 from dorakit.model.nf4 import NF4Format
 from dorakit.model.source import Source, resolve
-from dorakit.model.streaming import NF4Config
+from dorakit.model.streaming import ConversionFailed, NF4Config
 
 # transformers' own bars and advice would interleave with ours.
 transformers.utils.logging.disable_progress_bar()
@@ -84,12 +84,16 @@ def load_base(
                 **arguments,
             )
     except (ValueError, KeyError, ImportError, OSError, RuntimeError) as error:
-        if "out of memory" in str(error):
-            raise
+        if is_out_of_memory(error):
+            raise  # not the model's fault; the caller says what to lower
         reason = str(error).strip().splitlines()[0]
         if "attention implementation" in reason:
             reason = f"its architecture has no {attention} attention\n  set model.attention: eager"
         raise ModelError(f"{base} cannot be loaded: {reason}") from error
+    except ConversionFailed as failed:
+        if is_out_of_memory(failed.error) or isinstance(failed.error, ModelError):
+            raise failed.error from None
+        raise ModelError(f"{base} cannot be loaded: {failed.tensor}: {failed.error}") from failed.error
     if absent := sorted(report["missing_keys"]):
         raise ModelError(f"{base}: the files lack {len(absent)} of the model's tensors, the first is {absent[0]}")
     if nf4 is not None:

@@ -163,6 +163,14 @@ class NF4Linear(nn.Module):
         return self.weight, self.absmax, self.nested_absmax, self.nested_code, self.offset
 
 
+def stored_format(model: nn.Module) -> NF4Format | None:
+    """How a model that was loaded already quantized is stored; None where the original weights were read."""
+    for module in model.modules():
+        if isinstance(module, NF4Linear) and not module.original_row_norm.numel():
+            return NF4Format(module.block_size, module.is_double_quantized, ())
+    return None
+
+
 def _dequantize(
     layer: NF4Linear,
     dtype: torch.dtype,

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from dorakit.errors import ModelError, ResourceError
+from dorakit.errors import ModelError, ResourceError, is_out_of_memory
 
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
 
@@ -101,7 +101,7 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
             )
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
-            if "allocate memory" in str(error) or "out of memory" in str(error):
+            if is_out_of_memory(error):
                 raise  # not the file's fault; the caller says what to lower
             raise ModelError(f"{path}: transformers cannot read this GGUF file: {error}") from error
         model.save_pretrained(staging)

@@ -4,6 +4,8 @@ tensors and each is quantized as it arrives. The whole dense model never exists.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +20,23 @@ from dorakit.model.names import has_suffix
 from dorakit.model.nf4 import NF4Format, NF4Linear
 
 METHOD = "dorakit_nf4"
+
+
+class ConversionFailed(BaseException):
+    """A tensor that could not be taken over. Not an Exception: transformers would swallow that and leave the tensor out."""
+
+    def __init__(self, tensor: str, error: Exception):
+        super().__init__(str(error))
+        self.tensor = tensor
+        self.error = error
+
+
+@contextlib.contextmanager
+def _told(tensor: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ConversionFailed(tensor, error) from error
 
 
 @register_quantization_config(METHOD)
@@ -123,7 +142,8 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
             placeholder = model.get_submodule(owner)
             assert isinstance(placeholder, NF4Linear)
             dense: Tensor = value[0] if isinstance(value, list) else value
-            layer = NF4Linear.from_dense(dense.to(placeholder.dtype), None, self.quantizer.quantization_config.form)
+            with _told(name):
+                layer = NF4Linear.from_dense(dense.to(placeholder.dtype), None, self.quantizer.quantization_config.form)
             placeholder._is_hf_initialized = True  # type: ignore[assignment]
             self.quantizer.filled[owner] = layer
             result[name] = layer.weight
@@ -153,7 +173,8 @@ class _Deserialize(ConversionOps):  # type: ignore[misc]
         if not isinstance(placeholder, NF4Linear):  # a weight that was never quantized
             (weight,) = tensors.values()
             return {"weight": weight.to(model.get_parameter(full_layer_name).dtype)}
-        layer = NF4Linear.from_quantized(tensors.pop("weight"), tensors)
+        with _told(full_layer_name):
+            layer = NF4Linear.from_quantized(tensors.pop("weight"), tensors)
         placeholder._is_hf_initialized = True  # type: ignore[assignment]
         self.hf_quantizer.filled[owner] = layer
         return {"weight": layer.weight}

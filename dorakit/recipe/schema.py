@@ -42,7 +42,8 @@ class ModelSection(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
         "auto",
         reads="build.py",
-        says="Compute dtype; auto is bfloat16 where the hardware has it and float32 elsewhere.",
+        says="Compute dtype; auto is bfloat16 where the hardware has it and float32 elsewhere. float16 is for evaluation "
+        "only.",
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting(
         "sdpa", reads="build.py", says="Attention implementation, as transformers names it."
@@ -87,8 +88,8 @@ class AdapterSection(Section):
     target_modules: Literal["all-linear"] | str | list[str] = setting(
         "all-linear",
         reads="build.py",
-        says="all-linear (every linear layer but lm_head), a list of name suffixes, or one regular expression over "
-        "whole module names. Every entry must match at least one module.",
+        says="all-linear (every linear layer that text passes through, but lm_head), a list of name suffixes, or one "
+        "regular expression over whole module names. Every entry must match at least one module.",
     )
     rank_pattern: dict[str, Positive] = setting(
         {}, reads="build.py", says="Rank per module: name suffix or regular expression -> rank."

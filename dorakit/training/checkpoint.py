@@ -73,12 +73,12 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `state["step"]`, then remove all but the newest `keep`.
+    """Write the checkpoint of `state["step"]`, then remove all but the newest `keep`, and best weights that none names.
 
     Raises:
         ResourceError: The disk is full; the previous checkpoint is untouched.
     """
-    path = run.checkpoints / f"step-{state['step']:09d}"
+    path = run.checkpoints / _name(state["step"])
     tensors = [*trained.values(), *optimizer.values()]
     try:
         with whole_directory(path) as staging:
@@ -97,10 +97,17 @@ def save_checkpoint(
             f"  make room, then: dorakit train --resume {run.path}"
         ) from error
     for old in _checkpoints(run)[:-keep]:
-        trash = old.with_name(f".trash-{old.name}-{uuid.uuid4().hex[:8]}")
-        old.rename(trash)
-        shutil.rmtree(trash)
+        _remove(old)
+    named = {best_weights(run, _best_step(kept)) for kept in _checkpoints(run)}
+    for best in run.best.iterdir() if run.best.is_dir() else []:
+        if best not in named:
+            _remove(best)
     return path
+
+
+def best_weights(run: Run, step: int) -> Path:
+    """Directory of the weights that had the lowest validation loss, which they had after `step`."""
+    return run.best / _name(step)
 
 
 def newest_checkpoint(run: Run) -> tuple[Checkpoint | None, list[str]]:
@@ -127,9 +134,34 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `save_tensors` wrote, onto the CPU."""
-    tensors: dict[str, Tensor] = load_file(path)
+    """Read what `save_tensors` wrote, onto the CPU.
+
+    Raises:
+        RunError: It is missing or damaged.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be read: {error}\n  put it back, or start a new run") from None
     return tensors
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
+
+
+def _best_step(checkpoint: Path) -> int:
+    try:
+        return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["best_step"])
+    except (OSError, ValueError, KeyError):
+        return 0  # damaged: it will not be resumed from
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory so that it is at any instant whole or gone."""
+    trash = directory.with_name(f".trash-{directory.name}-{uuid.uuid4().hex[:8]}")
+    directory.rename(trash)
+    shutil.rmtree(trash)
 
 
 def _checkpoints(run: Run) -> list[Path]:

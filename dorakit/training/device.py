@@ -7,6 +7,7 @@ import hashlib
 import os
 import resource
 from collections.abc import Iterator
+from importlib import metadata
 
 import torch
 
@@ -33,9 +34,20 @@ def repeatable(*, on_cuda: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def is_bitwise(*, deterministic: bool) -> bool:
-    """Whether a resumed run ends with the bytes of an unbroken one."""
+def is_repeatable(*, deterministic: bool) -> bool:
+    """Whether the same step on the same machine gives the same bytes."""
     return deterministic or pick_device().type == "cpu"
+
+
+def computing(dtype: torch.dtype) -> dict[str, str]:
+    """What the bytes of a step hang on besides its inputs: device, dtype, threads, libraries."""
+    cuda = pick_device().type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": str(torch.get_num_threads()),
+        **{library: metadata.version(library) for library in ("torch", "transformers", "bitsandbytes")},
+    }
 
 
 def peak_memory_bytes() -> int:

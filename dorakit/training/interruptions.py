@@ -7,20 +7,19 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-from dorakit.errors import ResourceError
+from dorakit.errors import ResourceError, is_out_of_memory
 
 
 @contextlib.contextmanager
-def out_of_memory_said() -> Iterator[None]:
+def out_of_memory_said(advice: str) -> Iterator[None]:
     """Turn an allocation that failed within the block into a ResourceError that says what to lower."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError on CUDA, a plain RuntimeError from the CPU's allocator
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (RuntimeError, OSError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         raise ResourceError(
-            f"out of memory: {str(error).splitlines()[0]}\n"
-            "  smaller at the same result: --set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
+            f"out of memory: {(str(error) or 'no more is there').splitlines()[0]}\n  {advice}"
         ) from error
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dorakit.adapters.attach import adapter_layers
+from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.peft_format import save_adapter
 from dorakit.build import build_model
@@ -18,13 +19,14 @@ from dorakit.data.asked import encode_asked
 from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_per_epoch
 from dorakit.data.documents import check_lengths
 from dorakit.data.tokens import Document, Encoded, encode
-from dorakit.errors import GateError, Interrupted, RunError
+from dorakit.errors import GateError, Interrupted, ModelError, RunError
 from dorakit.model.generate import check_prompts, generate_ids
 from dorakit.model.load import Base, pick_dtype
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run, whole_directory
 from dorakit.training.checkpoint import (
     Checkpoint,
+    best_weights,
     load_tensors,
     newest_checkpoint,
     restore_trained,
@@ -32,13 +34,14 @@ from dorakit.training.checkpoint import (
     save_tensors,
     trained_tensors,
 )
-from dorakit.training.device import is_bitwise, peak_memory_bytes, repeatable, seed_draws
+from dorakit.training.device import computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
 from dorakit.training.interruptions import out_of_memory_said, stop_requests
 from dorakit.training.loss import SupervisedLoss, mean_loss
 from dorakit.training.metrics import Metrics
 from dorakit.training.optim import Updater, learning_rate, num_trained
 
 _SAMPLE_TOKENS = 64
+_SMALLER = "smaller at the same result: --set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
 
 
 @dataclass
@@ -68,37 +71,51 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
         Interrupted: Stopped by a signal; a checkpoint was saved.
         DataError, ModelError, ResourceError: As their names say; nothing is left of a run that never began.
     """
+    if recipe.model.dtype == "float16":
+        raise ModelError(
+            "model.dtype: float16 is not trained in: without loss scaling, which is not built, small gradients become 0\n"
+            "  set model.dtype: bfloat16, or float32 where the device has none"
+        )
     if resume is None:
         Run.place(recipe)  # refuse before minutes are spent on loading
     elif resume.state == "finished":
         raise RunError(f"{resume.path} is finished; `dorakit train RECIPE` starts another")
-    with repeatable(on_cuda=recipe.training.deterministic), out_of_memory_said():
+    with repeatable(on_cuda=recipe.training.deterministic), out_of_memory_said(_SMALLER):
         base = build_model(recipe)
+        if recipe.training.gradient_checkpointing:
+            _check_recomputed(base.model)
         data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
         # A row or a prompt that does not fit the model must not be found out after hours.
         check_lengths([*data.train, *data.validation], base.model.config)
         check_prompts(
             base.model, encode_asked(recipe.training.sample_prompts, recipe.data, base.tokenizer), _SAMPLE_TOKENS
         )
-        run = resume or Run.create(recipe)
+        loss = SupervisedLoss(base.model, pick_dtype(recipe.model.dtype))
+        if recipe.data.packing and not loss.keeps_documents_apart():
+            raise ModelError(
+                f"data.packing does not work with {type(base.model).__name__}: documents in a row would see each other\n"
+                "  set data.packing: false"
+            )
+        facts = {"name": recipe.model.base, "revision": base.revision, "files": base.identity}
+        run = resume or Run.create(recipe, base=facts)
         with run.writing():
-            return _Training(recipe, run, base, data, quiet=quiet).run()
+            return _Training(recipe, run, base, data, loss, quiet=quiet).run()
 
 
 class _Training:
     """One training: the parts, and the loop over steps in `run`."""
 
-    def __init__(self, recipe: Recipe, run: Run, base: Base, data: Encoded, *, quiet: bool):
-        self.recipe, self.directory, self.base, self.data = recipe, run, base, data
+    def __init__(self, recipe: Recipe, run: Run, base: Base, data: Encoded, loss: SupervisedLoss, *, quiet: bool):
+        self.recipe, self.directory, self.base, self.data, self.loss = recipe, run, base, data, loss
         self.settings = recipe.training
         self.model = base.model
-        self.loss = SupervisedLoss(self.model, pick_dtype(recipe.model.dtype))
         self.updater = Updater(self.model, recipe.optimizer, recipe.adapter.magnitude)
         per_epoch = steps_per_epoch(len(data.train), self.settings.batch_size)
         self.total_steps = math.ceil(self.settings.epochs * per_epoch)
         if self.settings.max_steps is not None:
             self.total_steps = min(self.total_steps, self.settings.max_steps)
         self.progress = Progress(fingerprints={"data": data.fingerprint, "base": base.identity})
+        self.resumes_alike = True
         self._restore()
         self.metrics = Metrics(
             run, recipe.logging, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet
@@ -201,8 +218,7 @@ class _Training:
             *self.loss.notes,
             *self.updater.notes,
         ]:
-            self.metrics.say(line)
-            self.directory.note(line)
+            self._note(line)
         trained = num_trained(self.model)
         # NF4 keeps two weights a byte.
         total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.model.parameters())
@@ -211,10 +227,14 @@ class _Training:
             f" trained ({trained / total:.2%}), {len(self.data.train):,} rows, {self.total_steps:,} steps"
         )
         if self.progress.step:
-            exactly = is_bitwise(deterministic=self.settings.deterministic)
+            exactly = self.resumes_alike and is_repeatable(deterministic=self.settings.deterministic)
             self.metrics.say(
                 f"going on after step {self.progress.step} ({'bitwise' if exactly else 'resumable, not bitwise'})"
             )
+
+    def _note(self, line: str) -> None:
+        self.metrics.say(line)
+        self.directory.note(line)
 
     def _validate(self) -> None:
         done = self.progress
@@ -227,7 +247,7 @@ class _Training:
             if math.isfinite(loss) and (done.best_loss is None or loss < done.best_loss):
                 done.best_loss, done.best_step = loss, done.step
                 if self.settings.keep_best:
-                    with whole_directory(self.directory.best) as staging:
+                    with whole_directory(best_weights(self.directory, done.step)) as staging:
                         save_tensors(staging / "adapter.safetensors", trained_tensors(self.model))
         if self.settings.sample_prompts:
             entry["samples"] = self._samples()
@@ -241,13 +261,14 @@ class _Training:
     def _samples(self) -> list[dict[str, str]]:
         prompts = self.settings.sample_prompts
         ids = encode_asked(prompts, self.recipe.data, self.base.tokenizer)
-        new = generate_ids(self.model, self.base.tokenizer, ids, max_new_tokens=_SAMPLE_TOKENS, batch_size=8)
+        with self.loss.precision():
+            new = generate_ids(self.model, self.base.tokenizer, ids, max_new_tokens=_SAMPLE_TOKENS, batch_size=8)
         texts = self.base.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
     def _save(self) -> None:
         tensors, numbers = self.updater.state()
-        state = {**vars(self.progress), "optimizer": numbers, "num_threads": torch.get_num_threads()}
+        state = {**vars(self.progress), "optimizer": numbers, "computing": computing(self.loss.compute_dtype)}
         save_checkpoint(
             self.directory,
             trained=trained_tensors(self.model),
@@ -268,11 +289,10 @@ class _Training:
         self.updater.restore(checkpoint.optimizer, checkpoint.state["optimizer"])
         known = {name: checkpoint.state[name] for name in vars(self.progress)}
         self.progress = Progress(**known)
-        if checkpoint.state["num_threads"] != torch.get_num_threads():
-            self.base.notes.append(
-                f"the checkpoint was made with {checkpoint.state['num_threads']} threads, this is "
-                f"{torch.get_num_threads()}: resumable, not bitwise"
-            )
+        for what, now in computing(self.loss.compute_dtype).items():
+            if (before := checkpoint.state["computing"][what]) != now:
+                self.resumes_alike = False
+                self.base.notes.append(f"{what} was {before} when the checkpoint was made and is {now}")
 
     def _check_unchanged(self, checkpoint: Checkpoint) -> None:
         for what, now in self.progress.fingerprints.items():
@@ -285,8 +305,11 @@ class _Training:
     def _finish(self) -> Run:
         recipe, run = self.recipe, self.directory
         if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
-            restore_trained(self.model, load_tensors(run.best / "adapter.safetensors"))
+            best = best_weights(run, self.progress.best_step)
+            restore_trained(self.model, load_tensors(best / "adapter.safetensors"))
             self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
+        if still := [name for name, layer in adapter_layers(self.model) if not layer.lora_B.any()]:
+            self._note(f"{len(still)} adapted layers got no gradient and are as they were, the first is {still[0]}")
         _check_magnitudes_moved(self.model, self.progress.summed_rate * recipe.adapter.magnitude.learning_rate_ratio)
         target = run.model if recipe.method is None else run.adapter
         with whole_directory(target) as staging:
@@ -302,7 +325,6 @@ class _Training:
         seconds = self.progress.seconds
         run.update(
             state="finished",
-            base={"name": recipe.model.base, "revision": self.base.revision, "files": self.base.identity},
             data={"fingerprint": self.data.fingerprint},
             steps=self.progress.step,
             tokens=self.progress.num_tokens,
@@ -316,12 +338,26 @@ class _Training:
         return run
 
 
+def _check_recomputed(model: torch.nn.Module) -> None:
+    """A module trained whole may lie inside a layer that is computed again in backward, but not be or hold one.
+
+    Its parameters are casts, made outside the layer; the second pass would use others than the first.
+    """
+    for name, module in whole_modules(model):
+        if any(isinstance(inner, GradientCheckpointingLayer) for inner in module.base.modules()):
+            raise ModelError(
+                f"adapter.modules_to_save: {name} cannot be trained whole with training.gradient_checkpointing\n"
+                "  set training.gradient_checkpointing: false, or name modules inside of it"
+            )
+
+
 def _check_magnitudes_moved(model: torch.nn.Module, summed_rate: float) -> None:
     """A DoRA whose magnitudes could have moved and did not has trained as LoRA: say so instead of saving it."""
     layers = [(name, layer) for name, layer in adapter_layers(model) if isinstance(layer, DoRALinear)]
     for name, layer in layers:
         ulp = torch.finfo(torch.float32).eps * float(layer.lora_magnitude_vector.detach().abs().mean())
-        if summed_rate > 100 * ulp and layer.has_still_magnitude():
+        # A layer that no text passes through has no gradient for B either; that is not rounding.
+        if summed_rate > 100 * ulp and layer.lora_B.any() and layer.has_still_magnitude():
             raise GateError(
                 f"the DoRA magnitude of {name} never moved, though learning rates summed to {summed_rate:.2e}.\n"
                 "  its gradient is zero or it was rounded away; the result would be a plain LoRA, so none is written"

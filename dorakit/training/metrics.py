@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from dorakit.errors import MachineError
 from dorakit.recipe.schema import LoggingSection
-from dorakit.run import Run
+from dorakit.run import Run, write_whole
 
 _SPEED_WINDOW = 20  # logged intervals over which tokens/s is averaged
 
@@ -136,7 +136,7 @@ def _reopen(run: Run, start_step: int) -> TextIO:
                     kept.append(line)
             except (ValueError, TypeError, KeyError):  # the last line, cut short by a crash
                 continue
-        run.metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_whole(run.metrics_file, "".join(line + "\n" for line in kept))
     return open(run.metrics_file, "a", encoding="utf-8")
 
 

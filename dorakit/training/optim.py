@@ -22,6 +22,8 @@ from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
 from dorakit.training.device import can_page
 
 _SMALLEST_PAGED = 100_000  # bitsandbytes' own limit, in elements
+# bitsandbytes hands its kernels the number of elements as a signed 32-bit integer. A multiple of its blocks of 256.
+_LARGEST_PIECE = 1 << 30
 _UNPAGED = {"paged_adamw": "adamw_32bit", "paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_32bit"}
 
 
@@ -54,18 +56,17 @@ class Updater:
     def zero_grad(self) -> None:
         """Zero the gradients in place: parameters keep their views."""
         for group in self._groups:
-            assert group.flat.grad is not None
-            group.flat.grad.zero_()
+            group.grad.zero_()
 
     def clip(self, max_norm: float) -> float:
         """Scale the gradient to `max_norm` if it is longer (0 never scales); returns its norm before.
 
         A norm that is not finite is returned and scales nothing.
         """
-        norm = float(torch.stack([g.flat.grad.norm() for g in self._groups]).norm())  # type: ignore[union-attr]
+        norm = float(torch.stack([group.grad.norm() for group in self._groups]).norm())
         if max_norm and math.isfinite(norm) and norm > max_norm:
             for group in self._groups:
-                group.flat.grad.mul_(max_norm / (norm + 1e-6))  # type: ignore[union-attr]
+                group.grad.mul_(max_norm / (norm + 1e-6))
         return norm
 
     def step(self, rate: float) -> None:
@@ -77,46 +78,42 @@ class Updater:
         torch.autograd.graph.increment_version([p for group in self._groups for p in group.members])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The optimizer's state: tensors, and plain numbers, keyed `group.name`."""
+        """The optimizer's state: tensors, and plain numbers, keyed `group.name`, then `group-2.name` and so on."""
         tensors: dict[str, Tensor] = {}
         numbers: dict[str, Any] = {}
         for group in self._groups:
-            for name, value in self._optimizer.state[group.flat].items():
-                where = tensors if isinstance(value, Tensor) else numbers
-                where[f"{group.name}.{name}"] = value
+            for place, piece in group.pieces.items():
+                for name, value in self._optimizer.state[piece].items():
+                    where = tensors if isinstance(value, Tensor) else numbers
+                    where[f"{place}.{name}"] = value
         return tensors, numbers
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Put a state back; state tensors that exist are written in place, so that paged memory stays paged."""
         for index, group in enumerate(self._groups):
-            prefix = f"{group.name}."
-            state = self._optimizer.state[group.flat]
-            if hasattr(self._optimizer, "init_state"):
-                self._optimizer.init_state(self._optimizer.param_groups[index], group.flat, index, 0)
-            for name, value in numbers.items():
-                if name.startswith(prefix):
-                    state[name.removeprefix(prefix)] = value
-            for name, tensor in tensors.items():
-                if not name.startswith(prefix):
-                    continue
-                key = name.removeprefix(prefix)
-                if isinstance(state.get(key), Tensor):
-                    state[key].copy_(tensor)
-                else:
-                    state[key] = tensor.clone() if key == "step" else tensor.to(group.flat.device)
+            for number, (place, piece) in enumerate(group.pieces.items()):
+                state = self._optimizer.state[piece]
+                if hasattr(self._optimizer, "init_state"):
+                    self._optimizer.init_state(self._optimizer.param_groups[index], piece, index, number)
+                state |= _under(place, numbers)
+                for name, tensor in _under(place, tensors).items():
+                    if isinstance(state.get(name), Tensor):
+                        state[name].copy_(tensor)
+                    else:
+                        state[name] = tensor.clone() if name == "step" else tensor.to(piece.device)
 
     def _build(self, settings: OptimizerSection) -> torch.optim.Optimizer:
         name = settings.name
         if name in _UNPAGED:
             if can_page():
-                total = sum(group.flat.numel() for group in self._groups)
-                paged = sum(g.flat.numel() for g in self._groups if g.flat.numel() >= _SMALLEST_PAGED)
+                sizes = [piece.numel() for group in self._groups for piece in group.pieces.values()]
+                total, paged = sum(sizes), sum(size for size in sizes if size >= _SMALLEST_PAGED)
                 self.notes.append(f"optimizer states of {paged:,} of {total:,} parameters are paged")
             else:
                 self.notes.append(f"asked: {name}, using: {_UNPAGED[name]} (no CUDA device to page from)")
                 name = _UNPAGED[name]  # type: ignore[assignment]
-        groups = [{"params": [group.flat], "weight_decay": group.weight_decay} for group in self._groups]
+        groups = [{"params": [*group.pieces.values()], "weight_decay": group.weight_decay} for group in self._groups]
         adam: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
         rules: dict[str, Callable[[], torch.optim.Optimizer]] = {
             "adamw": lambda: torch.optim.AdamW(groups, **adam),
@@ -132,7 +129,12 @@ class Updater:
 
 
 class _FlatGroup:
-    """Parameters laid end to end in one buffer, of which they and their gradients become views."""
+    """Parameters laid end to end in one buffer, of which they and their gradients become views.
+
+    Attributes:
+        grad: The gradient of the whole buffer.
+        pieces: What the optimizer is given: the buffer, in consecutive views where it is too long for one.
+    """
 
     def __init__(self, name: str, members: list[nn.Parameter], *, rate_ratio: float, weight_decay: float):
         self.name = name
@@ -140,16 +142,26 @@ class _FlatGroup:
         self.rate_ratio = rate_ratio
         self.weight_decay = weight_decay
         size = sum(parameter.numel() for parameter in members)
-        self.flat = nn.Parameter(torch.empty(size, dtype=torch.float32, device=members[0].device))
-        self.flat.grad = torch.zeros_like(self.flat)
+        flat = torch.empty(size, dtype=torch.float32, device=members[0].device)
+        self.grad = torch.zeros_like(flat)
         start = 0
         for parameter in members:
             end = start + parameter.numel()
-            view = self.flat.detach()[start:end].view(parameter.shape)
+            view = flat[start:end].view(parameter.shape)
             view.copy_(parameter.detach())
             parameter.data = view
-            parameter.grad = self.flat.grad[start:end].view(parameter.shape)
+            parameter.grad = self.grad[start:end].view(parameter.shape)
             start = end
+        self.pieces: dict[str, nn.Parameter] = {}
+        for part, grad in zip(torch.split(flat, _LARGEST_PIECE), torch.split(self.grad, _LARGEST_PIECE), strict=True):
+            piece = nn.Parameter(part)
+            piece.grad = grad
+            self.pieces[f"{name}-{len(self.pieces) + 1}" if self.pieces else name] = piece
+
+
+def _under(place: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The entries keyed `place.name`, keyed `name`."""
+    return {key.removeprefix(f"{place}."): value for key, value in values.items() if key.startswith(f"{place}.")}
 
 
 def _group(model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSection) -> list[_FlatGroup]:

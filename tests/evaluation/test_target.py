@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_runs import IDS, tiny_recipe
 
-from dorakit import Run
+from dorakit import Run, build
 from dorakit.errors import ModelError, RunError, UsageError
 from dorakit.model.load import load_base
 from dorakit.target import adapter_base, find_target, open_target, run_around
@@ -110,6 +110,20 @@ def test_a_base_that_changed_since_training(run_of):
     run.update(base={**content["base"], "files": {**files, "model.safetensors": "0" * 64}})
     with pytest.raises(RunError, match=r"changed since training: model\.safetensors"):
         open_target(str(run.path))
+
+
+def test_the_base_of_a_run_is_the_commit_that_it_was_trained_on(monkeypatch, run_of):
+    """Planted bug caught: a branch of the hub that has moved on since is loaded instead."""
+    run = run_of("lora")
+    recorded = run.read("run.json")["base"]
+    assert (recorded["name"], recorded["revision"]) == ("tiny:llama", "") and recorded["files"]
+    assert run.recipe.model.revision == "main"
+    run.update(base={**recorded, "revision": "0123abc"})
+    seen = []
+    original = build.load_base
+    monkeypatch.setattr(build, "load_base", lambda *a, **k: seen.append(k["revision"]) or original(*a, **k))
+    open_target(str(run.path))
+    assert seen == ["0123abc"]
 
 
 def test_the_base_of_a_run_is_its_own_whatever_recipe_names_the_rows(trained, tmp_path):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dorakit import Run, load_adapter, merge
 from dorakit.adapters.attach import adapter_layers
-from dorakit.errors import GateError, RunError, UsageError
+from dorakit.errors import GateError, ResourceError, RunError, UsageError
 from dorakit.export.receipt import adapter_sha256, compare_logits, sample_rows, store_logits
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
@@ -117,6 +117,18 @@ def test_onto_original_where_the_base_was_never_quantized(run_of, capsys):
     content = receipt(merge(run_of("dora"), onto="original"))
     assert content["onto"] == "trained" and "changes nothing" in content["notes"][0]
     assert "changes nothing" in capsys.readouterr().err
+
+
+def test_the_logits_of_the_receipt_need_space_too(monkeypatch, run_of):
+    """Planted bug caught: only the weights are counted, and the disk fills while logits are stored."""
+    run = run_of("lora")
+    written = merge(run, quiet=True)
+    weights = receipt(written)["bytes"]
+    free = shutil.disk_usage(written)._replace(free=weights + 20_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(ResourceError, match="free"):
+        merge(run, quiet=True)
+    merge(run, receipt=False, quiet=True)
 
 
 def test_an_unmet_limit_leaves_nothing(run_of):

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from dorakit import merge, quantize
 from dorakit.adapters.attach import adapter_layers
-from dorakit.errors import ModelError, UsageError
+from dorakit.errors import ModelError, ResourceError, UsageError
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Linear
 from dorakit.target import open_target
@@ -188,6 +189,32 @@ def test_what_cannot_be_quantized(run_of, tmp_path):
     merge(run, quiet=True)
     with pytest.raises(UsageError, match="what the result is made from"):
         quantize(run.merged, output=run.merged, quiet=True)
+
+
+def test_space_for_what_is_written(monkeypatch, tmp_path):
+    """Planted bug caught: two bytes for every weight, four times what NF4 takes."""
+    source = save_tiny("llama", tmp_path / "model")
+    dense = 2 * sum(tensor.numel() for tensor in load_file(tmp_path / "model" / "model.safetensors").values())
+    for share, enough in ((0.7, True), (0.4, False)):
+        free = shutil.disk_usage(tmp_path)._replace(free=int(share * dense))
+        with monkeypatch.context() as patch, contextlib.nullcontext() if enough else pytest.raises(ResourceError):
+            patch.setattr(shutil, "disk_usage", lambda _, free=free: free)
+            quantize(source, output=tmp_path / f"nf4-{share}", quiet=True)
+
+
+def test_a_base_that_is_nf4_already(tmp_path):
+    """Planted bug caught: settings of the recipe that the bytes on disk contradict, passed over in silence."""
+    stored = str(quantize(save_tiny("llama", tmp_path / "model"), output=tmp_path / "nf4", quiet=True))
+    with pytest.raises(ModelError, match=r"block 64, double-quantized; the recipe says block 128.*\n.*block_size: 64"):
+        tiny_run(tmp_path / "block", "qlora", ("quantization.block_size=128",), base=stored)
+    with pytest.raises(ModelError, match=r"magnitude\.init: original needs the weights before"):
+        tiny_run(tmp_path / "norms", "qdora", ("adapter.magnitude.init=original",), base=stored)
+    for mode in ("lora", "qlora"):
+        run = tiny_run(tmp_path / mode, mode, base=stored)
+        assert f"{stored} is stored as NF4: block 64, double-quantized" in run.read("run.json")["notes"]
+        with pytest.raises(ModelError, match="its original weights are not there"):
+            merge(run, onto="original", quiet=True)
+        assert not run.merged.exists()
 
 
 @pytest.mark.parametrize("mode", ["qlora", "qdora"])

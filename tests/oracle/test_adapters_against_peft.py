@@ -88,6 +88,24 @@ def test_modules_to_save(tmp_path, architecture, modules):
     assert tied_after == is_tied
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_of_a_changed_base_is_refused_until_converted(tmp_path, start):
+    """Planted bug caught: PiSSA's adapter, whose base lost what A and B start with, put onto the whole base."""
+    model = get_peft_model(base(), LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], init_lora_weights=start))
+    model.peft_config["default"].init_lora_weights = True  # PEFT's own advice: or it would start anew when loading
+    model.save_pretrained(tmp_path / "initial")
+    model.peft_config["default"].init_lora_weights = start
+    perturb_(model)
+    model.save_pretrained(tmp_path / "trained")
+    with pytest.raises(ModelError, match=rf"init_lora_weights = '{start}'.*\n.*weight_conversion"):
+        load_adapter(base(), tmp_path / "trained")
+    live = model(IDS).logits
+    model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
+    ours = base()
+    load_adapter(ours, tmp_path / "converted")
+    torch.testing.assert_close(ours(IDS).logits, live, rtol=1e-4, atol=1e-5)
+
+
 def test_a_dora_adapter_without_its_magnitude_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 

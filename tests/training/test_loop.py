@@ -1,6 +1,8 @@
 """The loop: nothing but the recipe moves the result."""
 
+import itertools
 import json
+import resource
 
 import pytest
 import torch
@@ -56,6 +58,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(monkeypatch, make_recipe, mode):
     monkeypatch.undo()
     run = Run.open(_place(make_recipe, "b"))
     assert run.state == "training" and not run.adapter.exists() and not run.model.exists()
+    assert run.read("run.json")["base"] == unbroken.read("run.json")["base"] != {}
     with pytest.raises(RunError, match="--resume"):
         train(recipe, quiet=True)
     resumed = train(run.recipe, resume=run, quiet=True)
@@ -167,6 +170,47 @@ def test_keep_best(make_recipe):
     assert same(run, short)
 
 
+def test_the_best_weights_are_those_that_the_checkpoint_names(monkeypatch, make_recipe):
+    """Planted bug caught: one best/ for all, overwritten by a better step that the resumed run does not know of."""
+    overrides = ["training.epochs=2", "training.keep_best=true", "training.eval_every=1", "training.save_every=2"]
+    unbroken = train(make_recipe(*overrides, f"output_dir={_place(make_recipe, 'a')}"), quiet=True)
+    recipe = make_recipe(*overrides, f"output_dir={_place(make_recipe, 'b')}")
+    monkeypatch.setattr(loop._Training, "_save", _fail_after(4, loop._Training._save))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, quiet=True)
+    monkeypatch.undo()
+    run = Run.open(recipe.output_dir)
+    # Steps 5 and 6 were better and no checkpoint knows of them; 2 and 4 are named by the two that are kept.
+    assert {p.name for p in run.best.iterdir()} == {f"step-{n:09d}" for n in (2, 4, 5, 6)}
+    resumed = train(run.recipe, resume=run, quiet=True)
+    assert same(unbroken, resumed)
+    assert {p.name for p in run.best.iterdir()} == {f"step-{n:09d}" for n in (4, 6)}
+
+
+def _fail_after(step, save):
+    def checked(self):
+        if self.progress.step > step:
+            raise KeyboardInterrupt
+        save(self)
+
+    return checked
+
+
+def test_best_weights_that_are_gone(monkeypatch, make_recipe):
+    """Planted bug caught: FileNotFoundError, called a bug of dorakit."""
+    recipe = make_recipe("training.keep_best=true", "training.eval_every=1")
+    worse = itertools.count(1.0)
+    monkeypatch.setattr(loop, "mean_loss", lambda *_: (next(worse), 10))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted):
+            train(recipe, quiet=True)
+    run = Run.open(recipe.output_dir.replace("{name}", "small"))
+    (run.best / "step-000000001" / "adapter.safetensors").unlink()
+    with pytest.raises(RunError, match=r"best.step-000000001.*cannot be read"):
+        train(run.recipe, resume=run, quiet=True)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_step(monkeypatch, make_recipe):
     """Dies if the optimizer steps first: the message promises that it did not."""
     steps = []
@@ -200,6 +244,25 @@ def test_a_magnitude_that_never_moved_is_an_error(monkeypatch, make_recipe):
     monkeypatch.setattr(loop, "build_model", frozen)
     with pytest.raises(GateError, match="never moved"):
         train(make_recipe(), quiet=True)
+
+
+def test_bitwise_is_said_only_where_all_is_as_it_was(monkeypatch, make_recipe):
+    """Planted bug caught: it was said whatever the versions, the dtype and the threads."""
+    for changed in (None, "transformers", "threads"):
+        recipe = make_recipe(f"output_dir={_place(make_recipe, str(changed))}")
+        with monkeypatch.context() as patch:
+            stop_after(patch, 2)
+            if changed:
+                now = loop.computing(torch.float32)
+                patch.setattr(loop, "computing", lambda _, now=now, changed=changed: {**now, changed: "4"})
+            with pytest.raises(Interrupted):
+                train(recipe, quiet=True)
+        run = Run.open(recipe.output_dir)
+        train(run.recipe, resume=run, quiet=True)
+        said = run.log_file.read_text()
+        assert ("step 2 (bitwise)" in said) == (changed is None)
+        assert ("step 2 (resumable, not bitwise)" in said) == (changed is not None)
+        assert any(f"{changed} was 4 when" in note for note in run.read("run.json")["notes"]) == (changed is not None)
 
 
 def test_changed_data_is_refused_on_resume(monkeypatch, make_recipe):
@@ -244,6 +307,34 @@ def test_nothing_is_left_of_a_run_that_never_began(make_recipe):
     assert not _place(make_recipe, "runs").exists()
 
 
+def test_a_place_where_no_run_can_be_made_is_found_first(monkeypatch, make_recipe):
+    """Planted bug caught: OSError after the model was loaded and the rows were read."""
+    monkeypatch.setattr(loop, "build_model", None)
+    file = _place(make_recipe, "rows.jsonl")
+    for place, reason in ((file / "run", "Not a dir"), ("/proc/run", ""), (file.parent / ("x" * 300), "too long")):
+        with pytest.raises(RunError, match=rf"cannot be made: .*{reason}.*\n  set output_dir"):
+            train(make_recipe(f"output_dir={place}"), quiet=True)
+
+
+def test_metrics_survive_a_full_disk_while_a_run_resumes(monkeypatch, make_recipe):
+    """Planted bug caught: metrics.jsonl truncated first and written anew after."""
+    stop_after(monkeypatch, 3)
+    recipe = make_recipe("training.save_every=2")
+    with pytest.raises(Interrupted):
+        train(recipe, quiet=True)
+    monkeypatch.undo()
+    run = Run.open(recipe.output_dir.replace("{name}", "small"))
+    before = run.metrics_file.read_bytes()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, unlimited[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            train(run.recipe, resume=run, quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert run.metrics_file.read_bytes() == before
+
+
 def test_finished_runs_are_kept(make_recipe):
     """The second run of a recipe gets a name of its own."""
     first, second = train(make_recipe(), quiet=True), train(make_recipe(), quiet=True)
@@ -256,6 +347,22 @@ def test_a_module_trained_whole_takes_no_adapter_inside(make_recipe):
     """Dies if only equal names are compared: the result could not be loaded."""
     with pytest.raises(ModelError, match=r"mlp.*name it once"):
         train(make_recipe("adapter.modules_to_save=[mlp]"), quiet=True)
+
+
+def test_a_whole_layer_is_not_recomputed(make_recipe):
+    """Found at the start; modules inside a layer are. Planted bug caught: torch's own error in the first backward."""
+    overrides = ["training.gradient_checkpointing=true", "adapter.target_modules=[layers.1.self_attn.q_proj]"]
+    with pytest.raises(ModelError, match=r"model\.layers\.0 cannot be trained whole with .*gradient_checkpointing"):
+        train(make_recipe(*overrides, "adapter.modules_to_save=[layers.0]"), quiet=True)
+    assert not _place(make_recipe, "runs").exists()
+    train(make_recipe(*overrides, "adapter.modules_to_save=[layers.0.mlp]", "training.max_steps=1"), quiet=True)
+
+
+def test_float16_is_refused(make_recipe):
+    """Planted bug caught: gradients below float16's range lost in silence."""
+    with pytest.raises(ModelError, match=r"float16 is not trained in.*\n.*bfloat16"):
+        train(make_recipe("model.dtype=float16"), quiet=True)
+    assert not _place(make_recipe, "runs").exists()
 
 
 def test_added_tokens_train_both_ends(make_recipe):
@@ -294,3 +401,24 @@ def test_tensorboard_holds_what_metrics_do(make_recipe):
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     assert [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("train/loss")] == _lines(run)
+
+
+def test_float32_masters_always_compute_in_the_dtype_of_training(monkeypatch, make_recipe):
+    """Planted bug caught: checks at the start or sample prompts outside autocast, which flash_attention_2 refuses."""
+    seen = set()
+    original = loop.build_model
+
+    def watched(recipe):
+        base = original(recipe)
+        base.model.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+        return base
+
+    monkeypatch.setattr(loop, "build_model", watched)
+    overrides = [
+        "adapter.mode=full",
+        "model.dtype=bfloat16",
+        "data.packing=true",
+        'training.sample_prompts=["Say 3: "]',
+    ]
+    train(make_recipe(*overrides, "training.max_steps=1"), quiet=True)
+    assert seen == {torch.bfloat16}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
+from dorakit.training import optim
 from dorakit.training.optim import Updater, learning_rate
 
 
@@ -76,6 +77,39 @@ def test_state_round_trip(name):
     run(two, again, range(3, 6))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adamw_8bit", "paged_adamw_32bit", "lion_8bit"])
+def test_a_long_buffer_in_pieces_is_one_buffer(monkeypatch, name):
+    """A matrix lies across a border, and the state of each piece is saved. Planted bug caught: only the first piece steps."""
+
+    def trained(first: range, rest: range) -> tuple[list[torch.Tensor], set[str]]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(200, 100), nn.Tanh(), nn.Linear(100, 90))
+        settings = OptimizerSection(name=name, learning_rate=1e-2, weight_decay=0.1)
+        updater = Updater(net, settings, MagnitudeSection())
+        keys: set[str] = set()
+        for steps in (first, rest):
+            if keys:
+                tensors, numbers = copy.deepcopy(updater.state())
+                updater = Updater(net, settings, MagnitudeSection())
+                updater.restore(tensors, numbers)
+            for step in steps:
+                updater.zero_grad()
+                net(torch.randn(7, 200, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+                updater.clip(1.0)
+                updater.step(1e-2)
+            tensors, numbers = updater.state()
+            keys = {*tensors, *numbers}
+        return [p.detach().clone() for p in net.parameters()], keys
+
+    whole, whole_keys = trained(range(4), range(0))
+    assert all(key.split(".")[0] in ("matrices", "vectors") for key in whole_keys)
+    monkeypatch.setattr(optim, "_LARGEST_PIECE", 1 << 13)
+    split, keys = trained(range(2), range(2, 4))
+    places = {"matrices", "matrices-2", "matrices-3", "matrices-4", "vectors"}
+    assert name == "sgd" or {key.split(".")[0] for key in keys} == places
+    assert all(torch.equal(a, b) for a, b in zip(whole, split, strict=True))
 
 
 def test_schedules():
