@@ -235,4 +235,18 @@ def _parquet(path: Path, name: str) -> list[Row]:
 
 
 def _indexed(values: Iterable[dict[str, Any]], name: str) -> list[Row]:
-    return [Row(fields, f"{name}[{index}]") for index, fields in enumerate(values)]
+    return [
+        Row({key: _without_nulls(value) for key, value in fields.items()}, f"{name}[{index}]")
+        for index, fields in enumerate(values)
+    ]
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without the null fields inside it.
+
+    Arrow gives every struct of a column the fields of all the others: where two rows call different tools, each
+    call's arguments would name the other's as null.
+    """
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -29,6 +29,18 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, write):
     assert [row.fields for row in read(tmp_path, "dict", split="test")] == ROWS[:2]
 
 
+def test_structs_of_parquet_keep_no_field_of_other_rows(tmp_path, write):
+    """Planted bug caught: each tool call reaches the template with the arguments of all other tools, as null."""
+    calls = [{"a": 1, "b": [2]}, {"city": "Oslo"}]
+    rows = [{"messages": [{"role": "assistant", "calls": [{"arguments": call}]}], "n": None} for call in calls]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    assert [row.fields for row in read(tmp_path, "a.parquet")] == rows
+    assert [row.fields for row in read(tmp_path, "saved")] == rows
+    write("a.jsonl", [{"arguments": {"unit": None}}])
+    assert read(tmp_path, "a.jsonl")[0].fields == {"arguments": {"unit": None}}
+
+
 def test_rows_know_their_place(tmp_path, write):
     write("a.json", ROWS)
     write("a.jsonl", "\n".join(['{"text": "x"}', "", '{"text": "y"}']))
