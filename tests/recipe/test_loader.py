@@ -79,6 +79,14 @@ def test_crlf_and_comments(tmp_path: Path) -> None:
     assert recipe.origin.text.encode() == path.read_bytes()
 
 
+@pytest.mark.parametrize("key", ["*q_proj", "<<", "*3:5"])
+def test_quoted_keys_are_keys(tmp_path: Path, key: str) -> None:
+    """Planted bug caught: a quoted key that looks like an alias or a merge key is dropped without a word."""
+    text = GOOD.replace("format: chat", f'format: chat\n      columns: {{"{key}": said}}')
+    assert load_recipe(write(tmp_path, "r.yaml", text), []).data.train[0].columns == {key: "said"}
+    assert f"unknown key '{key}'" in problems(write(tmp_path, "top.yaml", f"{GOOD}'{key}': 1\n"))[0]
+
+
 class TestExtends:
     def test_sections_merge_and_lists_replace(self, tmp_path: Path) -> None:
         write(tmp_path, "base.yaml", GOOD.replace("rank: 16", "rank: 16\n  target_modules: [q_proj, k_proj]"))
