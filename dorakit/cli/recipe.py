@@ -91,7 +91,7 @@ def _summary(recipe: Recipe) -> str:
 
 def _absent(recipe: Recipe) -> list[str]:
     """Files that the recipe names and that are not there: no mistake of the recipe, but good to know in time."""
-    from dorakit.recipe.unread import ROW_FILES, is_path
+    from dorakit.recipe.paths import ROW_FILES, is_path
 
     data = recipe.data
     named = [source.path for source in data.train] + [data.validation.path, recipe.evaluation.path]

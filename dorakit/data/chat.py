@@ -21,6 +21,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from dorakit.data.formats import Conversation
 from dorakit.data.hub import missing
 from dorakit.errors import DataError
+from dorakit.recipe.paths import is_template_text
 from dorakit.recipe.schema import DataSection
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -51,7 +52,7 @@ def install_template_(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> 
     written = data.chat_template
     if written is None:
         return
-    if "{{" not in written and "{%" not in written:
+    if not is_template_text(written):
         path = Path(data.root, Path(written).expanduser())
         if not path.is_file():
             raise DataError(f"data.chat_template: {missing(path, written)}")

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dorakit.data.hub import is_hub_id, load_hub, load_saved, missing
+from dorakit.data.hub import load_hub, load_saved, missing
 from dorakit.data.made import made_rows
 from dorakit.data.order import WEIGHT, shuffled
 from dorakit.errors import DataError
+from dorakit.recipe.paths import is_hub_id
 from dorakit.recipe.schema import DataSection, SourceSection
 
 _QUOTED = 80

@@ -16,8 +16,8 @@ from typing import Any
 from dorakit.errors import Problem
 from dorakit.recipe.fields import default_of, dotted
 from dorakit.recipe.messages import nearest
+from dorakit.recipe.paths import is_path
 from dorakit.recipe.tree import Node, PathKey, Place
-from dorakit.recipe.unread import is_path
 
 PROMPTS = ("default", "llm-adapters", "orca-math", "chat")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")

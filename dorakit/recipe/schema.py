@@ -168,8 +168,9 @@ class DataSection(Section):
 
     root: str = setting(
         ".",
-        reads="recipe/loader.py",
-        says="Directory that relative data paths start from, itself relative to the recipe.",
+        reads="recipe/paths.py",
+        says="Directory that relative data paths start from, itself relative to the recipe. Where none is stated, each "
+        "starts from the file that it is written in.",
     )
     train: list[SourceSection] = setting(reads="data/sources.py", says="Training sources.", min_length=1)
     validation: ValidationSection = setting(ValidationSection(), reads="data/tokens.py", says="Held-out rows.")
@@ -322,7 +323,9 @@ class Recipe(Section):
         None, reads="recipe/loader.py", says="Recipe to start from: sections merge, lists replace."
     )
     output_dir: str = setting(
-        "runs/{name}", reads="run.py", says="Run directory; {name} is the recipe's file name without .yaml."
+        "runs/{name}",
+        reads="run.py",
+        says="Run directory, relative to the working directory; {name} is the recipe's file name without .yaml.",
     )
     model: ModelSection = setting(reads="build.py", says="The base model.")
     adapter: AdapterSection = setting(reads="build.py", says="What is trained.")
