@@ -18,17 +18,21 @@ def build_base(recipe: Recipe, *, original: bool = False, dtype: str | None = No
 
     `dtype` is instead of the recipe's.
     """
-    model, quantization = recipe.model, recipe.quantization
-    form = None
-    if recipe.is_quantized and not original:
-        assert quantization.format == "nf4"
-        form = NF4Format(quantization.block_size, quantization.double_quant, tuple(quantization.skip_modules))
+    model = recipe.model
+    form = nf4_format(recipe) if recipe.is_quantized and not original else None
     base = load_base(
         model.base, revision=model.revision, dtype=dtype or model.dtype, attention=model.attention, nf4=form
     )
     if model.added_tokens:
         _add_tokens_(base, model.added_tokens)
     return base
+
+
+def nf4_format(recipe: Recipe) -> NF4Format:
+    """How a recipe in a q mode stores its base."""
+    quantization = recipe.quantization
+    assert quantization.format == "nf4"
+    return NF4Format(quantization.block_size, quantization.double_quant, tuple(quantization.skip_modules))
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dorakit.model.load import Base
+    from dorakit.model.nf4 import NF4Format
     from dorakit.recipe.schema import Recipe
 
 Kind = Literal["run", "adapter", "model"]
@@ -122,7 +123,8 @@ def open_target(
         recipe: Where rows and settings come from, instead of the run's own. The base of a run is always what it was
             trained on; only model.dtype and model.attention of the recipe count.
         base_only: Load the base without the adapter; for a run in mode full, the base that it started from.
-        onto: Attach the adapter to the base that it was trained on, or to the unquantized weights.
+        onto: Attach the adapter to the base that it was trained on, or to the unquantized weights. An adapter directory
+            of PEFT's own does not say what it was trained on: NF4 if `recipe` says so, else unquantized weights.
         base_model: Base of an adapter directory, instead of the one that it names.
         as_stored: Load what belongs to no run in the dtype of its files, instead of the one that this machine computes
             in.
@@ -142,7 +144,9 @@ def open_target(
         target = _open_run(place.run, _as_trained(place.run, recipe), base_only=base_only, onto=onto)
         target.recipe = recipe
     elif place.kind == "adapter":
-        target = _open_adapter(place, recipe, base_only=base_only, base_model=base_model, as_stored=as_stored)
+        target = _open_adapter(
+            place, recipe, base_only=base_only, onto=onto, base_model=base_model, as_stored=as_stored
+        )
     else:
         target = _open_model(place, recipe, base_only=base_only, as_stored=as_stored)
     target.model.eval()
@@ -212,13 +216,20 @@ def _open_run(run: Run, recipe: Recipe, *, base_only: bool, onto: Literal["train
 
 
 def _open_adapter(
-    place: Place, recipe: Recipe | None, *, base_only: bool, base_model: str | None, as_stored: bool
+    place: Place,
+    recipe: Recipe | None,
+    *,
+    base_only: bool,
+    onto: Literal["trained", "original"],
+    base_model: str | None,
+    as_stored: bool,
 ) -> Target:
     from dorakit.adapters.peft_format import load_adapter
 
     assert place.path is not None
     name, revision = adapter_base(place.path, base_model)
-    base = _load(name, revision, recipe, as_stored=as_stored)
+    form, notes = (None, []) if onto == "original" else _storage(place.path, recipe)
+    base = _load(name, revision, recipe, as_stored=as_stored, nf4=form)
     if not base_only:
         _fit_vocabulary_(base, place.path)
         load_adapter(base.model, place.path)
@@ -232,8 +243,22 @@ def _open_adapter(
         variant="base" if base_only else "adapter",
         base=name,
         adapter=None if base_only else place.path,
-        notes=base.notes,
+        notes=[*notes, *base.notes],
     )
+
+
+def _storage(directory: Path, recipe: Recipe | None) -> tuple[NF4Format | None, list[str]]:
+    """How to store an adapter's base, None for as it is; and what to say where that is a guess."""
+    from dorakit.adapters.peft_format import STORAGE, base_storage
+    from dorakit.build import nf4_format
+
+    stored = base_storage(directory)
+    if stored is not None:
+        return (None if stored == "unquantized" else stored), []
+    silence = f"{directory} has no {STORAGE}, so nothing says how the base was stored in training"
+    if recipe is not None and recipe.is_quantized:
+        return nf4_format(recipe), [f"{silence}: NF4, as in the recipe, is taken"]
+    return None, [f"{silence}: its weights are taken as they are"]
 
 
 def _fit_vocabulary_(base: Base, directory: Path) -> None:
@@ -283,14 +308,16 @@ def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool, as_stor
     )
 
 
-def _load(name: str, revision: str, recipe: Recipe | None, *, as_stored: bool = False) -> Base:
+def _load(
+    name: str, revision: str, recipe: Recipe | None, *, as_stored: bool = False, nf4: NF4Format | None = None
+) -> Base:
     """Load a base in the precision of the recipe, where there is one."""
     from dorakit.model.load import load_base
 
     if recipe is None:
         dtype = _stored_dtype(name, revision) if as_stored else "auto"
-        return load_base(name, revision=revision, dtype=dtype, attention=None)
-    return load_base(name, revision=revision, dtype=recipe.model.dtype, attention=recipe.model.attention)
+        return load_base(name, revision=revision, dtype=dtype, attention=None, nf4=nf4)
+    return load_base(name, revision=revision, dtype=recipe.model.dtype, attention=recipe.model.attention, nf4=nf4)
 
 
 def _stored_dtype(name: str, revision: str) -> str:

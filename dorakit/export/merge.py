@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 import dorakit
+from dorakit.adapters.peft_format import base_storage
 from dorakit.data.chat import install_template_
 from dorakit.errors import GateError, ModelError, UsageError
 from dorakit.evaluation.progress import say
@@ -20,6 +21,7 @@ from dorakit.export.receipt import MAX_ROWS, Sample, adapter_sha256, compare_log
 from dorakit.export.shards import check_output, check_space, locked, write_description, write_shards
 from dorakit.export.tensors import plain_model
 from dorakit.model.load import load_base
+from dorakit.model.nf4 import NF4Format
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run, whole_directory, write_json
 from dorakit.target import Place, find_target, open_target
@@ -43,6 +45,8 @@ class _Plan:
     max_kl: float
     base_model: str | None
     quiet: bool
+    # False where an adapter directory does not say how its base was stored: the weights as they are make do.
+    knows_base: bool = True
     notes: list[str] = field(default_factory=list)
 
     def note(self, line: str) -> None:
@@ -63,7 +67,8 @@ class _Plan:
         """Load the adapter, live on the base asked for."""
         target = open_target(self.place.text, recipe=self.recipe, onto=onto, base_model=self.base_model, as_stored=True)
         for line in target.notes:
-            self.say(line)
+            if line not in self.notes:
+                self.note(line)
         return target
 
 
@@ -153,14 +158,16 @@ def _plan(
     plan = _Plan(
         place, recipe, directory, onto or section.onto, dtype or section.dtype, section.max_kl, base_model, quiet
     )
-    if plan.onto == "original":
-        if recipe is not None and recipe.is_quantized:
-            plan.note(
-                "merging onto the original weights: the adapter was trained on NF4 ones, so this is another model"
-            )
-        else:
+    is_nf4 = recipe is not None and recipe.is_quantized
+    if place.kind == "adapter" and place.path is not None:
+        stored = base_storage(place.path)
+        is_nf4, plan.knows_base = isinstance(stored, NF4Format), stored is not None
+    if plan.onto == "original" and is_nf4:
+        plan.note("merging onto the original weights: the adapter was trained on NF4 ones, so this is another model")
+    elif plan.onto == "original":
+        if plan.knows_base:
             plan.note("the adapter was trained on the original weights: --onto original changes nothing")
-            plan.onto = "trained"
+        plan.onto = "trained"
     return plan
 
 
@@ -182,7 +189,7 @@ def _write(plan: _Plan, live: Target, staging: Path) -> dict[str, Any]:
         "base": live.base,
         "adapter_sha256": adapter_sha256(live.adapter),
         "mode": plan.recipe.adapter.mode if plan.recipe else None,
-        "onto": plan.onto,
+        "onto": plan.onto if plan.knows_base else "original",
         "dtype": plan.dtype,
         "tied_embeddings": plain.is_tied,
         "bytes": size,

@@ -142,8 +142,10 @@ def _source(place: Place, *, quiet: bool) -> tuple[str, str, Literal["trained", 
         if run.recipe.is_quantized and receipt.get("onto") == "trained":
             say(f"{place.text} lies on the NF4 grid of its base: taking the adapter of {run.path} instead", quiet=quiet)
             return str(run.path), "adapter, merged in memory onto the original weights", "original"
+    if place.kind == "adapter":
+        return place.text, "adapter, merged in memory onto the original weights", "original"
     if place.kind != "run" or run is None:
-        return place.text, {"adapter": "adapter, merged in memory"}.get(place.kind, "model"), "trained"
+        return place.text, "model", "trained"
     if run.result == run.model:
         return place.text, "model", "trained"
     if run.recipe.is_quantized:

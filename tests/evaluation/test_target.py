@@ -46,6 +46,30 @@ def test_adapter_directory_elsewhere_and_its_base(trained, tmp_path):
         adapter_base(copy)
 
 
+def test_an_adapter_elsewhere_brings_the_storage_of_its_base(trained, tmp_path):
+    """Planted bug caught: outside its run an adapter that was trained on NF4 weights is put on the original ones."""
+    run = trained("qdora")
+    copy = shutil.copytree(run.adapter, tmp_path / "mine")
+    stored = {"format": "nf4", "block_size": 64, "double_quant": True, "skip_modules": ["lm_head"]}
+    assert json.loads((copy / "dorakit.json").read_text()) == {"base_storage": stored}
+    expected = logits(open_target(str(run.path)))
+    target = open_target(str(copy), as_stored=True)
+    torch.testing.assert_close(logits(target), expected)
+    assert target.notes == []
+    dense = logits(open_target(str(copy), as_stored=True, onto="original"))
+    assert (dense - expected).abs().max() > 1e-3
+    (copy / "dorakit.json").unlink()  # as PEFT saves it
+    target = open_target(str(copy), as_stored=True)
+    assert torch.equal(logits(target), dense)
+    assert "has no dorakit.json" in target.notes[0] and "as they are" in target.notes[0]
+    target = open_target(str(copy), recipe=run.recipe)
+    torch.testing.assert_close(logits(target), expected)
+    assert "NF4, as in the recipe" in target.notes[0]
+    (copy / "dorakit.json").write_text('{"base_storage": {"format": "nf4"}}')
+    with pytest.raises(ModelError, match=r"dorakit.json does not say how the base was stored: KeyError: 'block_size'"):
+        open_target(str(copy))
+
+
 def test_an_adapter_that_brings_new_tokens(trained, tmp_path):
     """PEFT saves a grown embedding with the adapter. Planted bug caught: the base keeps its own number of rows."""
     base = load_base("tiny:llama", dtype="float32")
