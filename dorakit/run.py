@@ -13,6 +13,7 @@ eval/  merged/  quantized/
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -23,6 +24,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from dorakit.errors import RunError
 from dorakit.recipe.loader import dump_resolved
@@ -58,7 +61,7 @@ class Run:
         Raises:
             RunError: An unfinished run is there, with the line that resumes it; or something that is no run.
         """
-        wanted = Path(recipe.output_dir.replace("{name}", recipe.origin.name)).expanduser()
+        wanted = Path(os.path.expanduser(recipe.output_dir.replace("{name}", recipe.origin.name)))
         path, number = wanted, 1
         while path.exists():
             if not (path / "run.json").exists():
@@ -85,23 +88,27 @@ class Run:
         path = cls.place(recipe)
         # Assembled beside its place and renamed, so that a kill here leaves no half-made run.
         staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
-        staging.mkdir(parents=True)
-        (staging / "recipe.yaml").write_text(recipe.origin.text, encoding="utf-8")
-        (staging / "recipe.resolved.yaml").write_text(dump_resolved(recipe), encoding="utf-8")
-        write_json(staging / "environment.json", _environment())
-        write_json(
-            staging / "run.json",
-            {
-                "schema": SCHEMA_VERSION,
-                "state": "training",
-                "is_twin": recipe.origin.is_twin,
-                "notes": list(recipe.origin.notes),
-            },
-        )
-        if path.exists():
-            path.rmdir()
-        staging.rename(path)
-        _point_latest_to(path)
+        with _naming(path):
+            staging.mkdir(parents=True)
+            try:
+                (staging / "recipe.yaml").write_text(recipe.origin.text, encoding="utf-8")
+                (staging / "recipe.resolved.yaml").write_text(dump_resolved(recipe), encoding="utf-8")
+                write_json(staging / "environment.json", _environment())
+                write_json(
+                    staging / "run.json",
+                    {
+                        "schema": SCHEMA_VERSION,
+                        "state": "training",
+                        "is_twin": recipe.origin.is_twin,
+                        "notes": list(recipe.origin.notes),
+                    },
+                )
+                if path.exists():
+                    path.rmdir()
+                staging.rename(path)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+            _point_latest_to(path)
         return cls(path)
 
     @classmethod
@@ -195,13 +202,14 @@ class Run:
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {platform.node()}")
             lock.flush()
-            yield
+            with _naming(self.path):
+                yield
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the file is at any instant the old one or the new one, whole."""
     staging = path.with_name(f".tmp-{path.name}")
-    with open(staging, "w", encoding="utf-8") as file:
+    with _naming(path), open(staging, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
         file.flush()
@@ -228,7 +236,8 @@ def whole_directory(path: Path) -> Iterator[Path]:
     staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
     staging.mkdir()
     try:
-        yield staging
+        with _naming(path):
+            yield staging
         for file in staging.rglob("*"):
             if file.is_file():
                 with open(file, "rb") as handle:
@@ -244,6 +253,21 @@ def whole_directory(path: Path) -> Iterator[Path]:
         fsync_directory(path.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put a path into the errors of the block that have none: a write to a full disk does not say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except SafetensorError as error:  # which carries the system's words in its text
+        if "(os error 28)" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def _environment() -> dict[str, Any]:
@@ -266,4 +290,8 @@ def _point_latest_to(path: Path) -> None:
         return
     staging = path.parent / f".tmp-latest-{uuid.uuid4().hex[:8]}"
     staging.symlink_to(path.name)
-    staging.replace(link)
+    try:
+        staging.replace(link)
+    except OSError:
+        staging.unlink()
+        raise

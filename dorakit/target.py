@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -66,7 +67,7 @@ def find_target(text: str) -> Place:
         RunError: A checkpoint, or a run that is not there.
         ModelError: A directory that is neither a run, an adapter nor a model.
     """
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.is_file():
         return Place(text, "model", None, None)
     if not path.is_dir():
@@ -99,7 +100,7 @@ def find_target(text: str) -> Place:
 
 def run_around(text: str) -> Run | None:
     """The run that a path is, or lies in; None for any other place."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if not path.exists() and not path.parent.exists():
         return None
     # As typed first, so that messages and results name the run as its user does.

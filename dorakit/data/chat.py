@@ -8,6 +8,7 @@ rewrites earlier turns is an error, never a wrong mask.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,16 +48,22 @@ def install_template_(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> 
     The tokenizer is changed, so that the template is saved with it and generation uses it too.
 
     Raises:
-        DataError: The file is not there.
+        DataError: The file is not there, or is not UTF-8.
     """
     written = data.chat_template
     if written is None:
         return
     if not is_template_text(written):
-        path = Path(data.root, Path(written).expanduser())
+        path = Path(data.root, os.path.expanduser(written))
         if not path.is_file():
             raise DataError(f"data.chat_template: {missing(path, written)}")
-        written = path.read_text(encoding="utf-8")
+        try:
+            written = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"data.chat_template: {path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
+                f"{error.start}.\n  save the file as UTF-8"
+            ) from None
     tokenizer.chat_template = written
 
 

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,9 +54,13 @@ def read_rows(source: SourceSection, root: str, *, seed: int = 0, twin: bool = F
         DataError: Absent, unreadable or empty data.
         ResourceError: The hub cannot be reached.
     """
-    path = Path(root, Path(source.path).expanduser())
+    path = Path(root, os.path.expanduser(source.path))
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        raise DataError(f"{source.path} cannot be looked at: {error.strerror}") from None
     hub = is_hub_id(source.path, path)
-    if twin and not path.exists():
+    if twin and not is_there:
         rows = [Row(fields, f"{source.path}[made {index}]") for index, fields in enumerate(made_rows(source, seed))]
         rows = rows[: source.limit]
         why = "a hub data set" if hub else "absent"

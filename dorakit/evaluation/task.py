@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def rows_to_measure(
     as_questions = section.metric != "none"
     count = min((n for n in (limit, section.limit) if n is not None), default=None)
     if data is not None:
-        path = str(Path(data).expanduser().absolute())
+        path = os.path.abspath(os.path.expanduser(data))
         return file_rows(recipe, tokenizer, path, prompt=section.prompt, limit=count, as_questions=as_questions)
     if section.path is not None:
         return file_rows(
@@ -205,7 +206,7 @@ def _measure(
 def _destination(output: Path | str | None) -> Path | None:
     if output is None:
         return None
-    path = Path(output).expanduser()
+    path = Path(os.path.expanduser(output))
     if path.suffix != ".json":
         raise UsageError(f"--output {output}: name a .json file; the predictions go into a .jsonl file beside it")
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -153,7 +154,7 @@ def _plan(
         place.run.result  # noqa: B018  raises where training has not finished
     elif output is None:
         raise UsageError(f"{place.text} is an adapter outside a run: say where the merged model goes with --output DIR")
-    directory = Path(output).expanduser() if output is not None else place.run.merged if place.run else Path()
+    directory = Path(os.path.expanduser(output)) if output is not None else place.run.merged if place.run else Path()
     check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
     plan = _Plan(
         place, recipe, directory, onto or section.onto, dtype or section.dtype, section.max_kl, base_model, quiet

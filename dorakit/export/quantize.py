@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,7 @@ def quantize(
     place = find_target(str(target.path if isinstance(target, Run) else target))
     if output is None and place.run is None:
         raise UsageError(f"{place.text} belongs to no run: say where the quantized model goes with --output DIR")
-    directory = Path(output).expanduser() if output is not None else place.run.quantized if place.run else Path()
+    directory = Path(os.path.expanduser(output)) if output is not None else place.run.quantized if place.run else Path()
     check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
     with locked(place.run, directory), whole_directory(directory) as staging:
         source, origin, onto = _source(place, quiet=quiet)

@@ -245,5 +245,8 @@ def test_the_recipe_may_bring_the_template(section, write):
         (document,) = documents(section, tokenizer, TWO, chat_template=written)
         assert trained_text(document, tokenizer) == BOTH
         assert tokenizer.chat_template == CHATML  # saved with the result, and used when it generates
+    write("bad.jinja", b"{{ '\xff' }}")
+    with pytest.raises(DataError, match=r"data.chat_template: .*bad.jinja is not UTF-8: byte 0xff at offset 4"):
+        documents(section, byte_bpe(), TWO, chat_template="bad.jinja")
     with pytest.raises(DataError, match=r"data.chat_template: no such file: chta.jinja (.|\n)*did you mean chat.jinja"):
         documents(section, byte_bpe(), TWO, chat_template="chta.jinja")

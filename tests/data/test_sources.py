@@ -104,6 +104,14 @@ def test_a_missing_file_names_its_neighbours(tmp_path, write):
         read(tmp_path, ".")
 
 
+def test_paths_that_the_system_refuses(tmp_path):
+    """Planted bugs caught: rows of nobody's home, or with too long a name, end in a traceback."""
+    with pytest.raises(DataError, match=r"no such file: .*~nosuch/x.jsonl"):
+        read(tmp_path, "~nosuch/x.jsonl")
+    with pytest.raises(DataError, match="cannot be looked at: File name too long"):
+        read(tmp_path, "a" * 300 + ".jsonl")
+
+
 def test_a_missing_split_names_the_others(tmp_path):
     datasets.DatasetDict({"test": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "dict")
     with pytest.raises(DataError, match="has no split 'train'; it has test"):
