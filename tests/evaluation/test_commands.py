@@ -63,6 +63,18 @@ def test_gates_that_cannot_be_read(trained, arguments, message):
     assert message in str(dorakit("eval", trained("lora").path, *arguments, fails=UsageError).exception)
 
 
+@pytest.mark.parametrize("command", ["eval", "quantize"])
+@pytest.mark.parametrize("setting", ["model.base=tiny:qwen2", "adapter.rank=2", "quantization={block_size: 128}"])
+def test_what_a_run_was_trained_with_cannot_be_set(trained, command, setting):
+    """Planted bug caught: the setting goes unread, and the figures are taken for those of another base."""
+    run = trained("qlora")
+    for target in (run.path, run.adapter):
+        error = dorakit(command, target, "--set", setting, fails=UsageError).exception
+        assert str(error).startswith(f"--set {setting}: {target} was trained with its {setting.partition('=')[0]}, ")
+    recipe = run.path / "recipe.resolved.yaml"
+    dorakit(command, run.path, "--recipe", recipe, "--set", setting, fails=UsageError)
+
+
 def test_set_needs_a_recipe():
     error = dorakit("eval", "tiny:llama", "--set", "evaluation.limit=2", fails=UsageError).exception
     assert "--recipe FILE" in str(error)
