@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dorakit.errors import ModelError, RunError, UsageError
+from dorakit.errors import ModelError, ResourceError, RunError, UsageError
 from dorakit.run import Run
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ class Place:
     kind: Kind
     path: Path | None
     run: Run | None
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether nothing of this name is on this machine: it can only be a hub id."""
+        is_named = self.text.startswith(("tiny:", "pkg:"))
+        return self.path is None and not is_named and not Path(os.path.expanduser(self.text)).is_file()
 
 
 @dataclass
@@ -64,11 +70,16 @@ def find_target(text: str) -> Place:
     """Say what a target is, from the files alone.
 
     Raises:
+        UsageError: A recipe.
         RunError: A checkpoint, or a run that is not there.
         ModelError: A directory that is neither a run, an adapter nor a model.
     """
     path = Path(os.path.expanduser(text))
     if path.is_file():
+        if path.suffix in (".yaml", ".yml"):
+            raise UsageError(
+                f"{text} is a recipe file, not a run or a model\n  `dorakit train {text}` makes a run of it: name that"
+            )
         return Place(text, "model", None, None)
     if not path.is_dir():
         if "/" in text and (run := run_around(text)) is not None:
@@ -77,6 +88,10 @@ def find_target(text: str) -> Place:
         beside = sorted(file.parent.name for file in path.parent.glob("*/run.json") if not file.parent.is_symlink())
         if "/" in text and beside:
             raise RunError(f"no such run: {text}\n  {path.parent} holds {', '.join(beside[:8])}")
+        # A hub id has one slash at most; where a directory of the first name is here, it is what is meant.
+        if text.startswith((".", "/", "~")) or text.count("/") > 1 or ("/" in text and path.parent.is_dir()):
+            if not text.startswith(("tiny:", "pkg:")):
+                raise RunError(f"no such run or directory: {text}")
         return Place(text, "model", None, None)
     if (path / "run.json").is_file():
         return Place(text, "run", path, Run.open(path))
@@ -291,7 +306,12 @@ def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool, as_stor
     if base_only:
         hint = f"\n  the base of its run: {place.run.path} --base" if place.run else ""
         raise UsageError(f"--base: {place.text} is a whole model, with no adapter to switch off{hint}")
-    base = _load(place.text, "main", recipe, as_stored=as_stored)
+    try:
+        base = _load(place.text, "main", recipe, as_stored=as_stored)
+    except (ModelError, ResourceError) as error:
+        if not place.is_absent:
+            raise
+        raise type(error)(f"no such run or directory: {place.text}; and as a hub id: {error}") from error
     variant = "model"
     if place.path is not None and place.run is not None:
         own = {place.run.merged.resolve(): "merged", place.run.quantized.resolve(): "quantized"}

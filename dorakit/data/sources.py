@@ -198,10 +198,10 @@ def _csv(text: str, name: str) -> list[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:
-        header = next(reader)
+        header = next((row for row in reader if len(row) > 1 or "".join(row).strip()), [])
         if len(set(header)) < len(header):
             twice = next(column for column in header if header.count(column) > 1)
-            raise DataError(f"{name}:1: column {twice!r} is there twice")
+            raise DataError(f"{name}:{reader.line_num}: column {twice!r} is there twice")
         line = reader.line_num + 1
         for values in reader:
             if values:

@@ -70,6 +70,10 @@ def evaluate(
     """
     text = str(target.path if isinstance(target, Run) else target)
     place = find_target(text)
+    if recipe is None and place.is_absent and "/" not in text:
+        raise UsageError(
+            f"no such run or directory: {text}\n  a model of the hub needs a recipe for its rows: --recipe FILE"
+        )
     if recipe is None and place.run is None:
         raise UsageError(
             f"{text} belongs to no run, so nothing says what rows to measure on\n  name a recipe: --recipe FILE"

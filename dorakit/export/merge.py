@@ -142,6 +142,8 @@ def _plan(
     quiet: bool,
 ) -> _Plan:
     place = find_target(str(run.path if isinstance(run, Run) else run))
+    if place.is_absent:
+        raise UsageError(f"nothing to merge: no such run or directory: {place.text}")
     if place.kind == "model":
         raise UsageError(f"nothing to merge: {place.text} is a whole model, not a run or an adapter directory")
     recipe = place.run.recipe if place.run else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.dora import DoRALinear
@@ -75,9 +76,7 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
         base = build_model(recipe)
         data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
         # A prompt that cannot be continued must not be found out after hours.
-        check_prompts(
-            base.model, encode_asked(recipe.training.sample_prompts, recipe.data, base.tokenizer), _SAMPLE_TOKENS
-        )
+        check_prompts(base.model, _sample_prompts(recipe, base.tokenizer), _SAMPLE_TOKENS)
         run = resume or Run.create(recipe)
         with run.writing():
             return _Training(recipe, run, base, data, quiet=quiet).run()
@@ -238,7 +237,7 @@ class _Training:
 
     def _samples(self) -> list[dict[str, str]]:
         prompts = self.settings.sample_prompts
-        ids = encode_asked(prompts, self.recipe.data, self.base.tokenizer)
+        ids = _sample_prompts(self.recipe, self.base.tokenizer)
         new = generate_ids(self.model, self.base.tokenizer, ids, max_new_tokens=_SAMPLE_TOKENS, batch_size=8)
         texts = self.base.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
@@ -323,6 +322,10 @@ def _check_magnitudes_moved(model: torch.nn.Module, summed_rate: float) -> None:
                 f"the DoRA magnitude of {name} never moved, though learning rates summed to {summed_rate:.2e}.\n"
                 "  its gradient is zero or it was rounded away; the result would be a plain LoRA, so none is written"
             )
+
+
+def _sample_prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return encode_asked(recipe.training.sample_prompts, recipe.data, tokenizer, place="training.sample_prompts")
 
 
 def _due(step: int, every: int, total: int) -> bool:

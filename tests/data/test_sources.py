@@ -58,6 +58,12 @@ def test_rows_know_their_place(tmp_path, write):
     ]
 
 
+def test_blank_lines_before_a_csv_header(tmp_path, write):
+    """Planted bug caught: the first line is the header, though nothing stands in it."""
+    write("a.csv", "\n  \ntext,n\nx,1\n")
+    assert [(row.place, row.fields) for row in read(tmp_path, "a.csv")] == [("a.csv:4", {"text": "x", "n": "1"})]
+
+
 def test_line_separators_inside_json_do_not_end_a_line(tmp_path, write):
     write("a.jsonl", '{"text": "one\u2028two\x85three"}\n')
     assert read(tmp_path, "a.jsonl")[0].fields["text"] == "one\u2028two\x85three"
