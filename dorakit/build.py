@@ -18,11 +18,8 @@ def build_base(recipe: Recipe, *, original: bool = False, dtype: str | None = No
 
     `dtype` is instead of the recipe's.
     """
-    model, quantization = recipe.model, recipe.quantization
-    form = None
-    if recipe.is_quantized and not original:
-        assert quantization.format == "nf4"
-        form = NF4Format(quantization.block_size, quantization.double_quant, tuple(quantization.skip_modules))
+    model = recipe.model
+    form = nf4_format(recipe) if recipe.is_quantized and not original else None
     base = load_base(
         model.base, revision=model.revision, dtype=dtype or model.dtype, attention=model.attention, nf4=form
     )
@@ -57,6 +54,13 @@ def _check_stored(recipe: Recipe, stored: NF4Format) -> None:
             f"adapter.magnitude.init: original needs the weights before quantization, and {recipe.model.base} is stored as NF4\n"
             "  set adapter.magnitude.init: dequantized, or name the base that it was made from"
         )
+
+
+def nf4_format(recipe: Recipe) -> NF4Format:
+    """How a recipe in a q mode stores its base."""
+    quantization = recipe.quantization
+    assert quantization.format == "nf4"
+    return NF4Format(quantization.block_size, quantization.double_quant, tuple(quantization.skip_modules))
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:

@@ -27,6 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from dorakit.errors import RunError
 from dorakit.recipe.loader import dump_resolved
 from dorakit.recipe.schema import Recipe
@@ -62,7 +64,7 @@ class Run:
             RunError: An unfinished run is there, with the line that resumes it; or something that is no run; or
                 nothing can be made there.
         """
-        wanted = Path(recipe.output_dir.replace("{name}", recipe.origin.name)).expanduser()
+        wanted = Path(os.path.expanduser(recipe.output_dir.replace("{name}", recipe.origin.name)))
         _check_writable(wanted)
         path, number = wanted, 1
         while path.exists():
@@ -94,24 +96,28 @@ class Run:
         path = cls.place(recipe)
         # Assembled beside its place and renamed, so that a kill here leaves no half-made run.
         staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
-        staging.mkdir(parents=True)
-        (staging / "recipe.yaml").write_text(recipe.origin.text, encoding="utf-8")
-        (staging / "recipe.resolved.yaml").write_text(dump_resolved(recipe), encoding="utf-8")
-        write_json(staging / "environment.json", _environment())
-        write_json(
-            staging / "run.json",
-            {
-                "schema": SCHEMA_VERSION,
-                "state": "training",
-                "is_twin": recipe.origin.is_twin,
-                "base": base or {},
-                "notes": list(recipe.origin.notes),
-            },
-        )
-        if path.exists():
-            path.rmdir()
-        staging.rename(path)
-        _point_latest_to(path)
+        with _naming(path):
+            staging.mkdir(parents=True)
+            try:
+                (staging / "recipe.yaml").write_text(recipe.origin.text, encoding="utf-8")
+                (staging / "recipe.resolved.yaml").write_text(dump_resolved(recipe), encoding="utf-8")
+                write_json(staging / "environment.json", _environment())
+                write_json(
+                    staging / "run.json",
+                    {
+                        "schema": SCHEMA_VERSION,
+                        "state": "training",
+                        "is_twin": recipe.origin.is_twin,
+                        "base": base or {},
+                        "notes": list(recipe.origin.notes),
+                    },
+                )
+                if path.exists():
+                    path.rmdir()
+                staging.rename(path)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+            _point_latest_to(path)
         return cls(path)
 
     @classmethod
@@ -208,7 +214,8 @@ class Run:
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {platform.node()}")
             lock.flush()
-            yield
+            with _naming(self.path):
+                yield
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -219,7 +226,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is at any instant the old one or the new one, whole."""
     staging = path.with_name(f".tmp-{path.name}")
-    with open(staging, "w", encoding="utf-8") as file:
+    with _naming(path), open(staging, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -245,7 +252,8 @@ def whole_directory(path: Path) -> Iterator[Path]:
     staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
     staging.mkdir()
     try:
-        yield staging
+        with _naming(path):
+            yield staging
         for file in staging.rglob("*"):
             if file.is_file():
                 with open(file, "rb") as handle:
@@ -276,6 +284,21 @@ def _check_writable(path: Path) -> None:
         raise RunError(f"{path} cannot be made: {error.strerror}\n  set output_dir to another place") from None
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put a path into the errors of the block that have none: a write to a full disk does not say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except SafetensorError as error:  # which carries the system's words in its text
+        if "(os error 28)" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+
+
 def _environment() -> dict[str, Any]:
     versions = {}
     for library in _LIBRARIES:
@@ -296,4 +319,8 @@ def _point_latest_to(path: Path) -> None:
         return
     staging = path.parent / f".tmp-latest-{uuid.uuid4().hex[:8]}"
     staging.symlink_to(path.name)
-    staging.replace(link)
+    try:
+        staging.replace(link)
+    except OSError:
+        staging.unlink()
+        raise

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dorakit.errors import ModelError, RunError, UsageError
+from dorakit.errors import ModelError, ResourceError, RunError, UsageError
 from dorakit.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dorakit.model.load import Base
+    from dorakit.model.nf4 import NF4Format
     from dorakit.recipe.schema import Recipe
 
 Kind = Literal["run", "adapter", "model"]
@@ -33,6 +35,12 @@ class Place:
     kind: Kind
     path: Path | None
     run: Run | None
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether nothing of this name is on this machine: it can only be a hub id."""
+        is_named = self.text.startswith(("tiny:", "pkg:"))
+        return self.path is None and not is_named and not Path(os.path.expanduser(self.text)).is_file()
 
 
 @dataclass
@@ -62,11 +70,16 @@ def find_target(text: str) -> Place:
     """Say what a target is, from the files alone.
 
     Raises:
+        UsageError: A recipe.
         RunError: A checkpoint, or a run that is not there.
         ModelError: A directory that is neither a run, an adapter nor a model.
     """
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.is_file():
+        if path.suffix in (".yaml", ".yml"):
+            raise UsageError(
+                f"{text} is a recipe file, not a run or a model\n  `dorakit train {text}` makes a run of it: name that"
+            )
         return Place(text, "model", None, None)
     if not path.is_dir():
         if "/" in text and (run := run_around(text)) is not None:
@@ -75,6 +88,10 @@ def find_target(text: str) -> Place:
         beside = sorted(file.parent.name for file in path.parent.glob("*/run.json") if not file.parent.is_symlink())
         if "/" in text and beside:
             raise RunError(f"no such run: {text}\n  {path.parent} holds {', '.join(beside[:8])}")
+        # A hub id has one slash at most; where a directory of the first name is here, it is what is meant.
+        if text.startswith((".", "/", "~")) or text.count("/") > 1 or ("/" in text and path.parent.is_dir()):
+            if not text.startswith(("tiny:", "pkg:")):
+                raise RunError(f"no such run or directory: {text}")
         return Place(text, "model", None, None)
     if (path / "run.json").is_file():
         return Place(text, "run", path, Run.open(path))
@@ -98,7 +115,7 @@ def find_target(text: str) -> Place:
 
 def run_around(text: str) -> Run | None:
     """The run that a path is, or lies in; None for any other place."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if not path.exists() and not path.parent.exists():
         return None
     # As typed first, so that messages and results name the run as its user does.
@@ -122,7 +139,8 @@ def open_target(
         recipe: Where rows and settings come from, instead of the run's own. The base of a run is always what it was
             trained on; only model.dtype and model.attention of the recipe count.
         base_only: Load the base without the adapter; for a run in mode full, the base that it started from.
-        onto: Attach the adapter to the base that it was trained on, or to the unquantized weights.
+        onto: Attach the adapter to the base that it was trained on, or to the unquantized weights. An adapter directory
+            of PEFT's own does not say what it was trained on: NF4 if `recipe` says so, else unquantized weights.
         base_model: Base of an adapter directory, instead of the one that it names.
         as_stored: Load what belongs to no run in the dtype of its files, instead of the one that this machine computes
             in.
@@ -142,7 +160,9 @@ def open_target(
         target = _open_run(place.run, _as_trained(place.run, recipe), base_only=base_only, onto=onto)
         target.recipe = recipe
     elif place.kind == "adapter":
-        target = _open_adapter(place, recipe, base_only=base_only, base_model=base_model, as_stored=as_stored)
+        target = _open_adapter(
+            place, recipe, base_only=base_only, onto=onto, base_model=base_model, as_stored=as_stored
+        )
     else:
         target = _open_model(place, recipe, base_only=base_only, as_stored=as_stored)
     target.model.eval()
@@ -212,13 +232,20 @@ def _open_run(run: Run, recipe: Recipe, *, base_only: bool, onto: Literal["train
 
 
 def _open_adapter(
-    place: Place, recipe: Recipe | None, *, base_only: bool, base_model: str | None, as_stored: bool
+    place: Place,
+    recipe: Recipe | None,
+    *,
+    base_only: bool,
+    onto: Literal["trained", "original"],
+    base_model: str | None,
+    as_stored: bool,
 ) -> Target:
     from dorakit.adapters.peft_format import load_adapter
 
     assert place.path is not None
     name, revision = adapter_base(place.path, base_model)
-    base = _load(name, revision, recipe, as_stored=as_stored)
+    form, notes = (None, []) if onto == "original" else _storage(place.path, recipe)
+    base = _load(name, revision, recipe, as_stored=as_stored, nf4=form)
     if not base_only:
         _fit_vocabulary_(base, place.path)
         load_adapter(base.model, place.path)
@@ -232,8 +259,22 @@ def _open_adapter(
         variant="base" if base_only else "adapter",
         base=name,
         adapter=None if base_only else place.path,
-        notes=base.notes,
+        notes=[*notes, *base.notes],
     )
+
+
+def _storage(directory: Path, recipe: Recipe | None) -> tuple[NF4Format | None, list[str]]:
+    """How to store an adapter's base, None for as it is; and what to say where that is a guess."""
+    from dorakit.adapters.peft_format import STORAGE, base_storage
+    from dorakit.build import nf4_format
+
+    stored = base_storage(directory)
+    if stored is not None:
+        return (None if stored == "unquantized" else stored), []
+    silence = f"{directory} has no {STORAGE}, so nothing says how the base was stored in training"
+    if recipe is not None and recipe.is_quantized:
+        return nf4_format(recipe), [f"{silence}: NF4, as in the recipe, is taken"]
+    return None, [f"{silence}: its weights are taken as they are"]
 
 
 def _fit_vocabulary_(base: Base, directory: Path) -> None:
@@ -265,7 +306,12 @@ def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool, as_stor
     if base_only:
         hint = f"\n  the base of its run: {place.run.path} --base" if place.run else ""
         raise UsageError(f"--base: {place.text} is a whole model, with no adapter to switch off{hint}")
-    base = _load(place.text, "main", recipe, as_stored=as_stored)
+    try:
+        base = _load(place.text, "main", recipe, as_stored=as_stored)
+    except (ModelError, ResourceError) as error:
+        if not place.is_absent:
+            raise
+        raise type(error)(f"no such run or directory: {place.text}; and as a hub id: {error}") from error
     variant = "model"
     if place.path is not None and place.run is not None:
         own = {place.run.merged.resolve(): "merged", place.run.quantized.resolve(): "quantized"}
@@ -283,14 +329,16 @@ def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool, as_stor
     )
 
 
-def _load(name: str, revision: str, recipe: Recipe | None, *, as_stored: bool = False) -> Base:
+def _load(
+    name: str, revision: str, recipe: Recipe | None, *, as_stored: bool = False, nf4: NF4Format | None = None
+) -> Base:
     """Load a base in the precision of the recipe, where there is one."""
     from dorakit.model.load import load_base
 
     if recipe is None:
         dtype = _stored_dtype(name, revision) if as_stored else "auto"
-        return load_base(name, revision=revision, dtype=dtype, attention=None)
-    return load_base(name, revision=revision, dtype=recipe.model.dtype, attention=recipe.model.attention)
+        return load_base(name, revision=revision, dtype=dtype, attention=None, nf4=nf4)
+    return load_base(name, revision=revision, dtype=recipe.model.dtype, attention=recipe.model.attention, nf4=nf4)
 
 
 def _stored_dtype(name: str, revision: str) -> str:

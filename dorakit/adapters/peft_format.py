@@ -2,13 +2,16 @@
 
 Written so that PEFT loads them, and read from whatever PEFT wrote for LoRA and DoRA on linear layers. What an adapter
 needs and we do not have is refused by name, never dropped: a DoRA without its magnitude is another model.
+
+Beside them lies dorakit.json, which PEFT does not read: how the base was stored, since an adapter that was trained on
+NF4 weights is another model on the original ones.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,9 +24,9 @@ from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.lora import LoRALinear
 from dorakit.errors import ModelError
 from dorakit.model.names import has_suffix, pattern_value
-from dorakit.model.nf4 import NF4Linear
+from dorakit.model.nf4 import NF4Format, NF4Linear
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, STORAGE = "adapter_config.json", "adapter_model.safetensors", "dorakit.json"
 _PREFIX = "base_model.model."
 # Settings of PEFT that change the mathematics and have no counterpart here, with the values that mean "not used".
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -49,7 +52,7 @@ def save_adapter(
 
     Args:
         model: A model with adapters attached.
-        directory: Where the two files go.
+        directory: Where the three files go.
         base_name_or_path: What PEFT is to load the base from.
         revision: Commit of the base, if it came from a hub.
     """
@@ -71,6 +74,7 @@ def save_adapter(
     (path / WEIGHTS).chmod(0o644)  # safetensors leaves 0600, which another user cannot read
     config = _config(model, layers, base_name_or_path, revision)
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (path / STORAGE).write_text(json.dumps({"base_storage": _storage(model)}, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
@@ -144,6 +148,46 @@ def read_config(directory: Path) -> dict[str, Any]:
             "  PEFT saves one that does: save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL_ADAPTER)"
         )
     return config
+
+
+def base_storage(directory: Path) -> NF4Format | Literal["unquantized"] | None:
+    """How the base of an adapter was stored when it was trained; None where nothing says so, as in PEFT's own.
+
+    Raises:
+        ModelError: dorakit.json is damaged, or names a format that is not known here.
+    """
+    path = directory / STORAGE
+    if not path.is_file():
+        return None
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))["base_storage"]
+        if stated is None:
+            return "unquantized"
+        if stated["format"] != "nf4":
+            raise ModelError(f"{path}: the base was stored as {stated['format']!r}; only nf4 is known")
+        return NF4Format(
+            int(stated["block_size"]), bool(stated["double_quant"]), tuple(map(str, stated["skip_modules"]))
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} does not say how the base was stored: {type(error).__name__}: {error}") from None
+
+
+def _storage(model: nn.Module) -> dict[str, Any] | None:
+    quantized = next((module for module in model.modules() if isinstance(module, NF4Linear)), None)
+    if quantized is None:
+        return None
+    dense = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    whole = [name for name, _ in whole_modules(model)]
+    dense = [name for name in dense if not any(f"{name}.".startswith(f"{owner}.copy.") for owner in whole)]
+    for wrapper in (*whole, *(name for name, _ in adapter_layers(model))):
+        inside = f"{wrapper}.base"  # of which the base knows nothing
+        dense = [wrapper + n.removeprefix(inside) if f"{n}.".startswith(f"{inside}.") else n for n in dense]
+    return {
+        "format": "nf4",
+        "block_size": quantized.block_size,
+        "double_quant": quantized.is_double_quantized,
+        "skip_modules": sorted(dense),
+    }
 
 
 def _config(

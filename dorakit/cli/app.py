@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -10,7 +11,7 @@ import typer
 
 from dorakit import __version__
 from dorakit.cli import data, evaluate, export, recipe, train
-from dorakit.errors import DorakitError
+from dorakit.errors import DorakitError, MachineError, ResourceError
 
 app = typer.Typer(
     name="dorakit",
@@ -58,6 +59,12 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:
+        if os.environ.get("DORAKIT_DEBUG"):
+            traceback.print_exc()
+        told = _about_files(error)
+        print(_headline(told), file=sys.stderr)
+        sys.exit(told.exit_code)
     except Exception as error:
         if os.environ.get("DORAKIT_DEBUG"):
             traceback.print_exc()
@@ -68,6 +75,15 @@ def main() -> None:
                 file=sys.stderr,
             )
         sys.exit(1)
+
+
+def _about_files(error: OSError) -> DorakitError:
+    """What the system refused, and at which path; never a bug of dorakit."""
+    reason = error.strerror or (str(error).strip() or type(error).__name__).splitlines()[0]
+    place = f"{error.filename}: " if error.filename is not None else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"{place}{reason}\n  free some space, or write to another disk")
+    return MachineError(f"{place}{reason}")
 
 
 def _headline(error: DorakitError) -> str:

@@ -20,6 +20,8 @@ RECIPE = typer.Option(None, "--recipe", help="Recipe that names the rows and the
 SET = typer.Option(None, "--set", help="Override a value of the recipe: section.key=value. May be repeated.")
 BASE_MODEL = typer.Option(None, "--base-model", help="Base of an adapter directory, instead of the one it names.")
 JSON = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr.")
+# Of what a run was trained with, these only say how it is computed.
+_CHANGEABLE = ("model.dtype", "model.attention")
 QUIET = typer.Option(False, "--quiet", "-q", help="No progress, no notes.")
 
 
@@ -54,7 +56,7 @@ def evaluate(
         base=base,
         data=data,
         limit=limit,
-        recipe=_recipe(target, recipe, set_),
+        recipe=asked_recipe(target, recipe, set_),
         batch_size=batch_size,
         base_model=base_model,
         output=output,
@@ -97,22 +99,33 @@ def generate(
     _show_answers(answers, compare=compare)
 
 
-def _recipe(target: str, path: str | None, overrides: list[str] | None) -> Recipe | None:
-    """Load the recipe that `--recipe` and `--set` ask for; None leaves the run's own."""
+def asked_recipe(target: str, path: str | None, overrides: list[str] | None) -> Recipe | None:
+    """Load the recipe that `--recipe` and `--set` ask for; None leaves the run's own.
+
+    Raises:
+        UsageError: `--set` without a recipe to change, or of something that a run was trained with.
+    """
     from dorakit.recipe.schema import Recipe
 
-    if path is not None:
-        return Recipe.from_yaml(path, overrides or [])
-    if not overrides:
+    if path is None and not overrides:
         return None
     from dorakit.target import run_around
 
     run = run_around(target)
+    for override in overrides or [] if run else []:
+        key = override.partition("=")[0].strip()
+        if key.partition(".")[0] in ("model", "adapter", "quantization") and key not in _CHANGEABLE:
+            raise UsageError(
+                f"--set {override}: {target} was trained with its {key}, which cannot be changed afterwards\n"
+                "  it belongs to `dorakit train`; of the model, dtype and attention can be set here"
+            )
+    if path is not None:
+        return Recipe.from_yaml(path, overrides or [])
     if run is None:
         raise UsageError(
             f"--set needs a recipe to change, and {target} belongs to no run\n  name one with --recipe FILE"
         )
-    return run.recipe_with(overrides)
+    return run.recipe_with(overrides or [])
 
 
 def _gates(texts: list[str] | None, flag: str) -> list[tuple[str, str, float]]:

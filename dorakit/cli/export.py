@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from dorakit.cli.evaluate import BASE_MODEL, JSON, QUIET, RECIPE
+from dorakit.cli.evaluate import BASE_MODEL, JSON, QUIET, RECIPE, SET, asked_recipe
 
 
 class Onto(enum.StrEnum):
@@ -72,6 +72,7 @@ def quantize(
     format_: Format = typer.Option(Format.nf4, "--format", help="Format of the weights."),
     output: str | None = typer.Option(None, "--output", help="Directory to write; RUN/quantized for a run."),
     recipe: str | None = RECIPE,
+    set_: list[str] | None = SET,
     base_model: str | None = BASE_MODEL,
     as_json: bool = JSON,
     quiet: bool = QUIET,
@@ -79,13 +80,12 @@ def quantize(
     """Write a 4-bit model directory that transformers loads as a bitsandbytes checkpoint."""
     from dorakit.export.quantize import quantize
     from dorakit.export.receipt import read_receipt
-    from dorakit.recipe.schema import Recipe
 
     directory = quantize(
         target,
         format=format_.value,
         output=output,
-        recipe=Recipe.from_yaml(recipe) if recipe else None,
+        recipe=asked_recipe(target, recipe, set_),
         base_model=base_model,
         quiet=quiet,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,12 +92,12 @@ def _summary(recipe: Recipe) -> str:
 
 def _absent(recipe: Recipe) -> list[str]:
     """Files that the recipe names and that are not there: no mistake of the recipe, but good to know in time."""
-    from dorakit.recipe.unread import ROW_FILES, is_path
+    from dorakit.recipe.paths import ROW_FILES, is_path
 
     data = recipe.data
     named = [source.path for source in data.train] + [data.validation.path, recipe.evaluation.path]
     rows = [name for name in named if name is not None and Path(name).suffix.lower() in ROW_FILES]
-    files = [] if recipe.origin.is_twin else [Path(data.root, Path(name).expanduser()) for name in rows]
+    files = [] if recipe.origin.is_twin else [Path(data.root, os.path.expanduser(name)) for name in rows]
     if is_path(recipe.model.base):
         files.append(Path(recipe.model.base))
     return list(dict.fromkeys(str(file) for file in files if not file.exists()))

@@ -10,8 +10,13 @@ from dorakit.data.tokens import encode_prompts
 from dorakit.recipe.schema import DataSection
 
 
-def encode_asked(texts: list[str], data: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Prompt ids of each text: a user's turn in chats, the instruction of instruction rows, else the text itself."""
+def encode_asked(
+    texts: list[str], data: DataSection, tokenizer: PreTrainedTokenizerBase, *, place: str
+) -> list[list[int]]:
+    """Prompt ids of each text: a user's turn in chats, the instruction of instruction rows, else the text itself.
+
+    `place` is where the texts were written, for messages.
+    """
     source = data.train[0].model_copy(update={"columns": {}})
     if source.format == "text":
         return [ids.tolist() for ids in Encoder(tokenizer).beginnings(texts)]
@@ -22,5 +27,5 @@ def encode_asked(texts: list[str], data: DataSection, tokenizer: PreTrainedToken
             "instruction": {"instruction": text, "input": "", "output": "-"},
             "completion": {"prompt": text, "completion": "-"},
         }
-        rows.append(Row(forms[source.format], "training.sample_prompts"))
+        rows.append(Row(forms[source.format], place))
     return [question.prompt_ids for question in encode_prompts(rows, source, data, tokenizer)]

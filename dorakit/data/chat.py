@@ -8,8 +8,9 @@ rewrites earlier turns is an error, never a wrong mask.
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from dorakit.data.formats import Conversation
 from dorakit.data.hub import missing
 from dorakit.errors import DataError
+from dorakit.recipe.paths import is_template_text
 from dorakit.recipe.schema import DataSection
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -46,16 +48,22 @@ def install_template_(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> 
     The tokenizer is changed, so that the template is saved with it and generation uses it too.
 
     Raises:
-        DataError: The file is not there.
+        DataError: The file is not there, or is not UTF-8.
     """
     written = data.chat_template
     if written is None:
         return
-    if "{{" not in written and "{%" not in written:
-        path = Path(data.root, Path(written).expanduser())
+    if not is_template_text(written):
+        path = Path(data.root, os.path.expanduser(written))
         if not path.is_file():
             raise DataError(f"data.chat_template: {missing(path, written)}")
-        written = path.read_text(encoding="utf-8")
+        try:
+            written = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"data.chat_template: {path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
+                f"{error.start}.\n  save the file as UTF-8"
+            ) from None
     tokenizer.chat_template = written
 
 
@@ -78,19 +86,22 @@ class ChatRenderer:
         self._specials = tuple({token for token in [*tokenizer.all_special_tokens, *special] if token})
 
     def document(self, conversation: Conversation) -> Rendered:
-        """The whole conversation, with the spans to train on."""
+        """The whole conversation, with the spans to train on: never those of turns with `weight: 0`."""
+        self._check_tools(conversation)
         answers = [i for i, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
+        weightless = [i for i in answers if conversation.messages[i].get("weight") == 0]
         if self._train_on == "all":
             text = self._render(conversation, len(conversation.messages))
-            return Rendered(text, [(0, len(text))] if text else [], not self._is_stopped(text), 0)
+            spans = self._without([(0, len(text))] if text else [], conversation, text, weightless)
+            return Rendered(text, spans, bool(spans) and spans[-1][1] == len(text) and not self._is_stopped(text), 0)
         if _GENERATION_MARK.search(self._tokenizer.get_chat_template(tools=conversation.tools)):
             text, spans = self._render_marked(conversation)
+            spans = spans[-1:] if self._train_on == "last" else spans
+            spans = self._without(spans, conversation, text, weightless)
         else:
             text = self._render(conversation, len(conversation.messages))
             wanted = answers[-1:] if self._train_on == "last" else answers
-            spans = [self._span(conversation, text, turn) for turn in wanted]
-        if self._train_on == "last":
-            spans = spans[-1:]
+            spans = [self._span(conversation, text, turn) for turn in wanted if turn not in weightless]
         spans = [self._to_stop(text, start, end) for start, end in spans]
         endless = [end for _, end in spans if not self._is_stopped(text[:end])]
         is_open = bool(endless) and not text[endless[-1] :].strip()
@@ -100,7 +111,37 @@ class ChatRenderer:
         """The turns before the assistant's last one, with the generation prompt."""
         answers = [i for i, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
         count = answers[-1] if answers else len(conversation.messages)
+        self._check_tools(replace(conversation, messages=conversation.messages[:count]))
         return self._render(conversation, count, add_generation_prompt=True)
+
+    def _check_tools(self, conversation: Conversation) -> None:
+        """Refuse tools and tool calls that the template drops: of a call nothing but the stop token would be left."""
+        messages = conversation.messages
+        bare = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in messages]
+        others = {"tool calls": replace(conversation, messages=bare), "tools": replace(conversation, tools=None)}
+        for what, other in others.items():
+            if other == conversation or not messages:
+                continue
+            text = self._render(conversation, len(messages))
+            try:
+                is_dropped = text == self._render(other, len(messages))
+            except DataError:
+                continue  # a template that cannot do without them reads them
+            if is_dropped:
+                raise DataError(
+                    f"{conversation.row}: the chat template writes no {what}, so the model would never see them.\n"
+                    "  set data.chat_template to one that does, use a base whose template does, or leave the row out"
+                )
+
+    def _without(
+        self, spans: list[tuple[int, int]], conversation: Conversation, text: str, turns: list[int]
+    ) -> list[tuple[int, int]]:
+        """The spans with those of some turns cut out."""
+        for turn in turns:
+            left, right = self._to_stop(text, *self._span(conversation, text, turn))
+            parts = [part for start, end in spans for part in ((start, min(end, left)), (max(start, right), end))]
+            spans = [(start, end) for start, end in parts if start < end]
+        return spans
 
     def _span(self, conversation: Conversation, text: str, turn: int) -> tuple[int, int]:
         before = self._render(conversation, turn, add_generation_prompt=True)

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from dorakit.errors import DataError, ResourceError
+from dorakit.recipe.paths import ROW_FILES
 from dorakit.recipe.schema import SourceSection
-
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def is_hub_id(written: str, path: Path) -> bool:
-    """Whether a path as written in a recipe can only mean a hub data set: nothing is there, and it looks like an id."""
-    if path.exists() or written.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES:
-        return False
-    return bool(_HUB_ID.fullmatch(written))
 
 
 def load_hub(source: SourceSection, path: Path, split: str) -> list[dict[str, Any]]:
@@ -58,7 +48,7 @@ def load_saved(directory: Path, split: str, *, is_asked: bool) -> list[dict[str,
     is_dict = (directory / "dataset_dict.json").is_file()
     if not is_dict and not (directory / "state.json").is_file():
         inside = sorted(entry.name for entry in directory.iterdir())
-        files = [name for name in inside if name.endswith(SUFFIXES)]
+        files = [name for name in inside if name.endswith(ROW_FILES)]
         hint = f"\n  name a file in it: {', '.join(files[:5])}" if files else f"\n  it holds {_some(inside)}"
         raise DataError(f"{directory} is a directory, and not one that datasets' save_to_disk wrote{hint}")
     try:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dorakit.data.hub import is_hub_id, load_hub, load_saved, missing
+from dorakit.data.hub import load_hub, load_saved, missing
 from dorakit.data.made import made_rows
 from dorakit.data.order import WEIGHT, shuffled
 from dorakit.errors import DataError
+from dorakit.recipe.paths import is_hub_id
 from dorakit.recipe.schema import DataSection, SourceSection
 
 _QUOTED = 80
@@ -55,9 +57,13 @@ def read_rows(
         DataError: Absent, unreadable or empty data.
         ResourceError: The hub cannot be reached.
     """
-    path = Path(root, Path(source.path).expanduser())
+    path = Path(root, os.path.expanduser(source.path))
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        raise DataError(f"{source.path} cannot be looked at: {error.strerror}") from None
     hub = is_hub_id(source.path, path)
-    if twin and not path.exists():
+    if twin and not is_there:
         rows = [Row(fields, f"{source.path}[made {index}]") for index, fields in enumerate(made_rows(source, seed))]
         rows = rows[: source.limit]
         why = "a hub data set" if hub else "absent"
@@ -213,10 +219,10 @@ def _csv(text: str, name: str) -> list[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:
-        header = next(reader)
+        header = next((row for row in reader if len(row) > 1 or "".join(row).strip()), [])
         if len(set(header)) < len(header):
             twice = next(column for column in header if header.count(column) > 1)
-            raise DataError(f"{name}:1: column {twice!r} is there twice")
+            raise DataError(f"{name}:{reader.line_num}: column {twice!r} is there twice")
         line = reader.line_num + 1
         for values in reader:
             if values:
@@ -256,4 +262,18 @@ def _parquet(path: Path, name: str) -> list[Row]:
 
 
 def _indexed(values: Iterable[dict[str, Any]], name: str) -> list[Row]:
-    return [Row(fields, f"{name}[{index}]") for index, fields in enumerate(values)]
+    return [
+        Row({key: _without_nulls(value) for key, value in fields.items()}, f"{name}[{index}]")
+        for index, fields in enumerate(values)
+    ]
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without the null fields inside it.
+
+    Arrow gives every struct of a column the fields of all the others: where two rows call different tools, each
+    call's arguments would name the other's as null.
+    """
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

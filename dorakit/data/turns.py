@@ -66,6 +66,12 @@ def _turn(turn: Any, place: str) -> dict[str, Any]:
         raise DataError(f"{place} has no role; it has: {', '.join(message) or 'nothing'}")
     if message["role"] not in ROLES:
         raise DataError(f"{place}: unknown role {message['role']!r}; known are {', '.join(ROLES)}")
+    weight = message.get("weight", 1)
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise DataError(
+            f"{place}: weight is {weight!r}; only 0 (the turn is not trained on) and 1 are known\n"
+            "  rows that should count more or less go into a source of their own, with a weight in data.train"
+        )
     if not message.get("tool_calls", True):
         del message["tool_calls"]
     if "tool_calls" in message:

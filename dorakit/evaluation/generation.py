@@ -126,13 +126,18 @@ def answer_prompts(
         One object per prompt: prompt, text, and base_text with `compare`.
 
     Raises:
-        UsageError: `system` without a chat template, or `compare` of a model that has no base.
+        UsageError: A prompt that is no text, `system` without a chat template or for a run on other rows than chats, or
+            `compare` of a model that has no base.
     """
     from dorakit.adapters.attach import base_only
+    from dorakit.data.turns import is_encodable
     from dorakit.target import open_target
 
     if system is not None and raw:
         raise UsageError("--system goes into the chat template, and --raw leaves the template out; give one of them")
+    for flag, text in [*(("--prompt", prompt) for prompt in prompts), ("--system", system or "")]:
+        if not is_encodable(text):
+            raise UsageError(f"{flag} {text[:60]!r}: not UTF-8 text")
     opened = open_target(target, base_model=base_model)
     if compare and opened.kind == "model":
         raise UsageError(f"--compare: {target} is a whole model, with no base to compare with")
@@ -175,7 +180,13 @@ def _prompt_ids(
     if target.recipe is not None:
         install_template_(tokenizer, target.recipe.data)
         if system is None and not raw:
-            return encode_asked(list(prompts), target.recipe.data, tokenizer)
+            return encode_asked(list(prompts), target.recipe.data, tokenizer, place="--prompt")
+        source = target.recipe.data.train[0]
+        if system is not None and source.format != "chat" and source.prompt != "chat":
+            raise UsageError(
+                f"--system: {target.name} was trained on rows of format {source.format}, which have no system turn\n"
+                "  write the text into --prompt, or leave it out"
+            )
     if raw or not tokenizer.chat_template:
         if system is not None:
             raise UsageError(f"--system: the tokenizer of {target.name} has no chat template to put it into")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,10 @@ def evaluate(
     """
     text = str(target.path if isinstance(target, Run) else target)
     place = find_target(text)
+    if recipe is None and place.is_absent and "/" not in text:
+        raise UsageError(
+            f"no such run or directory: {text}\n  a model of the hub needs a recipe for its rows: --recipe FILE"
+        )
     if recipe is None and place.run is None:
         raise UsageError(
             f"{text} belongs to no run, so nothing says what rows to measure on\n  name a recipe: --recipe FILE"
@@ -130,7 +135,7 @@ def rows_to_measure(
     asked: dict[str, Any] = {"prompt": section.prompt, "as_questions": section.metric != "none"}
     unread = []
     if data is not None:
-        path, asked["limit"] = str(Path(data).expanduser().absolute()), limit
+        path, asked["limit"] = os.path.abspath(os.path.expanduser(data)), limit
         for key in ("offset", "limit"):
             if value := getattr(section, key):
                 unread.append(f"evaluation.{key} {value} (of the recipe's own rows, not of --data; see --limit)")
@@ -230,7 +235,7 @@ def _destination(output: Path | str | None) -> Path | None:
     """Where `--output` goes, refused before anything is measured if nothing can be written there."""
     if output is None:
         return None
-    path = Path(output).expanduser()
+    path = Path(os.path.expanduser(output))
     if path.suffix != ".json":
         raise UsageError(
             f"--output {output}: name a .json file; the predictions go into a .predictions.jsonl file beside it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 import dorakit
+from dorakit.adapters.peft_format import base_storage
 from dorakit.data.chat import install_template_
 from dorakit.errors import GateError, ModelError, UsageError
 from dorakit.evaluation.progress import say
@@ -28,7 +30,7 @@ from dorakit.export.receipt import (
 from dorakit.export.shards import check_output, check_space, locked, write_description, write_shards
 from dorakit.export.tensors import plain_model
 from dorakit.model.load import load_base
-from dorakit.model.nf4 import stored_format
+from dorakit.model.nf4 import NF4Format, stored_format
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run, whole_directory, write_json
 from dorakit.target import Place, find_target, open_target
@@ -54,6 +56,8 @@ class _Plan:
     max_kl: float
     base_model: str | None
     quiet: bool
+    # False where an adapter directory does not say how its base was stored: the weights as they are make do.
+    knows_base: bool = True
     notes: list[str] = field(default_factory=list)
 
     def note(self, line: str) -> None:
@@ -79,7 +83,8 @@ class _Plan:
                 "  merge onto the weights that the adapter was trained on: --onto trained"
             )
         for line in target.notes:
-            self.say(line)
+            if line not in self.notes:
+                self.note(line)
         return target
 
 
@@ -153,6 +158,8 @@ def _plan(
     quiet: bool,
 ) -> _Plan:
     place = find_target(str(run.path if isinstance(run, Run) else run))
+    if place.is_absent:
+        raise UsageError(f"nothing to merge: no such run or directory: {place.text}")
     if place.kind == "model":
         raise UsageError(f"nothing to merge: {place.text} is a whole model, not a run or an adapter directory")
     recipe = place.run.recipe if place.run else None
@@ -165,19 +172,21 @@ def _plan(
         place.run.result  # noqa: B018  raises where training has not finished
     elif output is None:
         raise UsageError(f"{place.text} is an adapter outside a run: say where the merged model goes with --output DIR")
-    directory = Path(output).expanduser() if output is not None else place.run.merged if place.run else Path()
+    directory = Path(os.path.expanduser(output)) if output is not None else place.run.merged if place.run else Path()
     check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
     onto = onto or section.onto
     dtype = dtype or section.dtype
     plan = _Plan(place, recipe, directory, onto, onto == "original", dtype, section.max_kl, base_model, quiet)
-    if plan.onto == "original":
-        if recipe is not None and recipe.is_quantized:
-            plan.note(
-                "merging onto the original weights: the adapter was trained on NF4 ones, so this is another model"
-            )
-        else:
+    is_nf4 = recipe is not None and recipe.is_quantized
+    if place.kind == "adapter" and place.path is not None:
+        stored = base_storage(place.path)
+        is_nf4, plan.knows_base = isinstance(stored, NF4Format), stored is not None
+    if plan.onto == "original" and is_nf4:
+        plan.note("merging onto the original weights: the adapter was trained on NF4 ones, so this is another model")
+    elif plan.onto == "original":
+        if plan.knows_base:
             plan.note("the adapter was trained on the weights as they are: --onto original changes nothing")
-            plan.onto = "trained"
+        plan.onto = "trained"
     return plan
 
 
@@ -203,7 +212,7 @@ def _write(plan: _Plan, live: Target, staging: Path, samples: list[Sample]) -> d
         "base": live.base,
         "adapter_sha256": adapter_sha256(live.adapter),
         "mode": plan.recipe.adapter.mode if plan.recipe else None,
-        "onto": plan.onto,
+        "onto": plan.onto if plan.knows_base else "original",
         "dtype": plan.dtype,
         "tied_embeddings": plain.is_tied,
         "bytes": size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,9 +92,11 @@ def quantize(
     if format != "nf4":
         raise UsageError(f"--format {format}: only nf4 can be written")
     place = find_target(str(target.path if isinstance(target, Run) else target))
+    if output is None and place.is_absent and "/" not in place.text:
+        raise UsageError(f"no such run or directory: {place.text}\n  a model of the hub needs a place: --output DIR")
     if output is None and place.run is None:
         raise UsageError(f"{place.text} belongs to no run: say where the quantized model goes with --output DIR")
-    directory = Path(output).expanduser() if output is not None else place.run.quantized if place.run else Path()
+    directory = Path(os.path.expanduser(output)) if output is not None else place.run.quantized if place.run else Path()
     check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
     with locked(place.run, directory), whole_directory(directory) as staging:
         source, origin, onto = _source(place, quiet=quiet)
@@ -115,17 +118,14 @@ def quantize(
         known = opened.recipe
         del opened
         gc.collect()
-        precision = ("auto", None) if known is None else (known.model.dtype, known.model.attention)
-        reloaded = load_base(str(staging), dtype=precision[0], attention=precision[1])
+        dtype, attention = ("auto", None) if known is None else (known.model.dtype, known.model.attention)
+        reloaded = load_base(str(staging), dtype=dtype, attention=attention)
         if reloaded.notes:
             raise ModelError("the quantized directory does not load back as written: " + "; ".join(reloaded.notes))
         after = None
         if rows is not None and known is not None:
-            size = known.training.micro_batch_size
-            reloaded.model.eval()
-            after, _ = token_loss(
-                reloaded.model, reloaded.tokenizer, rows.documents, micro_batch_size=size, quiet=quiet
-            )
+            size, model = known.training.micro_batch_size, reloaded.model.eval()
+            after, _ = token_loss(model, reloaded.tokenizer, rows.documents, micro_batch_size=size, quiet=quiet)
         content["source"] = origin
         content["perplexity"] = {
             "before": None if before is None else perplexity(before),
@@ -151,8 +151,10 @@ def _source(place: Place, *, quiet: bool) -> tuple[str, str, Literal["trained", 
         if run.recipe.is_quantized and receipt.get("onto") == "trained":
             say(f"{place.text} lies on the NF4 grid of its base: taking the adapter of {run.path} instead", quiet=quiet)
             return str(run.path), "adapter, merged in memory onto the original weights", "original"
+    if place.kind == "adapter":
+        return place.text, "adapter, merged in memory onto the original weights", "original"
     if place.kind != "run" or run is None:
-        return place.text, {"adapter": "adapter, merged in memory"}.get(place.kind, "model"), "trained"
+        return place.text, "model", "trained"
     if run.result == run.model:
         return place.text, "model", "trained"
     if run.recipe.is_quantized:

@@ -52,7 +52,7 @@ def resolve(base: str, *, revision: str = "main", dtype: torch.dtype = torch.flo
         return _tiny(base.removeprefix("tiny:"))
     if base.startswith("pkg:"):
         base = str(_inside_package(base))
-    path = Path(base).expanduser()
+    path = Path(os.path.expanduser(base))
     if path.suffix == ".gguf" or path.is_file():
         return _gguf(path, dtype)
     if path.is_dir():

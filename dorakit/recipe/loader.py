@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dorakit.errors import Problem, RecipeError
 from dorakit.recipe.fields import dotted
 from dorakit.recipe.overrides import apply_overrides
-from dorakit.recipe.problems import node_at, one_per_place, schema_problems
+from dorakit.recipe.paths import with_settled_paths
+from dorakit.recipe.problems import one_per_place, schema_problems
 from dorakit.recipe.resolved import dump_resolved as dump_resolved
 from dorakit.recipe.resolved import explain as explain
 from dorakit.recipe.resolved import json_schema as json_schema
@@ -22,7 +22,7 @@ from dorakit.recipe.resolved import leaf_keys
 from dorakit.recipe.rules import broken_rules, with_twin
 from dorakit.recipe.schema import Origin, Recipe
 from dorakit.recipe.tree import Node, Place, merged
-from dorakit.recipe.unread import is_path, without_unread
+from dorakit.recipe.unread import without_unread
 from dorakit.recipe.yaml_text import decode, parse
 
 _MAX_CHAIN = 16
@@ -32,7 +32,7 @@ def load_recipe(path: str, overrides: list[str], *, twin: bool = False) -> Recip
     """Read, merge, override and validate a recipe file.
 
     Relative paths in it start from the directory of the file they are written in; in `--set`, from the working
-    directory.
+    directory; those of data from data.root, where one is stated.
 
     Args:
         path: The YAML file.
@@ -59,7 +59,8 @@ def load_recipe(path: str, overrides: list[str], *, twin: bool = False) -> Recip
     problems += broken_rules(kept)
     if problems:
         raise RecipeError(one_per_place(problems))
-    recipe = _settled(Recipe.model_validate(kept.plain()), kept)
+    # `extends` is done.
+    recipe = with_settled_paths(Recipe.model_validate(kept.plain()).model_copy(update={"extends": None}), kept)
     recipe._origin = Origin(
         path=path,
         name=Path(path).name.removesuffix(".yaml").removesuffix(".yml"),
@@ -130,28 +131,6 @@ def _raised(node: Node, layer: int) -> Node:
     return replace(
         node, value=value, place=replace(node.place, layer=layer), key_place=replace(node.key_place, layer=layer)
     )
-
-
-def _settled(recipe: Recipe, root: Node) -> Recipe:
-    """Make paths absolute and drop `extends`, which is done."""
-    base_node, train_node = node_at(root, ("model", "base")), node_at(root, ("data", "train"))
-    # A root that is nowhere stated is the directory of the file that states the sources.
-    root_node = root.at(("data", "root")) or train_node
-    base = recipe.model.base
-    if is_path(base):
-        base = _absolute(base, base_node.place.directory)
-    data_root = _absolute(recipe.data.root, root_node.place.directory)
-    update: dict[str, Any] = {
-        "model": recipe.model.model_copy(update={"base": base}),
-        "data": recipe.data.model_copy(update={"root": data_root}),
-    }
-    if recipe.extends is not None:
-        update["extends"] = None
-    return recipe.model_copy(update=update)
-
-
-def _absolute(path: str, directory: Path) -> str:
-    return os.path.abspath(directory / os.path.expanduser(path))
 
 
 def _sources(recipe: Recipe, root: Node) -> dict[str, str]:

@@ -7,6 +7,7 @@ of the wrong type is the schema's business: a rule passes over it.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,16 +17,18 @@ from typing import Any
 from dorakit.errors import Problem
 from dorakit.recipe.fields import default_of, dotted
 from dorakit.recipe.messages import nearest
+from dorakit.recipe.paths import is_path, is_template_text
 from dorakit.recipe.tree import Node, PathKey, Place
-from dorakit.recipe.unread import is_path
 
 PROMPTS = ("default", "llm-adapters", "orca-math", "chat")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+_MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095  # of Linux
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def broken_rules(root: Node) -> Iterator[Problem]:
     """Find what is wrong between fields."""
+    yield from _paths(root)
     yield from _base(root)
     yield from _batch(root)
     yield from _sources(root)
@@ -70,6 +73,30 @@ def _value(root: Node, path: PathKey) -> Any:
     """The value at a path, or the schema's default."""
     node = root.at(path)
     return default_of(path) if node is None else node.plain()
+
+
+def _paths(root: Node) -> Iterator[Problem]:
+    """A path that no machine can have is found here, where it has a place; opening it would fail in many ways."""
+    train = root.at(("data", "train"))
+    sources: list[PathKey] = [("data", "train", index, "path") for index in range(len(train.items) if train else 0)]
+    others: list[PathKey] = [("output_dir",), ("model", "base"), ("data", "root"), ("data", "chat_template")]
+    for path in [*others, *sources, ("data", "validation", "path"), ("evaluation", "path")]:
+        node = root.at(path)
+        if node is None or not isinstance(node.value, str) or is_template_text(node.value):
+            continue
+        found = os.path.expanduser(node.value)
+        names = [len(os.fsencode(name)) for name in found.split("/")]
+        if found.startswith("~"):
+            user = found.partition("/")[0]
+            yield node.place.problem(f"{dotted(path)}: {user!r} is nobody's home directory", "write the directory out")
+        elif "\0" in found:
+            yield node.place.problem(f"{dotted(path)}: a path with a zero byte", "remove it")
+        elif max(names) > _MAX_NAME_BYTES:
+            message = f"{dotted(path)}: a name of {max(names)} bytes in a path, where {_MAX_NAME_BYTES} are possible"
+            yield node.place.problem(message)
+        elif len(os.fsencode(found)) > _MAX_PATH_BYTES:
+            message = f"{dotted(path)}: a path of {len(os.fsencode(found))} bytes, where {_MAX_PATH_BYTES} are possible"
+            yield node.place.problem(message)
 
 
 def _base(root: Node) -> Iterator[Problem]:

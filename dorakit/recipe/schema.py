@@ -9,9 +9,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic_core import PydanticCustomError
 
 MODES = ("full", "lora", "dora", "qlora", "qdora")
+
+
+def _only_int(value: Any) -> Any:
+    if type(value) is not int:
+        raise PydanticCustomError("literal_error", "not a whole number")
+    return value
+
+
+# A Literal compares with ==, strict or not, and 1 == 1.0 == True.
+Whole = BeforeValidator(_only_int)
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -107,7 +118,9 @@ class QuantizationSection(Section):
     """Storage of the frozen base in the modes qlora and qdora."""
 
     format: Literal["nf4"] = setting("nf4", reads="build.py", says="4-bit NormalFloat, the QLoRA paper's data type.")
-    block_size: Literal[64, 128, 256, 512] = setting(64, reads="build.py", says="Weights that share one absmax.")
+    block_size: Annotated[Literal[64, 128, 256, 512], Whole] = setting(
+        64, reads="build.py", says="Weights that share one absmax."
+    )
     double_quant: bool = setting(
         True, reads="build.py", says="Quantize the absmax values too (0.37 bit saved a weight)."
     )
@@ -176,8 +189,9 @@ class DataSection(Section):
 
     root: str = setting(
         ".",
-        reads="recipe/loader.py",
-        says="Directory that relative data paths start from, itself relative to the recipe.",
+        reads="recipe/paths.py",
+        says="Directory that relative data paths start from, itself relative to the recipe. Where none is stated, each "
+        "starts from the file that it is written in.",
     )
     train: list[SourceSection] = setting(reads="data/sources.py", says="Training sources.", min_length=1)
     validation: ValidationSection = setting(ValidationSection(), reads="data/tokens.py", says="Held-out rows.")
@@ -332,12 +346,14 @@ class LoggingSection(Section):
 class Recipe(Section):
     """A whole recipe, validated and frozen. `Recipe.from_yaml` is the way to make one."""
 
-    version: Literal[1] = setting(reads="recipe/messages.py", says="Version of this schema.")
+    version: Annotated[Literal[1], Whole] = setting(reads="recipe/messages.py", says="Version of this schema.")
     extends: str | None = setting(
         None, reads="recipe/loader.py", says="Recipe to start from: sections merge, lists replace."
     )
     output_dir: str = setting(
-        "runs/{name}", reads="run.py", says="Run directory; {name} is the recipe's file name without .yaml."
+        "runs/{name}",
+        reads="run.py",
+        says="Run directory, relative to the working directory; {name} is the recipe's file name without .yaml.",
     )
     model: ModelSection = setting(reads="build.py", says="The base model.")
     adapter: AdapterSection = setting(reads="build.py", says="What is trained.")

@@ -13,10 +13,10 @@ from typing import Any
 
 from dorakit.errors import Problem
 from dorakit.recipe.fields import dotted
+from dorakit.recipe.paths import ROW_FILES, is_path
 from dorakit.recipe.tree import Node, PathKey
 
 _ADAPTER = ("rank", "alpha", "dropout", "target_modules", "rank_pattern", "modules_to_save", "rslora", "magnitude")
-ROW_FILES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 # Settings that say the same thing in different ways, with the value that says nothing.
 _ALTERNATIVES: tuple[tuple[tuple[PathKey, Any], ...], ...] = (
     ((("optimizer", "warmup_ratio"), 0), (("optimizer", "warmup_steps"), None)),
@@ -36,11 +36,6 @@ class Unread:
     cause: PathKey
     when: str
     hint: str = "remove it"
-
-
-def is_path(base: str) -> bool:
-    """Whether model.base names a file or directory of this machine."""
-    return base.startswith(("./", "../", "/", "~")) or (base.endswith(".gguf") and not base.startswith("pkg:"))
 
 
 def unread_settings(get: Callable[[PathKey], Any]) -> Iterator[Unread]:

@@ -112,7 +112,8 @@ class _Open:
         self.is_mapping, self.place, self.key_place = is_mapping, place, key_place
         self.entries: dict[str, Node] = {}
         self.items: list[Node] = []
-        self.key: tuple[str, Place] | None = None
+        # The text is None for an alias or a merge key, whose value goes nowhere.
+        self.key: tuple[str | None, Place] | None = None
         self.takes_value = False
 
 
@@ -213,7 +214,9 @@ class _Builder:
 
     def put_key(self, text: str, place: Place, is_plain: bool) -> None:
         mapping = self.stack[-1]
+        key: str | None = text
         if text == "<<" and is_plain:
+            key = None
             hint = "write the keys out, or use `extends`"
             self.problems.append(place.problem("merge key '<<' cannot be used here", hint))
         elif text in mapping.entries:
@@ -221,7 +224,7 @@ class _Builder:
             self.problems.append(
                 place.problem(f"duplicate key '{text[:60]}' (lines {first} and {place.line})", "keep one")
             )
-        mapping.key, mapping.takes_value = (text, place), True
+        mapping.key, mapping.takes_value = (key, place), True
 
     def put(
         self, value: Scalar | list[Node] | dict[str, Node], place: Place, text: str = "", quoted: bool = False
@@ -233,11 +236,11 @@ class _Builder:
         if not parent.is_mapping:
             parent.items.append(Node(value, place, place, text, quoted))
         elif not parent.takes_value:  # an alias where a key should be
-            parent.key, parent.takes_value = (f"*{place.line}:{place.column}", place), True
+            parent.key, parent.takes_value = (None, place), True
         else:
             assert parent.key is not None
             key, key_place = parent.key
-            if key != "<<" and key not in parent.entries and not key.startswith("*"):
+            if key is not None and key not in parent.entries:
                 # An empty value has no place of its own: the key's is where to look.
                 shown = key_place if value is None and not text else place
                 parent.entries[key] = Node(value, shown, key_place, text, quoted)

@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import PreTrainedTokenizerBase
 
-from dorakit.adapters.attach import adapter_layers, whole_modules
-from dorakit.adapters.dora import DoRALinear
+from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.peft_format import save_adapter
 from dorakit.build import build_model
 from dorakit.data.asked import encode_asked
 from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_per_epoch
 from dorakit.data.documents import check_lengths
 from dorakit.data.tokens import Document, Encoded, encode
-from dorakit.errors import GateError, Interrupted, ModelError, RunError
+from dorakit.errors import GateError, Interrupted, RunError
 from dorakit.model.generate import check_prompts, generate_ids
 from dorakit.model.load import Base, pick_dtype
 from dorakit.recipe.schema import Recipe
@@ -34,6 +33,7 @@ from dorakit.training.checkpoint import (
     save_tensors,
     trained_tensors,
 )
+from dorakit.training.checks import check_magnitudes_moved, check_packing, check_recomputed, check_trainable_dtype
 from dorakit.training.device import computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
 from dorakit.training.interruptions import out_of_memory_said, stop_requests
 from dorakit.training.loss import SupervisedLoss, mean_loss
@@ -71,11 +71,7 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
         Interrupted: Stopped by a signal; a checkpoint was saved.
         DataError, ModelError, ResourceError: As their names say; nothing is left of a run that never began.
     """
-    if recipe.model.dtype == "float16":
-        raise ModelError(
-            "model.dtype: float16 is not trained in: without loss scaling, which is not built, small gradients become 0\n"
-            "  set model.dtype: bfloat16, or float32 where the device has none"
-        )
+    check_trainable_dtype(recipe.model.dtype)
     if resume is None:
         Run.place(recipe)  # refuse before minutes are spent on loading
     elif resume.state == "finished":
@@ -83,19 +79,14 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
     with repeatable(on_cuda=recipe.training.deterministic), out_of_memory_said(_SMALLER):
         base = build_model(recipe)
         if recipe.training.gradient_checkpointing:
-            _check_recomputed(base.model)
+            check_recomputed(base.model)
         data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
         # A row or a prompt that does not fit the model must not be found out after hours.
         check_lengths([*data.train, *data.validation], base.model.config)
-        check_prompts(
-            base.model, encode_asked(recipe.training.sample_prompts, recipe.data, base.tokenizer), _SAMPLE_TOKENS
-        )
+        check_prompts(base.model, _sample_prompts(recipe, base.tokenizer), _SAMPLE_TOKENS)
         loss = SupervisedLoss(base.model, pick_dtype(recipe.model.dtype))
-        if recipe.data.packing and not loss.keeps_documents_apart():
-            raise ModelError(
-                f"data.packing does not work with {type(base.model).__name__}: documents in a row would see each other\n"
-                "  set data.packing: false"
-            )
+        if recipe.data.packing:
+            check_packing(loss)
         facts = {"name": recipe.model.base, "revision": base.revision, "files": base.identity}
         run = resume or Run.create(recipe, base=facts)
         with run.writing():
@@ -260,7 +251,7 @@ class _Training:
 
     def _samples(self) -> list[dict[str, str]]:
         prompts = self.settings.sample_prompts
-        ids = encode_asked(prompts, self.recipe.data, self.base.tokenizer)
+        ids = _sample_prompts(self.recipe, self.base.tokenizer)
         with self.loss.precision():
             new = generate_ids(self.model, self.base.tokenizer, ids, max_new_tokens=_SAMPLE_TOKENS, batch_size=8)
         texts = self.base.tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -310,7 +301,7 @@ class _Training:
             self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
         if still := [name for name, layer in adapter_layers(self.model) if not layer.lora_B.any()]:
             self._note(f"{len(still)} adapted layers got no gradient and are as they were, the first is {still[0]}")
-        _check_magnitudes_moved(self.model, self.progress.summed_rate * recipe.adapter.magnitude.learning_rate_ratio)
+        check_magnitudes_moved(self.model, self.progress.summed_rate * recipe.adapter.magnitude.learning_rate_ratio)
         target = run.model if recipe.method is None else run.adapter
         with whole_directory(target) as staging:
             if recipe.method is None:
@@ -338,30 +329,8 @@ class _Training:
         return run
 
 
-def _check_recomputed(model: torch.nn.Module) -> None:
-    """A module trained whole may lie inside a layer that is computed again in backward, but not be or hold one.
-
-    Its parameters are casts, made outside the layer; the second pass would use others than the first.
-    """
-    for name, module in whole_modules(model):
-        if any(isinstance(inner, GradientCheckpointingLayer) for inner in module.base.modules()):
-            raise ModelError(
-                f"adapter.modules_to_save: {name} cannot be trained whole with training.gradient_checkpointing\n"
-                "  set training.gradient_checkpointing: false, or name modules inside of it"
-            )
-
-
-def _check_magnitudes_moved(model: torch.nn.Module, summed_rate: float) -> None:
-    """A DoRA whose magnitudes could have moved and did not has trained as LoRA: say so instead of saving it."""
-    layers = [(name, layer) for name, layer in adapter_layers(model) if isinstance(layer, DoRALinear)]
-    for name, layer in layers:
-        ulp = torch.finfo(torch.float32).eps * float(layer.lora_magnitude_vector.detach().abs().mean())
-        # A layer that no text passes through has no gradient for B either; that is not rounding.
-        if summed_rate > 100 * ulp and layer.lora_B.any() and layer.has_still_magnitude():
-            raise GateError(
-                f"the DoRA magnitude of {name} never moved, though learning rates summed to {summed_rate:.2e}.\n"
-                "  its gradient is zero or it was rounded away; the result would be a plain LoRA, so none is written"
-            )
+def _sample_prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return encode_asked(recipe.training.sample_prompts, recipe.data, tokenizer, place="training.sample_prompts")
 
 
 def _due(step: int, every: int, total: int) -> bool:

@@ -159,6 +159,64 @@ def test_tools_reach_the_template(section):
     assert trained_text(document, tokenizer) == BOTH
 
 
+CALLING = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+CALLS_WRITTEN = CHATML.replace(
+    "message['content'] +",
+    "message['content'] + (message['tool_calls'][0]['function']['name'] if message['tool_calls'] else '') +",
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "tools", "what"),
+    [(CHATML, None, "tool calls"), (CALLS_WRITTEN, [{"type": "function", "function": {"name": "add"}}], "tools")],
+)
+def test_a_template_that_drops_tools_is_an_error(section, template, tools, what):
+    """Planted bug caught: a turn that only calls a tool is trained as an empty answer and its stop token."""
+    rows = [Row({"messages": [TWO[0], CALLING, TWO[2], TWO[3]], "tools": tools}, "a.jsonl:1")]
+    for read in (encode_rows, encode_prompts):
+        with pytest.raises(
+            DataError, match=f"^a.jsonl:1: the chat template writes no {what}.*\n  set data.chat_template"
+        ):
+            read(rows, SourceSection(**CHAT), section(CHAT), byte_bpe(template=template))
+
+
+def test_a_tool_call_that_the_template_writes_is_trained(section):
+    """Planted bug caught: a template that cannot do without tool calls is taken for one that drops them."""
+    strict = "{% if not messages[1]['tool_calls'] %}{{ raise_exception('no call') }}{% endif %}" + CALLS_WRITTEN
+    for template in (CALLS_WRITTEN, strict.replace("not messages[1]", "messages | length > 1 and not messages[1]")):
+        tokenizer = byte_bpe(template=template)
+        (document,) = documents(section, tokenizer, [TWO[0], CALLING])
+        assert trained_text(document, tokenizer) == "add<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+@pytest.mark.parametrize(
+    ("train_on", "silent", "expected"),
+    [
+        ("completion", 1, LAST),
+        ("completion", 3, "first answer<|im_end|>"),
+        ("last", 1, LAST),
+        (
+            "all",
+            1,
+            "user\none?<|im_end|>\n<|im_start|>assistant\n\n<|im_start|>user\ntwo?<|im_end|>\n<|im_start|>assistant\n"
+            "second answer<|im_end|>\n",
+        ),
+    ],
+)
+def test_a_turn_of_weight_0_is_not_trained(section, template, train_on, silent, expected):
+    """Planted bug caught: OpenAI's `weight: 0` goes unread, and the answers marked as bad are learned."""
+    messages = [{**turn, "weight": int(i != silent)} if i % 2 else turn for i, turn in enumerate(TWO)]
+    tokenizer = byte_bpe(template=template)
+    (document,) = documents(section, tokenizer, messages, train_on=train_on)
+    assert trained_text(document, tokenizer) == expected
+
+
+def test_nothing_but_turns_of_weight_0(section):
+    with pytest.raises(DataError, match="no supervised token in any"):
+        documents(section, byte_bpe(), [TWO[0], {**TWO[1], "weight": 0}])
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -187,5 +245,8 @@ def test_the_recipe_may_bring_the_template(section, write):
         (document,) = documents(section, tokenizer, TWO, chat_template=written)
         assert trained_text(document, tokenizer) == BOTH
         assert tokenizer.chat_template == CHATML  # saved with the result, and used when it generates
+    write("bad.jinja", b"{{ '\xff' }}")
+    with pytest.raises(DataError, match=r"data.chat_template: .*bad.jinja is not UTF-8: byte 0xff at offset 4"):
+        documents(section, byte_bpe(), TWO, chat_template="bad.jinja")
     with pytest.raises(DataError, match=r"data.chat_template: no such file: chta.jinja (.|\n)*did you mean chat.jinja"):
         documents(section, byte_bpe(), TWO, chat_template="chta.jinja")

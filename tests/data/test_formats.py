@@ -185,6 +185,12 @@ def test_tools_may_be_a_json_text():
             "a.jsonl:7: turn 2 of 'messages': unknown role 'bot'; known are system, developer, user, assistant, tool",
         ),
         (
+            {"messages": [USER, {**REPLY, "weight": 0.5}]},
+            {"format": "chat"},
+            "a.jsonl:7: turn 2 of 'messages': weight is 0.5; only 0 (the turn is not trained on) and 1 are known\n"
+            "  rows that should count more or less go into a source of their own, with a weight in data.train",
+        ),
+        (
             {"messages": [{"role": "user", "text": "hi"}]},
             {"format": "chat"},
             "a.jsonl:7: turn 1 of 'messages' has no content; it has: role, text",

@@ -29,6 +29,18 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, write):
     assert [row.fields for row in read(tmp_path, "dict", split="test")] == ROWS[:2]
 
 
+def test_structs_of_parquet_keep_no_field_of_other_rows(tmp_path, write):
+    """Planted bug caught: each tool call reaches the template with the arguments of all other tools, as null."""
+    calls = [{"a": 1, "b": [2]}, {"city": "Oslo"}]
+    rows = [{"messages": [{"role": "assistant", "calls": [{"arguments": call}]}], "n": None} for call in calls]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    assert [row.fields for row in read(tmp_path, "a.parquet")] == rows
+    assert [row.fields for row in read(tmp_path, "saved")] == rows
+    write("a.jsonl", [{"arguments": {"unit": None}}])
+    assert read(tmp_path, "a.jsonl")[0].fields == {"arguments": {"unit": None}}
+
+
 def test_rows_know_their_place(tmp_path, write):
     write("a.json", ROWS)
     write("a.jsonl", "\n".join(['{"text": "x"}', "", '{"text": "y"}']))
@@ -44,6 +56,12 @@ def test_rows_know_their_place(tmp_path, write):
         ("a.txt:3", "one\ntwo"),
         ("a.txt:7", "three"),
     ]
+
+
+def test_blank_lines_before_a_csv_header(tmp_path, write):
+    """Planted bug caught: the first line is the header, though nothing stands in it."""
+    write("a.csv", "\n  \ntext,n\nx,1\n")
+    assert [(row.place, row.fields) for row in read(tmp_path, "a.csv")] == [("a.csv:4", {"text": "x", "n": "1"})]
 
 
 def test_line_separators_inside_json_do_not_end_a_line(tmp_path, write):
@@ -90,6 +108,14 @@ def test_a_missing_file_names_its_neighbours(tmp_path, write):
         read(tmp_path, "not/here/x.jsonl")
     with pytest.raises(DataError, match=r"is a directory, and not one .*\n  name a file in it: train.jsonl"):
         read(tmp_path, ".")
+
+
+def test_paths_that_the_system_refuses(tmp_path):
+    """Planted bugs caught: rows of nobody's home, or with too long a name, end in a traceback."""
+    with pytest.raises(DataError, match=r"no such file: .*~nosuch/x.jsonl"):
+        read(tmp_path, "~nosuch/x.jsonl")
+    with pytest.raises(DataError, match="cannot be looked at: File name too long"):
+        read(tmp_path, "a" * 300 + ".jsonl")
 
 
 def test_a_missing_split_names_the_others(tmp_path):

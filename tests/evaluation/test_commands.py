@@ -1,6 +1,7 @@
 """`dorakit eval` and `dorakit generate` as a person runs them."""
 
 import json
+import shutil
 
 import pytest
 from tiny_runs import tiny_run
@@ -63,6 +64,29 @@ def test_gates_that_cannot_be_read(trained, arguments, message):
     assert message in str(dorakit("eval", trained("lora").path, *arguments, fails=UsageError).exception)
 
 
+@pytest.mark.parametrize("command", ["eval", "quantize"])
+@pytest.mark.parametrize("setting", ["model.base=tiny:qwen2", "adapter.rank=2", "quantization={block_size: 128}"])
+def test_what_a_run_was_trained_with_cannot_be_set(trained, command, setting):
+    """Planted bug caught: the setting goes unread, and the figures are taken for those of another base."""
+    run = trained("qlora")
+    for target in (run.path, run.adapter):
+        error = dorakit(command, target, "--set", setting, fails=UsageError).exception
+        assert str(error).startswith(f"--set {setting}: {target} was trained with its {setting.partition('=')[0]}, ")
+    recipe = run.path / "recipe.resolved.yaml"
+    dorakit(command, run.path, "--recipe", recipe, "--set", setting, fails=UsageError)
+
+
+def test_prompts_that_a_run_cannot_be_asked(trained):
+    """Planted bugs caught: a prompt that is no text blames training.sample_prompts; --system changes the format."""
+    run = trained("lora")
+    for arguments, said in (
+        (("--prompt", "\udcff"), r"--prompt '\udcff': not UTF-8 text"),
+        (("--prompt", "x", "--system", "\udcff"), r"--system '\udcff': not UTF-8 text"),
+        (("--prompt", "x", "--system", "y"), "--system: run-lora was trained on rows of format completion, which"),
+    ):
+        assert str(dorakit("generate", run.path, *arguments, fails=UsageError).exception).startswith(said)
+
+
 def test_set_needs_a_recipe():
     error = dorakit("eval", "tiny:llama", "--set", "evaluation.limit=2", fails=UsageError).exception
     assert "--recipe FILE" in str(error)
@@ -74,8 +98,8 @@ def test_generate_answers_as_training_rows_ask(tmp_path):
     content = json.loads(dorakit("generate", run.path, "-p", "a 3 plus 5 =", "--max-new-tokens", 6, "--json").stdout)
     raw = answer_prompts(str(run.path), ["a 3 plus 5 ="], raw=True, max_new_tokens=6)
     assert content == {"target": str(run.path), "answers": raw}
-    templated = answer_prompts(str(run.path), ["a 3 plus 5 ="], system="Be brief.", max_new_tokens=6)
-    assert templated != raw
+    elsewhere = shutil.copytree(run.adapter, tmp_path / "mine")  # where no recipe says how its rows were asked
+    assert answer_prompts(str(elsewhere), ["a 3 plus 5 ="], max_new_tokens=6) != raw
 
 
 @pytest.mark.parametrize("mode", ["dora", "full"])

