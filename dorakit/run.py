@@ -27,9 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from dorakit.errors import RunError
+from dorakit.files import naming, write_json
 from dorakit.recipe.loader import dump_resolved
 from dorakit.recipe.schema import Recipe
 
@@ -96,7 +95,7 @@ class Run:
         path = cls.place(recipe)
         # Assembled beside its place and renamed, so that a kill here leaves no half-made run.
         staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
-        with _naming(path):
+        with naming(path):
             staging.mkdir(parents=True)
             try:
                 (staging / "recipe.yaml").write_text(recipe.origin.text, encoding="utf-8")
@@ -214,61 +213,8 @@ class Run:
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {platform.node()}")
             lock.flush()
-            with _naming(self.path):
+            with naming(self.path):
                 yield
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is at any instant the old one or the new one, whole."""
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is at any instant the old one or the new one, whole."""
-    staging = path.with_name(f".tmp-{path.name}")
-    with _naming(path), open(staging, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
-
-
-def fsync_directory(path: Path) -> None:
-    """Make a rename inside `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
-    """Give a staging directory that becomes `path` if the block succeeds and vanishes if it does not.
-
-    An existing `path` is replaced only at that moment.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
-    staging.mkdir()
-    try:
-        with _naming(path):
-            yield staging
-        for file in staging.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-        fsync_directory(staging)
-        if path.exists():
-            old = path.with_name(f".trash-{path.name}-{uuid.uuid4().hex[:8]}")
-            path.rename(old)
-            staging.rename(path)
-            shutil.rmtree(old)
-        else:
-            staging.rename(path)
-        fsync_directory(path.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _check_writable(path: Path) -> None:
@@ -282,21 +228,6 @@ def _check_writable(path: Path) -> None:
         if error.errno == errno.ENOSPC:
             raise
         raise RunError(f"{path} cannot be made: {error.strerror}\n  set output_dir to another place") from None
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put a path into the errors of the block that have none: a write to a full disk does not say where."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
-    except SafetensorError as error:  # which carries the system's words in its text
-        if "(os error 28)" not in str(error):
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def _environment() -> dict[str, Any]:

@@ -13,6 +13,7 @@ ROOT = Path(dorakit.__file__).parent
 ORDER = [
     {"errors"},
     {"recipe"},
+    {"files"},
     {"run"},
     {"model", "adapters"},
     {"data", "build"},

@@ -29,10 +29,11 @@ from dorakit.export.receipt import (
 )
 from dorakit.export.shards import check_output, check_space, locked, write_description, write_shards
 from dorakit.export.tensors import plain_model
+from dorakit.files import whole_directory, write_json
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format, stored_format
 from dorakit.recipe.schema import MergeSection
-from dorakit.run import Run, whole_directory, write_json
+from dorakit.run import Run
 from dorakit.target import Place, find_target, open_target
 from dorakit.training.interruptions import out_of_memory_said
 

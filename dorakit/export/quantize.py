@@ -29,12 +29,13 @@ from dorakit.export.shards import (
     write_shards,
 )
 from dorakit.export.tensors import PlainTensor, plain_model
+from dorakit.files import whole_directory, write_json
 from dorakit.model.load import load_base
 from dorakit.model.names import has_suffix
 from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.recipe.schema import MergeSection
-from dorakit.run import Run, whole_directory, write_json
-from dorakit.target import Place, find_target, open_target
+from dorakit.run import Run
+from dorakit.target import Place, Target, find_target, open_target
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
     from dorakit.evaluation.rows import HeldOut
     from dorakit.recipe.schema import Recipe
-    from dorakit.target import Target
 
 RECEIPT = "quantize.json"
 # Rows that perplexity is taken over, before and after: enough to see damage, few enough to wait for on a CPU.

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.errors import ResourceError, UsageError
+from dorakit.files import write_json
 from dorakit.model.nf4 import NF4Format
-from dorakit.run import Run, write_json
+from dorakit.run import Run
 
 SHARD_BYTES = 1_000_000_000
 

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dorakit.errors import ResourceError, RunError
+from dorakit.files import whole_directory, write_json
 from dorakit.model.source import sha256
-from dorakit.run import Run, whole_directory, write_json
+from dorakit.run import Run
 
 _NAME = re.compile(r"step-(\d{9})")
 _FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")

@@ -19,10 +19,11 @@ from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_
 from dorakit.data.documents import check_lengths
 from dorakit.data.tokens import Document, Encoded, encode
 from dorakit.errors import GateError, Interrupted, RunError
+from dorakit.files import whole_directory
 from dorakit.model.generate import check_prompts, generate_ids
 from dorakit.model.load import Base, pick_dtype
 from dorakit.recipe.schema import Recipe
-from dorakit.run import Run, whole_directory
+from dorakit.run import Run
 from dorakit.training.checkpoint import (
     Checkpoint,
     best_weights,

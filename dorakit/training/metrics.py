@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dorakit.errors import MachineError
+from dorakit.files import write_whole
 from dorakit.recipe.schema import LoggingSection
-from dorakit.run import Run, write_whole
+from dorakit.run import Run
 
 _SPEED_WINDOW = 20  # logged intervals over which tokens/s is averaged
 
