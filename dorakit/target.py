@@ -337,7 +337,7 @@ def _load(
 
     if recipe is None:
         dtype = _stored_dtype(name, revision) if as_stored else "auto"
-        return load_base(name, revision=revision, dtype=dtype, attention=None, nf4=nf4)
+        return load_base(name, revision=revision, dtype=dtype, nf4=nf4)
     return load_base(name, revision=revision, dtype=recipe.model.dtype, attention=recipe.model.attention, nf4=nf4)
 
 

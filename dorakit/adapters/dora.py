@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dorakit.adapters.lora import LoRALinear
-from dorakit.model.nf4 import NF4Linear, dense_weight, product
+from dorakit.model.nf4 import NF4Linear, dense_weight
 
 _ROWS_AT_ONCE = 1024  # bounds the float32 copy of W that the norm needs
 _SMALLEST_NORM = 1e-12  # an all-zero row has m = 0 and stays zero, instead of 0 / 0
@@ -42,6 +42,7 @@ class DoRALinear(LoRALinear):
             if magnitude_init == "original" and isinstance(base, NF4Linear) and base.original_row_norm.numel():
                 norm = base.original_row_norm
         self._start = norm
+        self._keep_product = base.bias is not None or bool((norm == 0).any())
         self.lora_magnitude_vector = nn.Parameter(norm.clone())
         self._norm: Tensor | None = None
         self._norm_versions = (-1, -1)
@@ -71,45 +72,14 @@ class DoRALinear(LoRALinear):
         norm_squared = self._base_norm_squared.to(cross.device) + 2 * s * cross + s * s * square
         return norm_squared.clamp_min_(_SMALLEST_NORM**2).sqrt_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer: x (..., I) -> (..., O), in x's dtype; scale, sum and bias in float32, rounded once."""
-        if not self.enabled:
-            result: Tensor = self.base(x)
-            return result
-        gain = self.lora_magnitude_vector / self.weight_norm()
-        terms = product(self.base, x), self.update(x)
-        scaled: Tensor = _ScaledSum.apply(*terms, gain, self.base.bias)  # type: ignore[no-untyped-call]
-        return scaled
+    def product(self, x: Tensor, **_: Any) -> Tensor:
+        """The adapted product, scaled."""
+        return super().product(x, gain=self.lora_magnitude_vector / self.weight_norm(), keep_product=self._keep_product)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """The float32 weight (O, I): g (W + s B A)."""
         return super().merged_weight().mul_((self.lora_magnitude_vector / self.weight_norm())[:, None])
-
-
-class _ScaledSum(torch.autograd.Function):
-    """g * (base + update) + bias over the last axis, in float32, rounded once to the dtype of `base`.
-
-    g - 1 is about 0.0015, below half a unit in the last place of bfloat16: in that dtype it would vanish.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, base: Tensor, update: Tensor, gain_O: Tensor, bias_O: Tensor | None) -> Tensor:
-        total = base.float() + update.float()
-        ctx.save_for_backward(total.to(base.dtype), gain_O)
-        scaled = total * gain_O
-        if bias_O is not None:
-            scaled = scaled.add_(bias_O.float())
-        return scaled.to(base.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        total, gain_O = ctx.saved_tensors
-        wide = grad.float()
-        grad_gain = (wide * total).flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
-        grad_sum = wide.mul(gain_O).to(grad.dtype)
-        return grad_sum, grad_sum, grad_gain, None
 
 
 def _rows(weight_OI: Tensor, function: Any) -> Tensor:

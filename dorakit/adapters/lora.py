@@ -1,7 +1,8 @@
 """LoRA (arXiv:2106.09685, eq. 3): y = W x + s B A D(x) + b, with s = alpha / r, or alpha / sqrt(r) as rsLoRA.
 
 Owns one layer. Which layers are adapted is adapters/attach.py's business, and whether W is dense or NF4 model/nf4.py's:
-the base is seen only through `product`, `dense_weight` and `.bias`.
+the base is seen only through `dense_weight` and `.bias`.
+The product itself is adapters/fused.py's.
 
 Shapes: B batch, T tokens, I in, O out, R rank.
 """
@@ -9,11 +10,13 @@ Shapes: B batch, T tokens, I in, O out, R rank.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dorakit.model.nf4 import dense_weight, product
+from dorakit.adapters.fused import adapted_product
+from dorakit.model.nf4 import dense_weight
 
 
 class LoRALinear(nn.Module):
@@ -53,19 +56,14 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(start.to(device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
 
-    def update(self, x: Tensor) -> Tensor:
-        """The low-rank branch s B A D(x): x (..., I) -> (..., O), in x's dtype."""
-        hidden = nn.functional.linear(self.dropout(x), self.lora_A.to(x.dtype))
-        return nn.functional.linear(hidden, (self.scaling * self.lora_B).to(x.dtype))
-
     def forward(self, x: Tensor) -> Tensor:
         """The layer: x (..., I) -> (..., O), in x's dtype."""
-        if not self.enabled:
-            result: Tensor = self.base(x)
-            return result
-        y = product(self.base, x) + self.update(x)
-        bias = self.base.bias
-        return y if bias is None else y + bias.to(y.dtype)  # type: ignore[operator]
+        return self.product(x) if self.enabled else self.base(x)
+
+    def product(self, x: Tensor, **dora: Any) -> Tensor:
+        """The adapted product, dropout on its low-rank branch included."""
+        dropped = self.dropout(x) if self.training and self.dropout.p else None
+        return adapted_product(self.base, x, self.lora_A, self.lora_B, scaling=self.scaling, dropped=dropped, **dora)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:

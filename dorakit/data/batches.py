@@ -58,9 +58,17 @@ def documents_of_step(num_docs: int, batch_size: int, seed: int, step: int) -> n
 
 
 def micro_batches(
-    documents: Sequence[Document], *, micro_batch_size: int, packing: bool, max_seq_len: int, pad_id: int
+    documents: Sequence[Document],
+    *,
+    micro_batch_size: int,
+    packing: bool,
+    max_seq_len: int,
+    pad_id: int,
+    max_tokens: int | None = None,
 ) -> list[Batch]:
     """Split the documents of one step into batches of at most `micro_batch_size` rows, longest first.
+
+    With `max_tokens` a batch is as many rows as fit that many tokens with their padding, but at least one row.
 
     With `packing` several documents share a row of at most `max_seq_len` tokens (first fit, longest first); a single
     document longer than that has a row of its own. Rows are padded on the right to the longest of their batch.
@@ -68,8 +76,13 @@ def micro_batches(
     by_length = sorted(documents, key=len, reverse=True)
     rows = _first_fit(by_length, max_seq_len) if packing else [[document] for document in by_length]
     rows.sort(key=lambda row: -sum(map(len, row)))
-    groups = [rows[start : start + micro_batch_size] for start in range(0, len(rows), micro_batch_size)]
-    return [_batch(group, pad_id) for group in groups]
+    batches = []
+    while rows:
+        width = sum(map(len, rows[0]))
+        count = micro_batch_size if max_tokens is None else max(1, max_tokens // width)
+        batches.append(_batch(rows[:count], pad_id))
+        rows = rows[count:]
+    return batches
 
 
 def _first_fit(documents: Sequence[Document], max_seq_len: int) -> list[list[Document]]:

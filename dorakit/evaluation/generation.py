@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answered question. `finished` is False where max_new_tokens cut the answer off."""
+    """One answered question. `finished` is False where max_new_tokens cut the answer off; `log_likelihoods` is of each
+    option where the answer was chosen and not generated.
+    """
 
     row: str
     prompt: str
@@ -30,6 +32,7 @@ class Prediction:
     parsed: str | None
     correct: bool
     finished: bool
+    log_likelihoods: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

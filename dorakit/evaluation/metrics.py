@@ -29,10 +29,11 @@ Judge = Callable[[str, str, str], Verdict]
 
 
 def judge_of(section: EvaluationSection) -> Judge | None:
-    """The judge (expected text, generated text, row name) -> Verdict of a recipe; None where nothing is generated.
+    """The judge (expected text, generated text, row name) -> Verdict of a recipe; None where nothing is compared.
 
     exact_match compares the whole texts, stripped. last_number compares the last numbers by value: 1,234.50 equals
-    $1234.5, and 3:4 only 3:4. option compares the first of the options in each text, as whole words and with case.
+    $1234.5, and 3:4 only 3:4. option and
+    option_likelihood compare the first of the options in each text, as whole words and with case.
 
     The judge raises DataError where the expected text itself holds nothing to compare with.
     """

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from dorakit.data.documents import check_lengths
 from dorakit.errors import GateError, ModelError, UsageError
 from dorakit.evaluation.generation import Prediction, answer_questions, summary
+from dorakit.evaluation.likelihood import choose_options
 from dorakit.evaluation.metrics import judge_of
 from dorakit.evaluation.perplexity import perplexity, token_loss
 from dorakit.evaluation.progress import say
@@ -52,7 +53,8 @@ def evaluate(
     """Measure a run, an adapter or a model on test rows.
 
     The rows are `data`, else the recipe's evaluation.path, else what data.validation held out. Loss and perplexity are
-    over supervised tokens; with evaluation.metric set, answers are generated greedily and judged.
+    over supervised tokens; with evaluation.metric set, answers are generated greedily, or chosen among
+    options by their likelihood, and judged.
 
     Args:
         target: A run, an adapter directory, a model directory, or a base as in `model.base`.
@@ -215,15 +217,26 @@ def _measure(
     judge = judge_of(section)
     if judge is None:
         return result, []
-    predictions = answer_questions(
-        target.model,
-        target.tokenizer,
-        rows.questions,
-        judge,
-        max_new_tokens=section.max_new_tokens,
-        batch_size=batch_size or section.batch_size,
-        quiet=quiet,
-    )
+    if section.metric == "option_likelihood":
+        predictions = choose_options(
+            target.model,
+            target.tokenizer,
+            rows.questions,
+            judge,
+            options=section.options,
+            batch_size=batch_size or section.batch_size,
+            quiet=quiet,
+        )
+    else:
+        predictions = answer_questions(
+            target.model,
+            target.tokenizer,
+            rows.questions,
+            judge,
+            max_new_tokens=section.max_new_tokens,
+            batch_size=batch_size or section.batch_size,
+            quiet=quiet,
+        )
     result |= summary(predictions)
     result["samples"] = [
         {"prompt_tail": p.prompt[-_TAIL:], "answer": p.answer, "generated": p.generated, "correct": p.correct}

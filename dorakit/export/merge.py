@@ -227,7 +227,7 @@ def _receipt(plan: _Plan, staging: Path, samples: list[Sample], scratch: Path) -
         GateError: Above the limit.
         ModelError: Files and model do not match tensor for tensor.
     """
-    attention = plan.recipe.model.attention if plan.recipe else None
+    attention = plan.recipe.model.attention if plan.recipe else "auto"
     merged = load_base(str(staging), dtype=plan.dtype, attention=attention)
     if merged.notes:
         raise ModelError("the merged directory does not load back as it was written: " + "; ".join(merged.notes))

@@ -118,7 +118,7 @@ def quantize(
         known = opened.recipe
         del opened
         gc.collect()
-        dtype, attention = ("auto", None) if known is None else (known.model.dtype, known.model.attention)
+        dtype, attention = ("auto", "auto") if known is None else (known.model.dtype, known.model.attention)
         reloaded = load_base(str(staging), dtype=dtype, attention=attention)
         if reloaded.notes:
             raise ModelError("the quantized directory does not load back as written: " + "; ".join(reloaded.notes))

@@ -1,4 +1,8 @@
-"""Greedy generation in batches, through transformers' own `generate`."""
+"""Greedy generation in batches, from which rows leave when they are done.
+
+The loop is ours because in transformers' `generate` a batch lasts as long as its longest answer; cache, masks and
+positions are transformers' own. Models that keep another state than keys and values go through `generate`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.errors import ModelError
 
@@ -49,14 +54,6 @@ def generate_ids(
     pad_id = tokenizer.pad_token_id
     if pad_id is None:
         pad_id = stops[0] if stops else 0
-    form = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        use_cache=True,
-        eos_token_id=stops or None,
-        pad_token_id=pad_id,
-    )
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
     with _ready_to_generate(model):
@@ -68,13 +65,70 @@ def generate_ids(
             for row, index in enumerate(chosen):
                 ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
                 mask[row, width - len(prompts[index]) :] = 1
-            # generate runs under no_grad, not inference_mode: what adapters cache must stay fit for training.
-            output = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=form)
-            for row, index in enumerate(chosen):
-                answers[index] = _until_stop(output[row, width:].tolist(), stops)
+            ids, mask = ids.to(model.device), mask.to(model.device)
+            answer = _greedy if _has_plain_cache(model) else _generate
+            for index, new in zip(chosen, answer(model, ids, mask, max_new_tokens, stops, pad_id), strict=True):
+                answers[index] = _until_stop(new, stops)
             if progress is not None:
                 progress(start + len(chosen))
     return answers
+
+
+def _has_plain_cache(model: PreTrainedModel) -> bool:
+    return bool(model._supports_default_dynamic_cache() and model._supports_logits_to_keep())
+
+
+@torch.no_grad()  # not inference_mode: what adapters cache must stay fit for training
+def _greedy(
+    model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, max_new_tokens: int, stops: list[int], pad_id: int
+) -> list[list[int]]:
+    """New ids of each left-padded row, a stop token included."""
+    cache = DynamicCache(config=model.config)
+    answers: list[list[int]] = [[] for _ in ids_BT]
+    rows = list(range(len(ids_BT)))
+    positions_BT = (mask_BT.cumsum(dim=-1) - 1).clamp_min_(0)
+    while True:
+        logits = model(
+            input_ids=ids_BT,
+            # Without padding no mask is needed, and transformers takes its fast path.
+            attention_mask=None if bool(mask_BT.all()) else mask_BT,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        chosen_B = logits[:, -1].argmax(dim=-1)
+        chosen = chosen_B.tolist()
+        for row, token in zip(rows, chosen, strict=True):
+            answers[row].append(token)
+        kept = [place for place, token in enumerate(chosen) if token not in stops]
+        if not kept or len(answers[rows[kept[0]]]) == max_new_tokens:
+            return answers
+        if len(kept) < len(rows):
+            rows = [rows[place] for place in kept]
+            which = torch.tensor(kept, device=chosen_B.device)
+            cache.batch_select_indices(which)
+            chosen_B, mask_BT, positions_BT = chosen_B[which], mask_BT[which], positions_BT[which]
+        ids_BT = chosen_B[:, None]
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], dim=-1)
+        positions_BT = positions_BT[:, -1:] + 1
+
+
+def _generate(
+    model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, max_new_tokens: int, stops: list[int], pad_id: int
+) -> list[list[int]]:
+    """The same through transformers; rows that are done are padded up to the longest."""
+    form = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        eos_token_id=stops or None,
+        pad_token_id=pad_id,
+    )
+    output = model.generate(ids_BT, attention_mask=mask_BT, generation_config=form)
+    new: list[list[int]] = output[:, ids_BT.shape[1] :].tolist()
+    return new
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.errors import ModelError, is_out_of_memory
+from dorakit.model.attention import use_short_rows_
 from dorakit.model.names import select
 from dorakit.model.nf4 import NF4Format
 from dorakit.model.source import Source, resolve
@@ -43,7 +44,7 @@ def load_base(
     *,
     revision: str = "main",
     dtype: str = "auto",
-    attention: str | None = "sdpa",
+    attention: str = "auto",
     nf4: NF4Format | None = None,
 ) -> Base:
     """Load a causal language model, frozen, on this machine's device.
@@ -55,7 +56,8 @@ def load_base(
         base: Hub id, directory, .gguf file, `pkg:<package>/<file>` or `tiny:<architecture>`.
         revision: Branch, tag or commit; hub ids only.
         dtype: auto, bfloat16, float16 or float32.
-        attention: transformers' attn_implementation; None for its own choice.
+        attention: transformers' attn_implementation, or auto: its own choice, and on a CPU in bfloat16 a faster form of
+            it for rows of up to 512 tokens (model/attention.py).
         nf4: How to quantize; None leaves weights as they are.
 
     Raises:
@@ -77,7 +79,7 @@ def load_base(
                 source.directory,
                 config=config,
                 dtype=compute_dtype,
-                attn_implementation=attention,
+                attn_implementation=None if attention == "auto" else attention,
                 device_map={"": str(pick_device())},
                 use_safetensors=True,
                 output_loading_info=True,
@@ -99,6 +101,8 @@ def load_base(
     if nf4 is not None:
         present = [name for name, _ in model.named_modules()]
         select(present, [name for name in nf4.skip_modules if name != "lm_head"], setting="quantization.skip_modules")
+    if attention == "auto" and pick_device().type == "cpu" and compute_dtype == torch.bfloat16:
+        use_short_rows_(model)
     notes = []
     if unused := sorted(report["unexpected_keys"]):
         notes.append(f"{base}: {len(unused)} tensors in the files are not part of the model, the first is {unused[0]}")

@@ -5,8 +5,8 @@ with avx512_bf16 repacks its weight in an eval forward: training after that lose
 Bytes, and the names on disk, are bitsandbytes' own. The transformers quantizer that streams weights into these layers
 is in model/streaming.py.
 
-An adapter sees its base only through `product`, `dense_weight` and `.bias`; whether the base is dense or NF4 is decided
-here and nowhere else.
+An adapter sees its base only through `dense_weight` and `.bias`; whether the base is dense or NF4 is decided here and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class NF4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer: x (..., in) -> (..., out), in x's dtype."""
-        y = product(self, x)
+        y: Tensor = _NF4Product.apply(x, self, *self._storage())  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
@@ -212,23 +212,6 @@ class _NF4Product(torch.autograd.Function):
         (grad,) = grads
         storage = ctx.saved_tensors
         return grad @ _dequantize(ctx.layer, grad.dtype, *storage), None, *(None for _ in storage)
-
-
-@singledispatch
-def product(base: nn.Module, x: Tensor) -> Tensor:
-    """W x without the bias: x (..., in) -> (..., out), in x's dtype. The gradient reaches x, never W."""
-    raise ModelError(f"no adapter can sit on a {type(base).__name__}: only linear layers, dense or NF4")
-
-
-@product.register
-def _(base: nn.Linear, x: Tensor) -> Tensor:
-    return nn.functional.linear(x, base.weight)
-
-
-@product.register
-def _(base: NF4Linear, x: Tensor) -> Tensor:
-    result: Tensor = _NF4Product.apply(x, base, *base._storage())  # type: ignore[no-untyped-call]
-    return result
 
 
 @singledispatch

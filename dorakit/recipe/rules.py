@@ -122,6 +122,8 @@ def _base(root: Node) -> Iterator[Problem]:
 def _batch(root: Node) -> Iterator[Problem]:
     paths = ("training", "batch_size"), ("training", "micro_batch_size")
     batch, micro = (_value(root, path) for path in paths)
+    if _value(root, ("training", "micro_batch_tokens")) is not None:
+        return
     if not (_is_int(batch) and _is_int(micro) and 0 < batch < micro):
         return
     nodes = [node for path in paths if (node := root.at(path))]

@@ -48,6 +48,9 @@ def unread_settings(get: Callable[[PathKey], Any]) -> Iterator[Unread]:
     name = get(("optimizer", "name"))
     for key in {"sgd": ("betas", "eps"), "lion_8bit": ("eps",)}.get(name if isinstance(name, str) else "", ()):
         yield Unread(("optimizer", key), ("optimizer", "name"), f"by optimizer {name}")
+    if get(("training", "micro_batch_tokens")) is not None:
+        cause = ("training", "micro_batch_tokens")
+        yield Unread(("training", "micro_batch_size"), cause, "with micro_batch_tokens", "remove one of them")
     base = get(("model", "base"))
     if isinstance(base, str) and (is_path(base) or base.startswith(("tiny:", "pkg:"))):
         yield Unread(("model", "revision"), ("model", "base"), "with a base that is no hub id")
@@ -66,12 +69,14 @@ def unread_settings(get: Callable[[PathKey], Any]) -> Iterator[Unread]:
         for key in ("max_new_tokens", "batch_size"):
             hint = "remove it, or set evaluation.metric"
             yield Unread(("evaluation", key), ("evaluation", "metric"), "with metric none", hint)
-    if metric != "option" and get(("evaluation", "options")):
+    if metric == "option_likelihood":
+        yield Unread(("evaluation", "max_new_tokens"), ("evaluation", "metric"), f"with metric {metric}")
+    if metric not in ("option", "option_likelihood") and get(("evaluation", "options")):
         yield Unread(
             ("evaluation", "options"),
             ("evaluation", "metric"),
             f"with metric {metric or 'none'}",
-            "add `metric: option`",
+            "add `metric: option` or `option_likelihood`",
         )
 
 

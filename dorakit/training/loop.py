@@ -197,6 +197,7 @@ class _Training:
         return micro_batches(
             documents,
             micro_batch_size=1 if one_row else self.settings.micro_batch_size,
+            max_tokens=None if one_row else self.settings.micro_batch_tokens,
             packing=self.recipe.data.packing,
             max_seq_len=self.recipe.data.max_seq_len,
             pad_id=int(self.base.tokenizer.pad_token_id),

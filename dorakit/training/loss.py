@@ -66,6 +66,17 @@ class SupervisedLoss(nn.Module):
                 total = total + checkpoint(self._head_loss, hidden, part_targets, use_reentrant=False)
             return total
 
+    @torch.no_grad()
+    def logits_at(self, input_ids: Tensor, position_ids: Tensor, keep: Tensor) -> Tensor:
+        """float32 logits (N, V) of the positions that `keep` (B, T) marks, row by row, without gradient."""
+        device = self.model.device
+        input_ids, position_ids, keep = input_ids.to(device), position_ids.to(device), keep.to(device)
+        if not self.skips_logits:
+            logits: Tensor = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+            return logits[keep].float()
+        head = self.model.get_output_embeddings()
+        return head(self._hidden(input_ids, position_ids)[keep]).float()  # type: ignore[no-any-return]
+
     def precision(self) -> contextlib.AbstractContextManager[object]:
         """The autocast that `forward` computes in: over float32 masters, the recipe's dtype."""
         return autocast(self.compute_dtype if self.compute_dtype != self.model.dtype else torch.float32)

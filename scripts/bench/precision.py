@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dorakit.adapters.dora import _ScaledSum
+from dorakit.adapters.fused import adapted_product
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "oracle"))
 from test_layers_against_peft import IN, OUT, both_layers, make_dense, peft_layer
@@ -20,15 +20,23 @@ def dead_zone() -> None:
     """Outputs that change when g leaves 1, and their mean change relative to the exact one."""
     print("branch / W x   g - 1    changed   mean change relative to the exact one")
     torch.manual_seed(0)
-    product = torch.nn.functional.linear(torch.randn(512, 512), torch.randn(512, 512) / 512**0.5).bfloat16()
+    size, rank = 512, 16
+    base = torch.nn.Linear(size, size, bias=False)
+    torch.nn.init.normal_(base.weight, std=size**-0.5)
+    base, x = base.bfloat16().requires_grad_(False), torch.randn(size, size).bfloat16()
+    lora_A = torch.randn(rank, size) * size**-0.5
     for share in (0.0, 0.001, 0.01, 0.1):
-        update = (product.float() * torch.randn(512, 512) * share).bfloat16()
-        at_one = _ScaledSum.apply(product, update, torch.ones(512), None).float()
+        lora_B = torch.randn(size, rank) * rank**-0.5 * share
+        exact_sum = x.double() @ (base.weight.double() + lora_B.double() @ lora_A.double()).T
+
+        def output(gain: float, lora_B: torch.Tensor = lora_B) -> torch.Tensor:
+            return adapted_product(base, x, lora_A, lora_B, scaling=1.0, gain=torch.full((size,), gain)).double()
+
         for step in (0.0005, 0.0015, 0.0025, 0.005, 0.02):
-            moved = _ScaledSum.apply(product, update, torch.full((512,), 1 + step), None).float() - at_one
-            exact = step * (product.float() + update.float())
+            moved = output(1 + step) - output(1.0)
+            exact = step * exact_sum
             mean = float((moved * exact.sign()).sum() / exact.abs().sum())
-            print(f"{share:11.1%}  {step:8.4f}  {float((moved != 0).float().mean()):7.0%}  {mean:9.2f}")
+            print(f"{share:11.1%}  {step:8.4f}  {float((moved != 0).double().mean()):7.0%}  {mean:9.2f}")
 
 
 def magnitude_gradient() -> None:

@@ -57,6 +57,23 @@ def test_nothing_is_lost_or_repeated(lengths, micro_batch_size, packing):
 
 
 @settings(max_examples=60, deadline=None)
+@given(lengths, st.integers(1, 100), st.booleans())
+def test_a_budget_of_tokens(lengths, max_tokens, packing):
+    """Planted bugs: padding not counted; a row longer than the budget left out; a batch that had room for the next row."""
+    documents = make(lengths)
+    batches = micro_batches(
+        documents, micro_batch_size=1, packing=packing, max_seq_len=24, pad_id=PAD, max_tokens=max_tokens
+    )
+    assert contents(batches) == Counter(
+        (d.row, tuple(d.input_ids.tolist()), tuple(d.labels.tolist())) for d in documents
+    )
+    for batch in batches:
+        rows, width = batch.input_ids.shape
+        assert rows == 1 or rows * width <= max_tokens
+        assert batch is batches[-1] or (rows + 1) * width > max_tokens
+
+
+@settings(max_examples=60, deadline=None)
 @given(lengths, st.integers(1, 5))
 def test_documents_of_a_packed_row_do_not_see_each_other_or_the_padding(lengths, micro_batch_size):
     """Planted bug: position_ids that count on into the padding would join it to the row's last document."""

@@ -24,7 +24,7 @@ def greedy(model, prompt, count, stops=()):
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "gemma2"])
 def tiny(request):
-    base = load_base(f"tiny:{request.param}", dtype="float32", attention=None)
+    base = load_base(f"tiny:{request.param}", dtype="float32", attention="auto")
     base.model.eval()
     return base
 
@@ -89,3 +89,11 @@ def test_prompts_that_cannot_be_answered(prompts, message):
     base = load_base("tiny:llama", dtype="float32")
     with pytest.raises(ModelError, match=message):
         generate_ids(base.model, base.tokenizer, prompts, max_new_tokens=4, batch_size=2)
+
+
+def test_models_with_another_state_go_through_transformers(tiny, monkeypatch):
+    """Planted bug caught: the prompt left in front of the answer."""
+    expected = [greedy(tiny.model, prompt, 8) for prompt in PROMPTS]
+    monkeypatch.setattr(type(tiny.model), "_supports_default_dynamic_cache", classmethod(lambda _: False))
+    found = generate_ids(tiny.model, tiny.tokenizer, PROMPTS, max_new_tokens=8, batch_size=4, stop_ids=[])
+    assert found == expected

@@ -41,7 +41,7 @@ def by_bitsandbytes(directory):
 
 def save_tiny(architecture, directory):
     """A tiny model as a directory, its biases not zero."""
-    base = load_base(f"tiny:{architecture}", dtype="float32", attention=None)
+    base = load_base(f"tiny:{architecture}", dtype="float32", attention="auto")
     with torch.no_grad():
         for name, parameter in base.model.named_parameters():
             if name.endswith("bias"):
@@ -61,7 +61,7 @@ def test_transformers_own_quantizer_loads_it(tmp_path, architecture):
     source = save_tiny(architecture, tmp_path / "model")
     directory = quantize(source, output=tmp_path / "nf4", quiet=True)
     theirs, layers = by_bitsandbytes(directory)
-    ours = load_base(str(directory), dtype="float32", attention=None).model
+    ours = load_base(str(directory), dtype="float32", attention="auto").model
     own = {name: module for name, module in ours.named_modules() if isinstance(module, NF4Linear)}
     assert own.keys() == layers.keys() and len(own) == 14
     for name, layer in layers.items():
@@ -69,7 +69,7 @@ def test_transformers_own_quantizer_loads_it(tmp_path, architecture):
         assert dense.dtype == torch.bfloat16 and layer.weight.quant_state.nested
         assert torch.equal(own[name].dequantize(torch.bfloat16), dense)
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-3, atol=1e-3)
-    original = load_base(source, dtype="float32", attention=None).model
+    original = load_base(source, dtype="float32", attention="auto").model
     assert 0.003 < (logits(ours) - logits(original)).abs().max() < 0.5
 
 

@@ -97,7 +97,7 @@ def test_added_tokens_are_in_the_merged_model(tmp_path, is_tied):
 def test_biases_and_families(tmp_path):
     """Planted bug caught: the bias of an adapted layer left out."""
     for architecture in ("qwen2", "gemma2", "mistral", "phi3"):
-        base = load_base(f"tiny:{architecture}", dtype="float32", attention=None)
+        base = load_base(f"tiny:{architecture}", dtype="float32", attention="auto")
         attach_(base.model, method="dora", rank=2)
         perturb_(base.model)
         with torch.no_grad():

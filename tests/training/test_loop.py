@@ -89,7 +89,15 @@ def test_looking_does_not_touch(make_recipe, changed):
     assert same(plain, looked)
 
 
-@pytest.mark.parametrize("split", ["training.micro_batch_size=1", "training.micro_batch_size=8", "data.packing=true"])
+@pytest.mark.parametrize(
+    "split",
+    [
+        "training.micro_batch_size=1",
+        "training.micro_batch_size=8",
+        "training.micro_batch_tokens=100",
+        "data.packing=true",
+    ],
+)
 def test_the_split_into_micro_batches_does_not_matter(make_recipe, split):
     """Dies if the loss is a mean of means, or if packed documents see each other."""
     one = train(make_recipe(f"output_dir={_place(make_recipe, 'a')}"), quiet=True)

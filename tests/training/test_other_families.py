@@ -59,7 +59,7 @@ def test_weight_decay_leaves_alone_what_has_no_gradient(make_recipe, gemma3):
 def test_fused_experts_are_refused_by_name(architecture):
     """Planted bug caught: an adapter on the attention alone, where all-linear was asked for."""
     with pytest.raises(ModelError, match=r"fused expert weights \(.*experts\)"):
-        attach_(load_base(f"tiny:{architecture}", dtype="float32", attention=None).model, method="lora")
+        attach_(load_base(f"tiny:{architecture}", dtype="float32", attention="auto").model, method="lora")
 
 
 @pytest.mark.parametrize("architecture", ["opt", "bloom", "mpt", "mamba", "falcon_h1"])
@@ -77,11 +77,11 @@ def test_packing_is_refused_where_documents_would_see_each_other(make_recipe, ar
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "phi3", "gpt2", "gpt_neox"])
 def test_packing_is_not_refused_for_rounding(architecture, dtype):
     """Planted bug caught: logits of rows of different widths compared to the bit."""
-    model = load_base(f"tiny:{architecture}", dtype=dtype, attention=None).model
+    model = load_base(f"tiny:{architecture}", dtype=dtype, attention="auto").model
     assert SupervisedLoss(model).keeps_documents_apart()
 
 
 def test_a_kernel_is_no_expert():
     """Planted bug caught: the convolution of Falcon-H1, a 3-D parameter, taken for experts."""
-    model = load_base("tiny:falcon_h1", dtype="float32", attention=None).model
+    model = load_base("tiny:falcon_h1", dtype="float32", attention="auto").model
     assert any(name.endswith("in_proj") for name in attach_(model, method="lora"))

@@ -1,0 +1,128 @@
+"""Answers by likelihood: of several texts that could follow a prompt, the one that the model gives most probability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from dorakit.data.encoder import Encoder
+from dorakit.evaluation.generation import Prediction
+from dorakit.evaluation.metrics import Judge, option_pattern
+from dorakit.evaluation.progress import progress
+from dorakit.model.generate import check_prompts
+from dorakit.training.loss import SupervisedLoss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dorakit.data.tokens import Question
+
+
+def choose_options(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    judge: Judge,
+    *,
+    options: list[str],
+    batch_size: int,
+    quiet: bool = False,
+) -> list[Prediction]:
+    """Choose for each question the likeliest among its expected answer with each option in the place of the right one.
+
+    Only options that the prompt itself names are candidates, where it names the right one: "answer5" is none where four
+    answers are given.
+
+    Raises:
+        DataError: An expected answer that holds no option.
+        ModelError: A prompt longer than the model's positions allow.
+    """
+    pattern = option_pattern(options)
+    rights = [judge(question.answer, "", question.row).expected for question in questions]
+    offered = []
+    for question, right in zip(questions, rights, strict=True):
+        named = set(pattern.findall(question.text))
+        offered.append([option for option in options if option in named] if right in named else options)
+    texts = [
+        [pattern.sub(lambda _, option=option: option, question.answer, count=1) for option in some]  # type: ignore[misc]
+        for question, some in zip(questions, offered, strict=True)
+    ]
+    encoded = iter(Encoder(tokenizer).continuations([text for some in texts for text in some]))
+    candidates = [[next(encoded).tolist() for _ in some] for some in texts]
+    found = log_likelihoods(
+        model, [question.prompt_ids for question in questions], candidates, batch_size=batch_size, quiet=quiet
+    )
+    predictions = []
+    for question, right, some, answers, scores in zip(questions, rights, offered, texts, found, strict=True):
+        best = max(range(len(some)), key=scores.__getitem__)
+        predictions.append(
+            Prediction(
+                row=question.row,
+                prompt=question.text,
+                answer=question.answer,
+                generated=answers[best],
+                expected=right,
+                parsed=some[best],
+                correct=some[best] == right,
+                finished=True,
+                log_likelihoods={option: round(score, 6) for option, score in zip(some, scores, strict=True)},
+            )
+        )
+    return predictions
+
+
+def log_likelihoods(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    candidates: Sequence[Sequence[list[int]]],
+    *,
+    batch_size: int,
+    quiet: bool = False,
+) -> list[list[float]]:
+    """Log p(candidate | prompt), natural logarithm, summed over the candidate's tokens, for each candidate of each prompt.
+
+    Candidates of one prompt that differ in their last token alone share a row, and logits are computed only where a
+    candidate's token follows.
+
+    Args:
+        model: Any causal model; its training state is as before on return.
+        prompts: Token ids, at least one each.
+        candidates: For each prompt, token ids of what could follow, at least one each.
+        batch_size: Rows a forward pass.
+        quiet: No progress bar.
+    """
+    rows: dict[tuple[int, tuple[int, ...]], list[tuple[int, int]]] = {}
+    for number, some in enumerate(candidates):
+        for place, ids in enumerate(some):
+            rows.setdefault((number, tuple(ids[:-1])), []).append((place, ids[-1]))
+    check_prompts(model, [[*prompts[number], *begun] for number, begun in rows], 1)
+    result = [[0.0] * len(some) for some in candidates]
+    order = sorted(rows, key=lambda key: -len(prompts[key[0]]) - len(key[1]))
+    was_training = model.training
+    model.eval()
+    loss = SupervisedLoss(model)
+    with progress("likelihoods", len(order), quiet=quiet) as tell:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = len(prompts[chosen[0][0]]) + len(chosen[0][1])
+            input_ids = torch.zeros(len(chosen), width, dtype=torch.long)
+            keep = torch.zeros(len(chosen), width, dtype=torch.bool)
+            for row, (number, begun) in enumerate(chosen):
+                end = len(prompts[number]) + len(begun)
+                input_ids[row, :end] = torch.tensor([*prompts[number], *begun])
+                keep[row, len(prompts[number]) - 1 : end] = True
+            positions = torch.arange(width).expand_as(input_ids)
+            logits_NV = loss.logits_at(input_ids, positions, keep)
+            log_total_N = logits_NV.logsumexp(dim=-1)
+            at = 0
+            for number, begun in chosen:
+                shared = sum(float(logits_NV[at + i, token] - log_total_N[at + i]) for i, token in enumerate(begun))
+                at += len(begun)
+                for place, token in rows[number, begun]:
+                    result[number][place] = shared + float(logits_NV[at, token] - log_total_N[at])
+                at += 1
+            tell(start + len(chosen))
+    model.train(was_training)
+    return result
