@@ -1,0 +1,159 @@
+"""dorakit's side of the benchmark. Each call is one process that prints one JSON object.
+
+python ours.py WHAT DATA [--set KEY=VALUE ...]; WHAT is one of the functions below.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from dorakit import Recipe, train
+from dorakit.build import build_model
+from dorakit.data.batches import documents_of_step
+from dorakit.data.tokens import encode
+from dorakit.evaluation.likelihood import log_likelihoods
+from dorakit.evaluation.task import rows_to_measure
+from dorakit.model.generate import generate_ids
+from dorakit.model.load import load_base
+from dorakit.model.source import resolve
+from dorakit.training.loss import SupervisedLoss
+from dorakit.training.metrics import Metrics
+
+HERE = Path(__file__).parent
+NUM_ROWS = 64  # evaluation
+NEW_TOKENS = 64
+
+
+def read_recipe(data: str, settings: list[str]) -> Recipe:
+    return Recipe.from_yaml(str(HERE / "arc-easy.yaml"), [f"data.root={data}", *settings])
+
+
+def rows(data: str, settings: list[str]) -> dict[str, object]:
+    """What the peers need to do the same: the model as a directory, documents of each step, evaluation rows."""
+    recipe = read_recipe(data, settings)
+    source = resolve(recipe.model.base, revision="main", dtype=torch.bfloat16)
+    base = load_base(recipe.model.base)
+    documents = encode(recipe.data, base.tokenizer, seed=recipe.training.seed).train
+    steps = []
+    for step in range(recipe.training.max_steps or 1):
+        chosen = documents_of_step(len(documents), recipe.training.batch_size, recipe.training.seed, step)
+        steps.append(
+            [
+                {"input_ids": documents[i].input_ids.tolist(), "mask": documents[i].mask.astype(int).tolist()}
+                for i in chosen
+            ]
+        )
+    prompts, candidates = questions(recipe, base.tokenizer)
+    return {"model": str(source.directory), "steps": steps, "prompts": prompts, "candidates": candidates}
+
+
+def questions(recipe, tokenizer):
+    """Prompt ids of the first test rows, and the ids of each option's answer."""
+    held = rows_to_measure(recipe, tokenizer, limit=NUM_ROWS).questions
+    texts = [f"the correct answer is answer{n}" for n in range(1, 5)]
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    return [question.prompt_ids for question in held], [ids] * len(held)
+
+
+def training(data: str, settings: list[str]) -> dict[str, object]:
+    """Useful tokens per second of each optimizer step but the first, as a user would run it."""
+    seen: list[tuple[float, int]] = []
+    own = Metrics.step
+
+    def timed(self: Metrics, step: int, num_tokens: int) -> None:
+        seen.append((time.perf_counter(), num_tokens))
+        own(self, step, num_tokens)
+
+    Metrics.step = timed
+    with tempfile.TemporaryDirectory() as directory:
+        train(read_recipe(data, [*settings, f"output_dir={directory}/run"]), quiet=True)
+    return {
+        "seconds": [now - before for (before, _), (now, _) in itertools.pairwise(seen)],
+        "tokens": [tokens for _, tokens in seen[1:]],
+    }
+
+
+def lengths(data: str, settings: list[str]) -> dict[str, object]:
+    """Seconds of forward and backward of one document of LENGTH random tokens, all supervised."""
+    recipe = read_recipe(data, [s for s in settings if not s.startswith("LENGTH=")])
+    length = next(int(s.removeprefix("LENGTH=")) for s in settings if s.startswith("LENGTH="))
+    base = build_model(recipe)
+    if recipe.training.gradient_checkpointing:
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    loss = SupervisedLoss(base.model).train()
+    ids = torch.randint(0, 40000, (1, length), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(length)[None]
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        (loss(ids, ids, positions) / length).backward()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": seconds[1:], "tokens": [length] * 2}
+
+
+def likelihood(data: str, settings: list[str]) -> dict[str, object]:
+    recipe = read_recipe(data, settings)
+    base = load_base(recipe.model.base)
+    prompts, candidates = questions(recipe, base.tokenizer)
+    size = recipe.evaluation.batch_size
+    log_likelihoods(base.model, prompts[:4], candidates[:4], batch_size=size, quiet=True)
+    began = time.perf_counter()
+    scores = log_likelihoods(base.model, prompts, candidates, batch_size=size, quiet=True)
+    return {"seconds": [time.perf_counter() - began], "examples": [len(prompts)], "scores": scores}
+
+
+def generation(data: str, settings: list[str]) -> dict[str, object]:
+    recipe = read_recipe(data, settings)
+    base = load_base(recipe.model.base)
+    prompts, _ = questions(recipe, base.tokenizer)
+    size = recipe.evaluation.batch_size
+    generate_ids(base.model, base.tokenizer, prompts[:4], max_new_tokens=2, batch_size=size)
+    began = time.perf_counter()
+    answers = generate_ids(base.model, base.tokenizer, prompts, max_new_tokens=NEW_TOKENS, batch_size=size)
+    return {"seconds": [time.perf_counter() - began], "examples": [len(prompts)], "new_tokens": sum(map(len, answers))}
+
+
+def roofline(data: str, settings: list[str]) -> dict[str, object]:
+    """Rate of the bfloat16 products of the model's own linear layers, forward, for 1024 tokens; and their sizes."""
+    recipe = read_recipe(data, settings)
+    base = load_base(recipe.model.base)
+    head = base.model.get_output_embeddings()
+    weights = [m.weight for m in base.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    shapes = {tuple(w.shape): sum(tuple(v.shape) == tuple(w.shape) for v in weights) for w in weights}
+    seconds = 0.0
+    for (rows_, columns), count in shapes.items():
+        x, w = torch.randn(1024, columns).bfloat16(), torch.randn(rows_, columns).bfloat16()
+        took = []
+        for _ in range(20):
+            began = time.perf_counter()
+            torch.nn.functional.linear(x, w)
+            took.append(time.perf_counter() - began)
+        seconds += count * statistics.median(took[5:])
+    config = base.model.config
+    return {
+        "flops_per_s": sum(2 * 1024 * w.numel() for w in weights) / seconds,
+        "linear_parameters": sum(w.numel() for w in weights),
+        "adapter_parameters": sum(recipe.adapter.rank * sum(w.shape) for w in weights),
+        "layers": config.num_hidden_layers,
+        "width": config.num_attention_heads * config.head_dim,
+        "head_parameters": head.weight.numel(),
+    }
+
+
+def main() -> None:
+    what, data, *rest = sys.argv[1:]
+    settings = [value for value in rest if value != "--set"]
+    torch.manual_seed(0)
+    json.dump(globals()[what](data, settings), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The benchmark runs, at toy size and without the peers that only its own environment has. Its figures mean nothing here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).parents[1] / "scripts" / "bench" / "bench.py"
+
+
+def test_at_toy_size(tmp_path):
+    """Dies if a contender counts other tokens than its peer does."""
+    only = ["dorakit dora 1024 tokens", "PEFT loop dora", "dorakit likelihood"]
+    command = [sys.executable, BENCH, "--ours", sys.executable, "--peers", sys.executable, "--output", tmp_path]
+    done = subprocess.run(
+        [*map(str, command), "--toy", "--rounds", "1", "--steps", "2", "--only", *only], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "results.json").read_text())["contenders"]
+    assert set(found) == set(only)
+    assert found["dorakit dora 1024 tokens"][0]["tokens"] == found["PEFT loop dora"][0]["tokens"]
+    assert all(results[0]["peak_bytes"] > 1e8 for results in found.values())
+    assert "| dorakit dora 1024 tokens |" in (tmp_path / "results.md").read_text()
