@@ -186,10 +186,11 @@ def _measure(
 ) -> tuple[dict[str, Any], list[Prediction]]:
     assert target.recipe is not None
     section = target.recipe.evaluation
+    chooses = section.metric == "option_likelihood"
     check_lengths(rows.documents, target.model.config)
     for question in rows.questions:
         try:
-            check_prompts(target.model, [question.prompt_ids], section.max_new_tokens)
+            check_prompts(target.model, [question.prompt_ids], 1 if chooses else section.max_new_tokens)
         except ModelError as error:
             raise ModelError(f"{question.row}: {error}") from None
     loss, tokens = None, 0
@@ -217,26 +218,12 @@ def _measure(
     judge = judge_of(section)
     if judge is None:
         return result, []
-    if section.metric == "option_likelihood":
-        predictions = choose_options(
-            target.model,
-            target.tokenizer,
-            rows.questions,
-            judge,
-            options=section.options,
-            batch_size=batch_size or section.batch_size,
-            quiet=quiet,
-        )
+    asked = target.model, target.tokenizer, rows.questions, judge
+    size = batch_size or section.batch_size
+    if chooses:
+        predictions = choose_options(*asked, options=section.options, batch_size=size, quiet=quiet)
     else:
-        predictions = answer_questions(
-            target.model,
-            target.tokenizer,
-            rows.questions,
-            judge,
-            max_new_tokens=section.max_new_tokens,
-            batch_size=batch_size or section.batch_size,
-            quiet=quiet,
-        )
+        predictions = answer_questions(*asked, max_new_tokens=section.max_new_tokens, batch_size=size, quiet=quiet)
     result |= summary(predictions)
     result["samples"] = [
         {"prompt_tail": p.prompt[-_TAIL:], "answer": p.answer, "generated": p.generated, "correct": p.correct}
