@@ -16,6 +16,7 @@ from dorakit.adapters import METHODS
 from dorakit.adapters.lora import LoRALinear
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
+from dorakit.memory import return_freed_memory
 from dorakit.model.names import has_suffix, pattern_value, select
 from dorakit.model.nf4 import NF4Linear, dense_weight
 
@@ -82,6 +83,7 @@ def attach_(
             **(method_options or {}),
         )
         model.set_submodule(name, adapter)
+        return_freed_memory()
     _train_whole_(model, whole)
     return names
 

@@ -51,8 +51,12 @@ class DoRALinear(LoRALinear):
         """Row norms n = ||W + s B A||, float32 (O,), without gradient.
 
         Computed anew when A or B have changed in place since the last call (by their version counters; code that
-        writes past autograd must call `torch.autograd.graph.increment_version`).
+        writes past autograd must call `torch.autograd.graph.increment_version`). A compiled layer, which
+        cannot ask for versions, takes the value of `bring_up_to_date`.
         """
+        if torch.compiler.is_compiling():
+            assert self._norm is not None
+            return self._norm
         versions = (self.lora_A._version, self.lora_B._version)
         if self._norm is None or versions != self._norm_versions:
             # Outside inference mode: the value is kept for training steps too.
@@ -60,6 +64,10 @@ class DoRALinear(LoRALinear):
                 self._norm = self._compute_norm()
             self._norm_versions = versions
         return self._norm
+
+    def bring_up_to_date(self) -> None:
+        """Compute the norm."""
+        self.weight_norm()
 
     def has_still_magnitude(self) -> bool:
         """Whether m is, bit for bit, what it started from."""

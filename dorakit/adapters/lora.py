@@ -60,6 +60,9 @@ class LoRALinear(nn.Module):
         """The layer: x (..., I) -> (..., O), in x's dtype."""
         return self.product(x) if self.enabled else self.base(x)
 
+    def bring_up_to_date(self) -> None:
+        """Compute what is derived from the trained parameters, which a compiled layer takes as it finds it."""
+
     def product(self, x: Tensor, **dora: Any) -> Tensor:
         """The adapted product, dropout on its low-rank branch included."""
         dropped = self.dropout(x) if self.training and self.dropout.p else None

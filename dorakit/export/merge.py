@@ -32,6 +32,7 @@ from dorakit.export.tensors import plain_model
 from dorakit.files import whole_directory, write_json
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format, stored_format
+from dorakit.model.streaming import packed_weights_on_disk
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run
 from dorakit.target import Place, find_target, open_target
@@ -75,9 +76,12 @@ class _Plan:
         assert isinstance(dtype, torch.dtype)
         return dtype
 
-    def open(self, onto: Literal["trained", "original"]) -> Target:
-        """Load the adapter, live on the base asked for."""
-        target = open_target(self.place.text, recipe=self.recipe, onto=onto, base_model=self.base_model, as_stored=True)
+    def open(self, onto: Literal["trained", "original"], scratch: Path) -> Target:
+        """Load the adapter, live on the base asked for; what is packed lies in `scratch`."""
+        with packed_weights_on_disk(scratch):
+            target = open_target(
+                self.place.text, recipe=self.recipe, onto=onto, base_model=self.base_model, as_stored=True
+            )
         if self.wants_original and stored_format(target.model) is not None:
             raise ModelError(
                 f"--onto original: {target.base} is stored as NF4, its original weights are not there\n"
@@ -127,13 +131,13 @@ def merge(
         trained: list[Sample] | None = None
         if receipt and plan.onto == "original":
             # The model that was trained answers first: the receipt says how far the other one is from it.
-            target = plan.open("trained")
+            target = plan.open("trained", scratch)
             trained, _ = sample_rows(plan.recipe, target.tokenizer)
             check_space(plan.output, logits_bytes(target.model, trained))
             store_logits(target.model, trained, _made(scratch / "trained"))
             del target
             gc.collect()
-        live = plan.open(plan.onto)
+        live = plan.open(plan.onto, scratch)
         samples, rows = sample_rows(plan.recipe, live.tokenizer) if receipt else ([], "")
         content = _write(plan, live, staging, samples)
         if receipt:
@@ -258,8 +262,8 @@ def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
-    """A directory for logits, on the disk of the result and gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-logits-") as directory:
+    """A directory for logits and packed weights, on the disk of the result and gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-merge-") as directory:
         yield Path(directory)
 
 

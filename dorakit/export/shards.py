@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.errors import ResourceError, UsageError
 from dorakit.files import write_json
+from dorakit.memory import return_freed_memory
 from dorakit.model.nf4 import NF4Format
 from dorakit.run import Run
 
@@ -45,6 +46,7 @@ def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], *, limi
         shard[name] = tensor.detach().cpu().contiguous().clone()
         size += tensor.nbytes
         total += tensor.nbytes
+        return_freed_memory()
     if shard:
         _write(directory, len(shards), shard)
         shards.append(list(shard))

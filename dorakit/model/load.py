@@ -12,8 +12,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dorakit.errors import ModelError, is_out_of_memory
-from dorakit.model.attention import use_short_rows_
+from dorakit.errors import ModelError, ResourceError, is_out_of_memory
+from dorakit.model.attention import use_own_attention_
 from dorakit.model.names import select
 from dorakit.model.nf4 import NF4Format
 from dorakit.model.source import Source, resolve
@@ -56,8 +56,8 @@ def load_base(
         base: Hub id, directory, .gguf file, `pkg:<package>/<file>` or `tiny:<architecture>`.
         revision: Branch, tag or commit; hub ids only.
         dtype: auto, bfloat16, float16 or float32.
-        attention: transformers' attn_implementation, or auto: its own choice, and on a CPU in bfloat16 a faster form of
-            it for rows of up to 512 tokens (model/attention.py).
+        attention: transformers' attn_implementation, or auto: its own choice; where that is sdpa, document by
+            document (model/attention.py).
         nf4: How to quantize; None leaves weights as they are.
 
     Raises:
@@ -93,7 +93,7 @@ def load_base(
             reason = f"its architecture has no {attention} attention\n  set model.attention: eager"
         raise ModelError(f"{base} cannot be loaded: {reason}") from error
     except ConversionFailed as failed:
-        if is_out_of_memory(failed.error) or isinstance(failed.error, ModelError):
+        if is_out_of_memory(failed.error) or isinstance(failed.error, (ModelError, ResourceError)):
             raise failed.error from None
         raise ModelError(f"{base} cannot be loaded: {failed.tensor}: {failed.error}") from failed.error
     if absent := sorted(report["missing_keys"]):
@@ -101,8 +101,8 @@ def load_base(
     if nf4 is not None:
         present = [name for name, _ in model.named_modules()]
         select(present, [name for name in nf4.skip_modules if name != "lm_head"], setting="quantization.skip_modules")
-    if attention == "auto" and pick_device().type == "cpu" and compute_dtype == torch.bfloat16:
-        use_short_rows_(model)
+    if attention == "auto":
+        use_own_attention_(model)
     notes = []
     if unused := sorted(report["unexpected_keys"]):
         notes.append(f"{base}: {len(unused)} tensors in the files are not part of the model, the first is {unused[0]}")

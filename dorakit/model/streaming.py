@@ -5,7 +5,11 @@ tensors and each is quantized as it arrives. The whole dense model never exists.
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +20,41 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from dorakit.errors import ResourceError
+from dorakit.memory import return_freed_memory
 from dorakit.model.names import has_suffix
 from dorakit.model.nf4 import NF4Format, NF4Linear
 
 METHOD = "dorakit_nf4"
+
+_disk: ContextVar[Path | None] = ContextVar("_disk", default=None)
+
+
+@contextlib.contextmanager
+def packed_weights_on_disk(directory: Path) -> Iterator[None]:
+    """Keep the packed NF4 weights of models loaded meanwhile, on a CPU, in mapped files instead of in memory.
+
+    For work that goes through a model once. The files lie on the disk of `directory` as long as the model lives, and under
+    no name, so that nothing is left whatever happens.
+    """
+    token = _disk.set(directory)
+    try:
+        yield
+    finally:
+        _disk.reset(token)
+
+
+def _mapped(packed: Tensor, directory: Path) -> Tensor:
+    with tempfile.NamedTemporaryFile(dir=directory) as file:
+        try:
+            # Not a hole in a file: a full disk would then be a signal in the midst of a copy.
+            os.posix_fallocate(file.fileno(), 0, packed.nbytes)
+        except OSError as error:
+            raise ResourceError(
+                f"{directory} cannot hold the packed weights meanwhile: {error.strerror}\n  give an --output on another disk"
+            ) from error
+        stored = torch.from_file(file.name, shared=True, size=packed.numel(), dtype=packed.dtype)
+    return stored.view(packed.shape).copy_(packed)
 
 
 class ConversionFailed(BaseException):
@@ -144,8 +179,11 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
             dense: Tensor = value[0] if isinstance(value, list) else value
             with _told(name):
                 layer = NF4Linear.from_dense(dense.to(placeholder.dtype), None, self.quantizer.quantization_config.form)
+            if (directory := _disk.get()) is not None and layer.weight.device.type == "cpu":
+                layer.weight.data = _mapped(layer.weight, directory)
             placeholder._is_hf_initialized = True  # type: ignore[assignment]
             self.quantizer.filled[owner] = layer
+            return_freed_memory()
             result[name] = layer.weight
         return result
 

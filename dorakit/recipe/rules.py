@@ -31,6 +31,7 @@ def broken_rules(root: Node) -> Iterator[Problem]:
     yield from _paths(root)
     yield from _base(root)
     yield from _batch(root)
+    yield from _compile(root)
     yield from _sources(root)
     yield from _prompts(root)
     yield from _best(root)
@@ -131,6 +132,14 @@ def _batch(root: Node) -> Iterator[Problem]:
     default = "" if root.at(paths[1]) else " (the default)"
     message = f"training.micro_batch_size {micro}{default} is larger than training.batch_size {batch}"
     yield last.place.problem(message, f"set micro_batch_size to {batch} or less")
+
+
+def _compile(root: Node) -> Iterator[Problem]:
+    node = root.at(("training", "compile"))
+    if node is not None and node.plain() and _value(root, ("training", "gradient_checkpointing")):
+        # torch falls back to the plain layer for all that is computed again, without a word.
+        message = "training.compile has no effect on layers that training.gradient_checkpointing computes again"
+        yield node.place.problem(message, "set one of them to false")
 
 
 def _sources(root: Node) -> Iterator[Problem]:

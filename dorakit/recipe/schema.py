@@ -60,7 +60,8 @@ class ModelSection(Section):
         "auto",
         reads="build.py",
         says="Attention implementation, as transformers names it. auto is transformers' own choice (sdpa, where a model has "
-        "it); on a CPU in bfloat16 the same sum, computed faster for rows of up to 512 tokens.",
+        "it), taken document by document where documents are packed; on a CPU in bfloat16 rows of up to 512 tokens take another, "
+        "faster form of the same sum.",
     )
     architecture: str | None = setting(
         None, reads="recipe/rules.py", says="Architecture that `--twin` builds small, e.g. llama."
@@ -240,7 +241,11 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = setting(
         False, reads="training/loop.py", says="Recompute activations in the backward pass: less memory, more time."
     )
-    compile: bool = setting(False, reads="training/loop.py", says="Run the model through torch.compile.")
+    compile: bool = setting(
+        False,
+        reads="training/loop.py",
+        says="Compile the decoder layers with torch.compile. Needs a C++ compiler and a minute; not with gradient_checkpointing.",
+    )
     deterministic: bool = setting(
         False, reads="training/loop.py", says="Deterministic kernels on CUDA too (always on where there is none)."
     )

@@ -8,6 +8,7 @@ import os
 import resource
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -28,10 +29,14 @@ def repeatable(*, on_cuda: bool) -> Iterator[None]:
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
+    # Else every output is filled with NaN before it is written; that finds bugs in kernels and changes no result.
+    settings: Any = torch.utils.deterministic
+    filled, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        settings.fill_uninitialized_memory = filled
 
 
 def is_repeatable(*, deterministic: bool) -> bool:

@@ -35,6 +35,7 @@ from dorakit.training.checkpoint import (
     trained_tensors,
 )
 from dorakit.training.checks import check_magnitudes_moved, check_packing, check_recomputed, check_trainable_dtype
+from dorakit.training.compiled import compile_layers_, not_compiled
 from dorakit.training.device import computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
 from dorakit.training.interruptions import out_of_memory_said, stop_requests
 from dorakit.training.loss import SupervisedLoss, mean_loss
@@ -113,9 +114,9 @@ class _Training:
             run, recipe.logging, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet
         )
         if self.settings.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         if self.settings.compile:
-            self.model.base_model.compile(dynamic=True)
+            compile_layers_(self.model)
 
     def run(self) -> Run:
         """The loop."""
@@ -234,7 +235,8 @@ class _Training:
         entry: dict[str, Any] = {"step": done.step}
         if self.data.validation:
             batches = self._micro_batches(self.data.validation)
-            loss, num_labels = mean_loss(self.loss, batches)
+            with not_compiled():
+                loss, num_labels = mean_loss(self.loss, batches)
             entry |= {"validation/loss": loss, "validation/tokens": num_labels}
             self.metrics.say(f"step {done.step}: validation loss {loss:.4f}")
             if math.isfinite(loss) and (done.best_loss is None or loss < done.best_loss):
@@ -254,7 +256,7 @@ class _Training:
     def _samples(self) -> list[dict[str, str]]:
         prompts = self.settings.sample_prompts
         ids = _sample_prompts(self.recipe, self.base.tokenizer)
-        with self.loss.precision():
+        with self.loss.precision(), not_compiled():
             new = generate_ids(self.model, self.base.tokenizer, ids, max_new_tokens=_SAMPLE_TOKENS, batch_size=8)
         texts = self.base.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]

@@ -87,7 +87,7 @@ def lengths(data: str, settings: list[str]) -> dict[str, object]:
     length = next(int(s.removeprefix("LENGTH=")) for s in settings if s.startswith("LENGTH="))
     base = build_model(recipe)
     if recipe.training.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        base.model.activation_checkpointing_enable({"use_reentrant": False})
     loss = SupervisedLoss(base.model).train()
     ids = torch.randint(0, 40000, (1, length), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(length)[None]

@@ -273,3 +273,23 @@ def test_an_adapter_that_peft_saved(tmp_path, use_dora):
     assert content["receipt"]["compared_on"] == "built-in texts"
     assert content["onto"] == "original" and "has no dorakit.json" in content["notes"][0]
     assert content["base"] == str(tmp_path / "base")
+
+
+def test_packed_weights_are_not_in_memory_meanwhile(run_of, monkeypatch):
+    """They are the same bytes in mapped files that have no name. Planted bug caught: the mapping not asked for."""
+    plain = dict(load_base("tiny:llama", dtype="float32", nf4=NF4Format()).model.named_modules())
+    seen = []
+
+    def looked(*arguments, **options):
+        target = open_target(*arguments, **options)
+        for name, layer in adapter_layers(target.model):
+            seen.append(layer.base.weight.untyped_storage().is_shared())
+            assert torch.equal(layer.base.weight, plain[name].weight)
+            assert not plain[name].weight.untyped_storage().is_shared()
+        return target
+
+    monkeypatch.setattr("dorakit.export.merge.open_target", looked)
+    run = run_of("qdora")
+    merge(run, quiet=True)
+    assert seen and all(seen)
+    assert not list(run.path.glob(".tmp-*"))

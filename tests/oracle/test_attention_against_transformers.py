@@ -1,7 +1,10 @@
+import itertools
+
 import pytest
 import torch
 
-from dorakit.model.attention import LONGEST, NAME, use_short_rows_
+from dorakit.model import attention
+from dorakit.model.attention import LONGEST, NAME, use_own_attention_
 from dorakit.model.load import load_base
 
 
@@ -14,22 +17,30 @@ def run(model, ids, **inputs):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral", "phi3", "gemma"])
-@pytest.mark.parametrize("case", ["one document", "packed", "left-padded", "longer than the longest"])
-def test_short_rows_equal_torchs_kernel(architecture, case):
+@pytest.mark.parametrize(
+    "case", ["one document", "packed", "packed in one row", "left-padded", "longer than the longest"]
+)
+@pytest.mark.parametrize("slow_kernel", [False, True], ids=["", "short rows"])
+def test_own_attention_equals_torchs_kernel(architecture, case, slow_kernel, monkeypatch):
     """Planted bugs that die here: heads grouped in the other order; the scaling forgotten; a mask taken for its opposite;
-    the row after a border seen."""
+    the row after a border seen; documents left in the order of their lengths; a gradient in the cell of another token."""
+    monkeypatch.setattr(attention, "_kernel_is_slow", lambda _: slow_kernel)
     model = load_base(f"tiny:{architecture}", dtype="float32", attention="sdpa").model
     length = LONGEST + 8 if case == "longer than the longest" else 24
     ids = torch.randint(5, 200, (3, length), generator=torch.Generator().manual_seed(1))
     inputs, seen = {}, slice(None)
     if case == "packed":
         inputs["position_ids"] = torch.tensor([*range(10), *range(14)]).expand(3, -1)
+    if case == "packed in one row":  # of lengths that make two groups, one of them of several documents
+        documents = [3, 10, 4, 9, 12, 11, 1, 4]
+        ids = torch.randint(5, 200, (1, sum(documents)), generator=torch.Generator().manual_seed(2))
+        inputs["position_ids"] = torch.tensor([list(itertools.chain.from_iterable(map(range, documents)))])
     if case == "left-padded":
         mask = torch.ones(3, length, dtype=torch.long)
         mask[:, :5] = 0
         inputs["attention_mask"], seen = mask, slice(5, None)
     expected, expected_gradient = run(model, ids, **inputs)
-    use_short_rows_(model)
+    use_own_attention_(model)
     assert model.config._attn_implementation == NAME
     found, gradient = run(model, ids, **inputs)
     torch.testing.assert_close(found[:, seen], expected[:, seen], rtol=1e-4, atol=1e-5)
@@ -39,5 +50,5 @@ def test_short_rows_equal_torchs_kernel(architecture, case):
 
 def test_a_model_without_torchs_kernel_stays_as_it_is():
     model = load_base("tiny:gemma2", dtype="float32", attention="eager").model
-    use_short_rows_(model)
+    use_own_attention_(model)
     assert model.config._attn_implementation == "eager"

@@ -157,6 +157,8 @@ BETWEEN = {
                         "2:43+2: evaluation.options.1: expected text of 1 or more characters, got quoted text ''"),
     "micro-batch above the batch": ("version: 1", "version: 1\ntraining: {batch_size: 4, micro_batch_size: 8}", "",
                                     "2:45+1: training.micro_batch_size 8 is larger than training.batch_size 4 [set micro_batch_size to 4 or less]"),
+    "compiled and computed again": ("version: 1", "version: 1\ntraining: {compile: true, gradient_checkpointing: true}", "",
+                                    "2:21+4: training.compile has no effect on layers that training.gradient_checkpointing computes again [set one of them to false]"),
     "micro-batch by default": ("version: 1", "version: 1\ntraining: {batch_size: 2}", "",
                                "2:24+1: training.micro_batch_size 4 (the default) is larger than training.batch_size 2 [set micro_batch_size to 2 or less]"),
     "last of texts": ("format: chat", "format: text\n  train_on: last", "",

@@ -1,0 +1,44 @@
+"""torch.compile, one decoder layer at a time.
+
+A model's layers are alike, so that one of them is compiled and all of them use it: a whole model takes as many times longer
+as it has layers. Shapes are dynamic: no batch has the length of the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dorakit.adapters.attach import adapter_layers
+from dorakit.errors import ModelError
+
+
+def compile_layers_(model: PreTrainedModel) -> None:
+    """Compile the decoder layers of a model, in place; they are compiled when they first run.
+
+    Raises:
+        ModelError: The architecture's layers are not of transformers' common kind.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError(
+            f"{type(model).__name__} has no decoder layers that can be compiled\n  set training.compile: false"
+        )
+    adapted = [layer for _, layer in adapter_layers(model)]
+
+    def before(*_: Any) -> None:
+        for layer in adapted:
+            layer.bring_up_to_date()
+
+    model.base_model.register_forward_pre_hook(before)
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+def not_compiled() -> contextlib.AbstractContextManager[object]:
+    """The same model without what was compiled: evaluation is another program, which would be compiled for a few batches."""
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
