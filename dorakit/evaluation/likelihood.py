@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import Cache, DynamicCache
 
 from dorakit.data.encoder import Encoder
 from dorakit.evaluation.generation import Prediction
 from dorakit.evaluation.metrics import Judge, option_pattern
 from dorakit.evaluation.progress import progress
-from dorakit.model.generate import check_prompts
+from dorakit.model.generate import check_prompts, has_plain_cache
 from dorakit.training.loss import SupervisedLoss
 
 if TYPE_CHECKING:
@@ -83,8 +86,8 @@ def log_likelihoods(
 ) -> list[list[float]]:
     """Log p(candidate | prompt), natural logarithm, summed over the candidate's tokens, for each candidate of each prompt.
 
-    Candidates of one prompt that differ in their last token alone share a row, and logits are computed only where a
-    candidate's token follows.
+    Candidates of one prompt that differ in their last token alone share a row, what all prompts begin with is read once,
+    and logits are computed only where a candidate's token follows.
 
     Args:
         model: Any causal model; its training state is as before on return.
@@ -103,18 +106,21 @@ def log_likelihoods(
     was_training = model.training
     model.eval()
     loss = SupervisedLoss(model)
+    common = _common_beginning(prompts) if has_plain_cache(model) else []
+    past = _read(model, common) if common else None
+    skipped = len(common)
     with progress("likelihoods", len(order), quiet=quiet) as tell:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            width = len(prompts[chosen[0][0]]) + len(chosen[0][1])
+            width = len(prompts[chosen[0][0]]) + len(chosen[0][1]) - skipped
             input_ids = torch.zeros(len(chosen), width, dtype=torch.long)
             keep = torch.zeros(len(chosen), width, dtype=torch.bool)
             for row, (number, begun) in enumerate(chosen):
-                end = len(prompts[number]) + len(begun)
-                input_ids[row, :end] = torch.tensor([*prompts[number], *begun])
-                keep[row, len(prompts[number]) - 1 : end] = True
-            positions = torch.arange(width).expand_as(input_ids)
-            logits_NV = loss.logits_at(input_ids, positions, keep)
+                end = len(prompts[number]) + len(begun) - skipped
+                input_ids[row, :end] = torch.tensor([*prompts[number][skipped:], *begun])
+                keep[row, len(prompts[number]) - 1 - skipped : end] = True
+            positions = torch.arange(skipped, skipped + width).expand_as(input_ids)
+            logits_NV = loss.logits_at(input_ids, positions, keep, _for_rows(past, len(chosen)))
             log_total_N = logits_NV.logsumexp(dim=-1)
             at = 0
             for number, begun in chosen:
@@ -126,3 +132,26 @@ def log_likelihoods(
             tell(start + len(chosen))
     model.train(was_training)
     return result
+
+
+def _common_beginning(prompts: Sequence[list[int]]) -> list[int]:
+    """What all prompts begin with, the last token of each left out: its logits are needed."""
+    shortest = min(prompts, key=len, default=[])[:-1]
+    equal = (len({prompt[place] for prompt in prompts}) == 1 for place in range(len(shortest)))
+    return [token for token, _ in zip(shortest, itertools.takewhile(bool, equal), strict=False)]
+
+
+@torch.no_grad()
+def _read(model: PreTrainedModel, ids: list[int]) -> Cache:
+    """Keys and values of one row."""
+    cache = DynamicCache(config=model.config)
+    model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+    return cache
+
+
+def _for_rows(past: Cache | None, rows: int) -> Cache | None:
+    """A copy for so many rows."""
+    if past is not None:
+        past = copy.deepcopy(past)
+        past.batch_repeat_interleave(rows)
+    return past

@@ -9,6 +9,9 @@ costs more to set up than to do. For 8 rows of 128 tokens forward and backward t
 softmax (scripts/bench/step.py). The memory of whole products grows with the square of the row, so longer rows stay with
 torch's kernel.
 
+One new token after many: transformers repeats keys and values for all heads that share them, at every token. Here the heads
+are queries of the head that they share.
+
 Shapes: B rows, H heads, G heads of keys and values, T tokens, D head width.
 """
 
@@ -51,11 +54,15 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: query (B, H, T, D), key and value (B, G, T, D) -> (B, T, H, D)."""
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    same = 1 < query.shape[2] == key.shape[2]
-    if not same or dropout or any(options.get(name) is not None for name in _SPECIAL):
+    special = dropout or any(options.get(name) is not None for name in _SPECIAL)
+    queries, keys = query.shape[2], key.shape[2]
+    # Of one token, all keys are past ones; elsewhere a mask must say which are.
+    if special or not (queries in (1, keys) or attention_mask is not None):
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **options
         )
+    if queries != keys or queries == 1:
+        return _attend(module, query, key, value, attention_mask, scaling, False), None
     position_ids = options.get("position_ids")
     starts = _starts(position_ids, query.shape) if attention_mask is None and causal else None
     if starts is None:
@@ -114,22 +121,26 @@ def _attend(
     causal: bool,
 ) -> Tensor:
     """Each row by itself: (B, T, H, D)."""
-    rows, heads, length, width = query.shape
-    if length > LONGEST or not _kernel_is_slow(query):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, causal)[0]  # type: ignore[no-any-return]
-    groups = key.shape[1]
+    rows, heads, queries, width = query.shape
+    groups, keys = key.shape[1], key.shape[2]
+    if queries * keys > LONGEST**2 or not _kernel_is_slow(query):
+        if queries > 1 or (attention_mask is not None and attention_mask.shape[1] > 1):
+            return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, causal)[0]  # type: ignore[no-any-return]
+        shared = query.reshape(rows, groups, -1, width)
+        answer = nn.functional.scaled_dot_product_attention(shared, key, value, attention_mask, scale=scaling)
+        return answer.reshape(rows, 1, heads, -1)
     scaled = query * (width**-0.5 if scaling is None else scaling)
     # The heads of a group stand one below the other, so keys and values are not repeated.
     scores = scaled.reshape(rows, groups, -1, width) @ key.transpose(2, 3)
-    scores = scores.view(rows, heads, length, length)
+    scores = scores.view(rows, heads, queries, keys)
     # Added in place, a mask costs no copy of the scores, and nothing in backward.
     lowest = torch.finfo(scores.dtype).min  # not -inf: a row of padding that sees nothing would be NaN
     if attention_mask is not None:
         scores += torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill_(~attention_mask, lowest)
     elif causal:
-        scores += torch.full((length, length), lowest, dtype=scores.dtype, device=scores.device).triu_(1)
-    weights = scores.softmax(dim=-1).view(rows, groups, -1, length)
-    return (weights @ value).view(rows, heads, length, -1).transpose(1, 2).contiguous()
+        scores += torch.full((queries, keys), lowest, dtype=scores.dtype, device=scores.device).triu_(1)
+    weights = scores.softmax(dim=-1).view(rows, groups, -1, keys)
+    return (weights @ value).view(rows, heads, queries, -1).transpose(1, 2).contiguous()
 
 
 def _kernel_is_slow(query: Tensor) -> bool:

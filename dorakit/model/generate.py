@@ -66,7 +66,7 @@ def generate_ids(
                 ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
                 mask[row, width - len(prompts[index]) :] = 1
             ids, mask = ids.to(model.device), mask.to(model.device)
-            answer = _greedy if _has_plain_cache(model) else _generate
+            answer = _greedy if has_plain_cache(model) else _generate
             for index, new in zip(chosen, answer(model, ids, mask, max_new_tokens, stops, pad_id), strict=True):
                 answers[index] = _until_stop(new, stops)
             if progress is not None:
@@ -74,7 +74,8 @@ def generate_ids(
     return answers
 
 
-def _has_plain_cache(model: PreTrainedModel) -> bool:
+def has_plain_cache(model: PreTrainedModel) -> bool:
+    """Whether the model keeps keys and values, and nothing else, of what it has read."""
     return bool(model._supports_default_dynamic_cache() and model._supports_logits_to_keep())
 
 
@@ -95,7 +96,8 @@ def _greedy(
             position_ids=positions_BT,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            # An index and not 1: of a slice torch makes a product per row, with a copy of the head's weight for each.
+            logits_to_keep=torch.tensor([ids_BT.shape[1] - 1], device=ids_BT.device),
         ).logits
         chosen_B = logits[:, -1].argmax(dim=-1)
         chosen = chosen_B.tolist()

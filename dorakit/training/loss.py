@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from dorakit.data.batches import IGNORE_INDEX, Batch
 from dorakit.training.device import autocast
@@ -67,15 +67,20 @@ class SupervisedLoss(nn.Module):
             return total
 
     @torch.no_grad()
-    def logits_at(self, input_ids: Tensor, position_ids: Tensor, keep: Tensor) -> Tensor:
-        """float32 logits (N, V) of the positions that `keep` (B, T) marks, row by row, without gradient."""
+    def logits_at(self, input_ids: Tensor, position_ids: Tensor, keep: Tensor, past: Cache | None = None) -> Tensor:
+        """float32 logits (N, V) of the positions that `keep` (B, T) marks, row by row, without gradient.
+
+        `past` holds the keys and values of what stands before, and takes in those of this call.
+        """
         device = self.model.device
         input_ids, position_ids, keep = input_ids.to(device), position_ids.to(device), keep.to(device)
         if not self.skips_logits:
-            logits: Tensor = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+            logits: Tensor = self.model(
+                input_ids=input_ids, position_ids=position_ids, past_key_values=past, use_cache=past is not None
+            ).logits
             return logits[keep].float()
         head = self.model.get_output_embeddings()
-        return head(self._hidden(input_ids, position_ids)[keep]).float()  # type: ignore[no-any-return]
+        return head(self._hidden(input_ids, position_ids, past)[keep]).float()  # type: ignore[no-any-return]
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
         """The autocast that `forward` computes in: over float32 masters, the recipe's dtype."""
@@ -95,9 +100,9 @@ class SupervisedLoss(nn.Module):
         # Exactly 0 where borders are known and at least 4e-3 where they are not, in random models of two layers.
         return bool((one - two).norm() <= 1e-3 * one.norm())
 
-    def _hidden(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    def _hidden(self, input_ids: Tensor, position_ids: Tensor, past: Cache | None = None) -> Tensor:
         hidden: Tensor = self.model.base_model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
+            input_ids=input_ids, position_ids=position_ids, past_key_values=past, use_cache=past is not None
         ).last_hidden_state
         return hidden
 

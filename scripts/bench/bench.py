@@ -77,6 +77,7 @@ def contenders(arguments: argparse.Namespace, rows: Path, steps: int) -> dict[st
         "dorakit qdora": ours("training", some, "adapter.mode=qdora"),
         "dorakit dora 1024 tokens": ours("training", some, budget),
         "dorakit qdora 1024 tokens": ours("training", some, budget, "adapter.mode=qdora"),
+        "dorakit dora packed": ours("training", some, budget, "data.packing=true", "data.max_seq_len=1024"),
         "dorakit dora all tokens": ours("training", some, every),
         "TRL dora": peer("trl"),
         "TRL lora": peer("trl", "mode=lora"),
@@ -84,13 +85,14 @@ def contenders(arguments: argparse.Namespace, rows: Path, steps: int) -> dict[st
         "PEFT loop dora": peer("loop"),
         "PEFT loop lora": peer("loop", "mode=lora"),
         "dorakit likelihood": ours("likelihood"),
-        "lm-eval likelihood": peer("lm_eval"),
-        "dorakit generation": ours("generation"),
+        **{f"lm-eval likelihood {n}": peer("lm_eval", f"batch_size={n}") for n in (4, 32)},
+        "dorakit generation": ours("generation", "evaluation.batch_size=32"),
         **{f"transformers generation {n}": peer("generate", f"batch_size={n}") for n in (8, 16, 32, 64)},
         "roofline": ours("roofline"),
     }
     if arguments.compile:
         found["dorakit dora compiled"] = ours("training", some, "training.compile=true")
+        found["dorakit dora packed compiled"] = [*found["dorakit dora packed"], "training.compile=true"]
     if arguments.only:
         found = {name: command for name, command in found.items() if any(part in name for part in arguments.only)}
     return found
@@ -122,7 +124,9 @@ def report(found: dict[str, list[dict]]) -> str:
 
     used = {name: memory(found[name]) for name in speed}
     ratio("DoRA tokens/s, dorakit / TRL + PEFT", speed, "dorakit dora", "TRL dora", ">= 5")
+    ratio("the same, packed", speed, "dorakit dora packed", "TRL dora", "")
     ratio("the same, compiled", speed, "dorakit dora compiled", "TRL dora", ">= 5")
+    ratio("the same, packed and compiled", speed, "dorakit dora packed compiled", "TRL dora", "")
     ratio("the same, loss on all tokens", speed, "dorakit dora all tokens", "TRL dora all tokens", "")
     ratio("DoRA tokens/s, dorakit / PEFT loop", speed, "dorakit dora", "PEFT loop dora", ">= 2")
     ratio("LoRA tokens/s, dorakit / PEFT loop", speed, "dorakit lora", "PEFT loop lora", "")
@@ -136,9 +140,9 @@ def report(found: dict[str, list[dict]]) -> str:
     )
     ratio("memory, dorakit / TRL + PEFT", used, "dorakit dora", "TRL dora", "<= 0.5")
     ratio("memory, DoRA / LoRA", used, "dorakit dora", "dorakit lora", "<= 1.10")
-    ratio("option likelihood, dorakit / lm-eval", judged, "dorakit likelihood", "lm-eval likelihood", ">= 2")
-    if best := max((n for n in judged if n.startswith("transformers")), key=judged.__getitem__, default=None):
-        ratio(f"generation, dorakit / {best}", judged, "dorakit generation", best, ">= 1")
+    for peer, what, goal in (("lm-eval", "likelihood", ">= 2"), ("transformers", "generation", ">= 1")):
+        if best := max((n for n in judged if n.startswith(peer)), key=judged.__getitem__, default=None):
+            ratio(f"{what}, dorakit / {best}", judged, f"dorakit {what}", best, goal)
     if "roofline" in found and "dorakit dora" in speed:
         lines.append(roofline(found["roofline"], speed["dorakit dora"], found["dorakit dora"]))
     return "\n".join(lines) + "\n"

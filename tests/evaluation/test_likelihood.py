@@ -22,15 +22,16 @@ def definition(model, prompt, candidate):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_batches_of_any_size_give_the_definition(architecture, batch_size):
+@pytest.mark.parametrize("prompts", [PROMPTS, [[30, 31, *prompt] for prompt in PROMPTS]], ids=["", "alike at first"])
+def test_batches_of_any_size_give_the_definition(architecture, batch_size, prompts):
     """Planted bugs caught: logits of the token itself instead of the one before; the last token alone; a shared row
-    read at another row's place."""
+    read at another row's place; positions that begin at 0 behind what is read once; its keys those of the batch before."""
     model = load_base(f"tiny:{architecture}", dtype="float32", attention="auto").model
     model.train()
-    found = log_likelihoods(model, PROMPTS, CANDIDATES, batch_size=batch_size, quiet=True)
+    found = log_likelihoods(model, prompts, CANDIDATES, batch_size=batch_size, quiet=True)
     assert model.training
     model.eval()
-    for prompt, candidates, scores in zip(PROMPTS, CANDIDATES, found, strict=True):
+    for prompt, candidates, scores in zip(prompts, CANDIDATES, found, strict=True):
         assert scores == pytest.approx([definition(model, prompt, c) for c in candidates], rel=1e-5)
 
 

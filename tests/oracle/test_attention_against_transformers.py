@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from dorakit.model import attention
 from dorakit.model.attention import LONGEST, NAME, use_own_attention_
@@ -52,3 +53,33 @@ def test_a_model_without_torchs_kernel_stays_as_it_is():
     model = load_base("tiny:gemma2", dtype="float32", attention="eager").model
     use_own_attention_(model)
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral", "gemma"])
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("slow_kernel", [False, True], ids=["", "short rows"])
+def test_after_what_is_read_already(architecture, padding, slow_kernel, monkeypatch):
+    """A prompt, then one token, then four.
+
+    Planted bugs that die here: heads that share keys in the other order; padding seen; the four tokens seeing ahead.
+    """
+    monkeypatch.setattr(attention, "_kernel_is_slow", lambda _: slow_kernel)
+    model = load_base(f"tiny:{architecture}", dtype="float32", attention="sdpa").model
+    ids = torch.randint(5, 200, (3, 24), generator=torch.Generator().manual_seed(3))
+    seen = torch.ones(3, 24, dtype=torch.long)
+    seen[1, :padding] = 0
+
+    def read():
+        cache, logits, start = DynamicCache(config=model.config), [], 0
+        for end in (19, 20, 24):
+            positions = (seen.cumsum(1) - 1).clamp_min(0)[:, start:end]
+            inputs = {"attention_mask": seen[:, :end]} if padding else {}
+            output = model(ids[:, start:end], position_ids=positions, past_key_values=cache, use_cache=True, **inputs)
+            logits.append(output.logits[:, max(0, padding - start) :])
+            start = end
+        return torch.cat(logits, dim=1)
+
+    with torch.no_grad():
+        expected = read()
+        use_own_attention_(model)
+        torch.testing.assert_close(read(), expected, rtol=1e-4, atol=1e-5)
