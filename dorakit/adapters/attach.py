@@ -83,7 +83,7 @@ def attach_(
             **(method_options or {}),
         )
         model.set_submodule(name, adapter)
-        return_freed_memory()
+        return_freed_memory(2 * adapter.in_features * adapter.out_features)
     _train_whole_(model, whole)
     return names
 

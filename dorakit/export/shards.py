@@ -46,7 +46,7 @@ def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], *, limi
         shard[name] = tensor.detach().cpu().contiguous().clone()
         size += tensor.nbytes
         total += tensor.nbytes
-        return_freed_memory()
+        return_freed_memory(tensor.nbytes)
     if shard:
         _write(directory, len(shards), shard)
         shards.append(list(shard))

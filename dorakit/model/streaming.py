@@ -183,7 +183,7 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
                 layer.weight.data = _mapped(layer.weight, directory)
             placeholder._is_hf_initialized = True  # type: ignore[assignment]
             self.quantizer.filled[owner] = layer
-            return_freed_memory()
+            return_freed_memory(dense.nbytes)
             result[name] = layer.weight
         return result
 

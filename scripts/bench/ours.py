@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -82,7 +84,7 @@ def training(data: str, settings: list[str]) -> dict[str, object]:
 
 
 def lengths(data: str, settings: list[str]) -> dict[str, object]:
-    """Seconds of forward and backward of one document of LENGTH random tokens, all supervised."""
+    """Seconds of a second forward and backward of one document of LENGTH random tokens, all supervised."""
     recipe = read_recipe(data, [s for s in settings if not s.startswith("LENGTH=")])
     length = next(int(s.removeprefix("LENGTH=")) for s in settings if s.startswith("LENGTH="))
     base = build_model(recipe)
@@ -92,11 +94,11 @@ def lengths(data: str, settings: list[str]) -> dict[str, object]:
     ids = torch.randint(0, 40000, (1, length), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(length)[None]
     seconds = []
-    for _ in range(3):
+    for _ in range(2):
         began = time.perf_counter()
         (loss(ids, ids, positions) / length).backward()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": seconds[1:], "tokens": [length] * 2}
+    return {"seconds": seconds[1:], "tokens": [length]}
 
 
 def likelihood(data: str, settings: list[str]) -> dict[str, object]:
@@ -119,6 +121,31 @@ def generation(data: str, settings: list[str]) -> dict[str, object]:
     began = time.perf_counter()
     answers = generate_ids(base.model, base.tokenizer, prompts, max_new_tokens=NEW_TOKENS, batch_size=size)
     return {"seconds": [time.perf_counter() - began], "examples": [len(prompts)], "new_tokens": sum(map(len, answers))}
+
+
+def first_step(data: str, settings: list[str]) -> dict[str, object]:
+    """Seconds from the command line to the first optimizer step of the quickstart recipe: with an empty cache, and after."""
+    recipe = HERE.parents[1] / "recipes" / "quickstart.yaml"
+    seconds = []
+    with tempfile.TemporaryDirectory() as directory:
+        for number in range(2):
+            given = [*settings, f"output_dir={directory}/{number}", "training.max_steps=1"]
+            sets = [part for setting in given for part in ("--set", setting)]
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dorakit", "train", str(recipe), *sets],
+                env=os.environ | {"DORAKIT_CACHE": f"{directory}/cache"},
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+            assert process.stderr is not None
+            for line in process.stderr:
+                if line.startswith("step 1/"):
+                    seconds.append(time.perf_counter() - began)
+            if process.wait():
+                raise SystemExit("the training failed")
+    return {"first_step": seconds}
 
 
 def roofline(data: str, settings: list[str]) -> dict[str, object]:
