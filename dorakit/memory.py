@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 
-
 _SMALL = 1 << 24  # bytes
 
 

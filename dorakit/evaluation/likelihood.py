@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from dorakit.data.tokens import Question
 
 
+# Of the prompts' tokens, what part must be common to be read once.
+_WORTH = 0.2
+
+
 def choose_options(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -106,7 +110,7 @@ def log_likelihoods(
     was_training = model.training
     model.eval()
     loss = SupervisedLoss(model)
-    common = _common_beginning(prompts) if has_plain_cache(model) else []
+    common = _common_beginning(model, prompts)
     past = _read(model, common) if common else None
     skipped = len(common)
     with progress("likelihoods", len(order), quiet=quiet) as tell:
@@ -134,11 +138,19 @@ def log_likelihoods(
     return result
 
 
-def _common_beginning(prompts: Sequence[list[int]]) -> list[int]:
-    """What all prompts begin with, the last token of each left out: its logits are needed."""
+def _common_beginning(model: PreTrainedModel, prompts: Sequence[list[int]]) -> list[int]:
+    """What all prompts begin with, if it can be read once and is worth it.
+
+    The last token of each is left out: its logits are needed. A short beginning is not worth the mask that the rest then
+    needs, and rotations that depend on the length of the row differ between beginning and rest.
+    """
+    rotation = str(getattr(model.config.get_text_config(), "rope_parameters", ""))
+    if not has_plain_cache(model) or "longrope" in rotation or "dynamic" in rotation:
+        return []
     shortest = min(prompts, key=len, default=[])[:-1]
     equal = (len({prompt[place] for prompt in prompts}) == 1 for place in range(len(shortest)))
-    return [token for token, _ in zip(shortest, itertools.takewhile(bool, equal), strict=False)]
+    common = [token for token, _ in zip(shortest, itertools.takewhile(bool, equal), strict=False)]
+    return common if len(common) * len(prompts) >= _WORTH * sum(map(len, prompts)) else []
 
 
 @torch.no_grad()

@@ -9,15 +9,15 @@ costs more to set up than to do. For 8 rows of 128 tokens forward and backward t
 softmax (scripts/bench/step.py). The memory of whole products grows with the square of the row, so longer rows stay with
 torch's kernel.
 
-One new token after many: transformers repeats keys and values for all heads that share them, at every token. Here the heads
-are queries of the head that they share.
-
 Shapes: B rows, H heads, G heads of keys and values, T tokens, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,8 +35,13 @@ _SHORTEST = 0.75
 
 
 def use_own_attention_(model: PreTrainedModel) -> None:
-    """Let a model that attends through torch's kernel use `attention` instead, in place; other models stay as they are."""
-    if model.config._attn_implementation == "sdpa":
+    """Let a model that attends through torch's kernel use `attention` instead, in place; other models stay as they are.
+
+    So do those whose code asks for torch's kernel by name: under another name they would do something else.
+    """
+    if model.config._attn_implementation == "sdpa" and '"sdpa"' not in inspect.getsource(
+        sys.modules[type(model).__module__]
+    ):
         model.set_attn_implementation(NAME)
 
 
@@ -56,28 +61,32 @@ def attention(
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     special = dropout or any(options.get(name) is not None for name in _SPECIAL)
     queries, keys = query.shape[2], key.shape[2]
+    packed = None
+    if causal and attention_mask is None and 1 < queries == keys:
+        packed = _packed(options.get("position_ids"), len(query), queries)
+    if special and packed is not None:
+        attention_mask = packed.mask()
     # Of one token, all keys are past ones; elsewhere a mask must say which are.
     if special or not (queries in (1, keys) or attention_mask is not None):
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **options
         )
-    if queries != keys or queries == 1:
-        return _attend(module, query, key, value, attention_mask, scaling, False), None
-    position_ids = options.get("position_ids")
-    starts = _starts(position_ids, query.shape) if attention_mask is None and causal else None
-    if starts is None:
-        return _attend(module, query, key, value, attention_mask, scaling, causal), None
+    if packed is None:
+        return _attend(module, query, key, value, attention_mask, scaling, causal and queries == keys), None
     # Rows are laid end to end: tokens x heads x width.
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    parts, places = [], []
-    for tokens, cells, shape in _groups(starts, len(q)):
-        q_lined, k_lined, v_lined = (_line_up(x, tokens, cells, shape).transpose(1, 2) for x in (q, k, v))
-        attended = _attend(module, q_lined, k_lined, v_lined, None, scaling, True)
-        parts.append(attended.flatten(0, 1).index_select(0, cells))
-        places.append(tokens)
-    # Every token is in one group, so the order of the parts is undone by sorting.
-    output = torch.cat(parts).index_select(0, torch.cat(places).argsort())
-    return output.view(query.shape[0], query.shape[2], *output.shape[1:]), None
+    parts = []
+    for group in packed.groups:
+        cells = group.documents * group.longest
+        lined_up = [
+            _moved(x, group.tokens, group.cells, cells)
+            .view(group.documents, group.longest, *x.shape[1:])
+            .transpose(1, 2)
+            for x in (q, k, v)
+        ]
+        parts.append(_attend(module, lined_up[0], lined_up[1], lined_up[2], None, scaling, True).flatten(0, 1))
+    output = _moved(torch.cat(parts), packed.cells, packed.tokens, len(q))
+    return output.view(len(query), queries, *output.shape[1:]), None
 
 
 def mask(
@@ -123,12 +132,9 @@ def _attend(
     """Each row by itself: (B, T, H, D)."""
     rows, heads, queries, width = query.shape
     groups, keys = key.shape[1], key.shape[2]
-    if queries * keys > LONGEST**2 or not _kernel_is_slow(query):
-        if queries > 1 or (attention_mask is not None and attention_mask.shape[1] > 1):
-            return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, causal)[0]  # type: ignore[no-any-return]
-        shared = query.reshape(rows, groups, -1, width)
-        answer = nn.functional.scaled_dot_product_attention(shared, key, value, attention_mask, scale=scaling)
-        return answer.reshape(rows, 1, heads, -1)
+    plain_mask = attention_mask is None or attention_mask.dtype == torch.bool
+    if queries * keys > LONGEST**2 or not plain_mask or not _kernel_is_slow(query):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, causal)[0]  # type: ignore[no-any-return]
     scaled = query * (width**-0.5 if scaling is None else scaling)
     # The heads of a group stand one below the other, so keys and values are not repeated.
     scores = scaled.reshape(rows, groups, -1, width) @ key.transpose(2, 3)
@@ -147,62 +153,94 @@ def _kernel_is_slow(query: Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
-def _starts(position_ids: Any, shape: torch.Size) -> Tensor | None:
-    """Where documents start in the rows (B, T) laid end to end; None if each row is one document."""
-    if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or position_ids.shape[1] != shape[2]:
-        return None
-    # Every layer asks; on a GPU each answer is a wait, so it is kept with the tensor.
-    if not hasattr(position_ids, "document_starts"):
-        first = torch.ones(shape[0], shape[2], dtype=torch.bool, device=position_ids.device)
-        first[:, 1:] = position_ids.diff(dim=1) != 1
-        starts = first.flatten().nonzero().flatten()
-        position_ids.document_starts = None if len(starts) == shape[0] else starts  # type: ignore[attr-defined]
-    return position_ids.document_starts  # type: ignore[attr-defined,no-any-return]
-
-
-def _groups(starts: Tensor, total: int) -> Iterator[tuple[Tensor, Tensor, tuple[int, int]]]:
-    """Documents of nearly one length: the numbers of their tokens, the cells of (documents, longest) that they fill, and
-    that shape.
+@dataclass(frozen=True)
+class _Group:
+    """Documents of nearly one length: where their tokens lie in the rows laid end to end, and the cells of
+    (documents, longest) that they fill, token by token.
     """
-    ends = torch.cat([starts[1:], starts.new_tensor([total])])
+
+    documents: int
+    longest: int
+    tokens: Tensor
+    cells: Tensor
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Where the documents of a batch of rows (B, T) lie. `tokens` and `cells` are those of all groups, one after the other.
+
+    `numbers` (B, T) tells documents of a row apart.
+    """
+
+    numbers: Tensor
+    groups: list[_Group]
+    tokens: Tensor
+    cells: Tensor
+
+    def mask(self) -> Tensor:
+        """The whole-row mask (B, 1, T, T): the same document, and not ahead."""
+        return (self.numbers[:, None, :, None] == self.numbers[:, None, None, :]).tril()
+
+
+def _packed(position_ids: Any, rows: int, length: int) -> _Packed | None:
+    """The documents that restarting positions tell of; None if each row is one document.
+
+    Every layer asks; on a GPU each answer is a wait, so it is kept with the tensor.
+    """
+    if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or position_ids.shape[1] != length:
+        return None
+    known: tuple[int, _Packed | None] | None = getattr(position_ids, "dorakit_packed", None)
+    if known is None or known[0] != rows:
+        first = torch.ones(rows, length, dtype=torch.bool, device=position_ids.device)
+        first[:, 1:] = position_ids.diff(dim=1) != 1
+        found = _line_up(first) if first[:, 1:].any() else None
+        known = position_ids.dorakit_packed = (rows, found)  # type: ignore[attr-defined]
+    return known[1]
+
+
+def _line_up(first: Tensor) -> _Packed:
+    """Group the documents by length; `first` (B, T) marks the first token of each."""
+    starts = first.flatten().nonzero().flatten()
+    ends = torch.cat([starts[1:], starts.new_tensor([first.numel()])])
     order = (ends - starts).argsort(descending=True, stable=True)
     starts, lengths = starts[order], (ends - starts)[order]
     sizes = lengths.tolist()
-    begin = 0
+    groups: list[_Group] = []
+    cells, begin, offset = [], 0, 0
     while begin < len(sizes):
         longest = sizes[begin]
         end = next((i for i in range(begin, len(sizes)) if sizes[i] < _SHORTEST * longest), len(sizes))
         column = torch.arange(longest, device=starts.device)
         filled = (column < lengths[begin:end, None]).flatten()
         tokens = (starts[begin:end, None] + column).flatten()[filled]
-        yield tokens, filled.nonzero().flatten(), (end - begin, longest)
+        groups.append(_Group(end - begin, longest, tokens, filled.nonzero().flatten()))
+        cells.append(groups[-1].cells + offset)
+        offset += len(filled)
         begin = end
+    return _Packed(first.cumsum(dim=1), groups, torch.cat([group.tokens for group in groups]), torch.cat(cells))
 
 
-def _line_up(x: Tensor, tokens: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
-    result: Tensor = _LineUp.apply(x, tokens, cells, shape)  # type: ignore[no-untyped-call]
+def _moved(x: Tensor, source: Tensor, target: Tensor, total: int) -> Tensor:
+    """`total` zeros with x[source] at `target`; no number occurs twice in either."""
+    result: Tensor = _Moved.apply(x, source, target, total)  # type: ignore[no-untyped-call]
     return result
 
 
-class _LineUp(torch.autograd.Function):
-    """Tokens (N, heads, width) into the cells of (documents, longest, heads, width); the other cells are 0.
-
-    A function of its own because the gradient of indexing adds, slowly, what here can only be copied.
-    """
+class _Moved(torch.autograd.Function):
+    """A function of its own because the gradient of indexing adds, slowly, what here can only be copied."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tokens: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(tokens, cells)
+    def forward(ctx: Any, x: Tensor, source: Tensor, target: Tensor, total: int) -> Tensor:
+        ctx.save_for_backward(source, target)
         ctx.total = len(x)
-        lined_up = x.new_zeros(shape[0] * shape[1], *x.shape[1:])
-        return lined_up.index_copy_(0, cells, x.index_select(0, tokens)).view(*shape, *x.shape[1:])
+        return x.new_zeros(total, *x.shape[1:]).index_copy_(0, target, x.index_select(0, source))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, cells = ctx.saved_tensors
-        grad = grads[0].flatten(0, 1)
+        source, target = ctx.saved_tensors
+        (grad,) = grads
         whole = grad.new_zeros(ctx.total, *grad.shape[1:])
-        return whole.index_copy_(0, tokens, grad.index_select(0, cells)), None, None, None
+        return whole.index_copy_(0, source, grad.index_select(0, target)), None, None, None
 
 
 AttentionInterface.register(NAME, attention)

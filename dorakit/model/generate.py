@@ -7,11 +7,13 @@ positions are transformers' own. Models that keep another state than keys and va
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from dorakit.errors import ModelError
 
@@ -76,7 +78,13 @@ def generate_ids(
 
 def has_plain_cache(model: PreTrainedModel) -> bool:
     """Whether the model keeps keys and values, and nothing else, of what it has read."""
-    return bool(model._supports_default_dynamic_cache() and model._supports_logits_to_keep())
+    layers = DynamicCache(config=model.config).layers
+    return bool(
+        model._supports_default_dynamic_cache()
+        and model._supports_logits_to_keep()
+        and "past_key_values" in inspect.signature(model.forward).parameters
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    )
 
 
 @torch.no_grad()  # not inference_mode: what adapters cache must stay fit for training

@@ -32,10 +32,10 @@ _disk: ContextVar[Path | None] = ContextVar("_disk", default=None)
 
 @contextlib.contextmanager
 def packed_weights_on_disk(directory: Path) -> Iterator[None]:
-    """Keep the packed NF4 weights of models loaded meanwhile, on a CPU, in mapped files instead of in memory.
+    """Keep the weights that models loaded meanwhile on a CPU pack into NF4 in mapped files instead of in memory.
 
-    For work that goes through a model once. The files lie on the disk of `directory` as long as the model lives, and under
-    no name, so that nothing is left whatever happens.
+    For work that goes through a model once. The files take room on the disk of `directory` as long as the model lives, but
+    lose their names as soon as they are mapped.
     """
     token = _disk.set(directory)
     try:
@@ -45,15 +45,15 @@ def packed_weights_on_disk(directory: Path) -> Iterator[None]:
 
 
 def _mapped(packed: Tensor, directory: Path) -> Tensor:
-    with tempfile.NamedTemporaryFile(dir=directory) as file:
-        try:
+    try:
+        with tempfile.NamedTemporaryFile(dir=directory) as file:
             # Not a hole in a file: a full disk would then be a signal in the midst of a copy.
             os.posix_fallocate(file.fileno(), 0, packed.nbytes)
-        except OSError as error:
-            raise ResourceError(
-                f"{directory} cannot hold the packed weights meanwhile: {error.strerror}\n  give an --output on another disk"
-            ) from error
-        stored = torch.from_file(file.name, shared=True, size=packed.numel(), dtype=packed.dtype)
+            stored = torch.from_file(file.name, shared=True, size=packed.numel(), dtype=packed.dtype)
+    except OSError as error:
+        raise ResourceError(
+            f"{directory} cannot hold the packed weights meanwhile: {error.strerror}\n  give an --output on another disk"
+        ) from error
     return stored.view(packed.shape).copy_(packed)
 
 
@@ -179,8 +179,8 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
             dense: Tensor = value[0] if isinstance(value, list) else value
             with _told(name):
                 layer = NF4Linear.from_dense(dense.to(placeholder.dtype), None, self.quantizer.quantization_config.form)
-            if (directory := _disk.get()) is not None and layer.weight.device.type == "cpu":
-                layer.weight.data = _mapped(layer.weight, directory)
+                if (directory := _disk.get()) is not None and layer.weight.device.type == "cpu":
+                    layer.weight.data = _mapped(layer.weight, directory)
             placeholder._is_hf_initialized = True  # type: ignore[assignment]
             self.quantizer.filled[owner] = layer
             return_freed_memory(dense.nbytes)

@@ -135,9 +135,10 @@ def _batch(root: Node) -> Iterator[Problem]:
 
 
 def _compile(root: Node) -> Iterator[Problem]:
-    node = root.at(("training", "compile"))
-    if node is not None and node.plain() and _value(root, ("training", "gradient_checkpointing")):
+    nodes = [root.at(("training", name)) for name in ("compile", "gradient_checkpointing")]
+    if all(node is not None and node.plain() is True for node in nodes):
         # torch falls back to the plain layer for all that is computed again, without a word.
+        node = max((node for node in nodes if node), key=lambda node: node.place.layer)
         message = "training.compile has no effect on layers that training.gradient_checkpointing computes again"
         yield node.place.problem(message, "set one of them to false")
 

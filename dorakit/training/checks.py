@@ -9,6 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.dora import DoRALinear
 from dorakit.errors import GateError, ModelError
+from dorakit.model.attention import NAME
 from dorakit.training.loss import SupervisedLoss
 
 
@@ -22,8 +23,15 @@ def check_trainable_dtype(name: str) -> None:
 
 
 def check_packing(loss: SupervisedLoss) -> None:
-    """Refuse to pack for a family that knows no borders between documents."""
-    if not loss.keeps_documents_apart():
+    """Refuse to pack for a family that knows no borders between documents.
+
+    One that knows them only by transformers' mask, because its attention is not told the positions, gets that back.
+    """
+    apart = loss.keeps_documents_apart()
+    if not apart and loss.model.config._attn_implementation == NAME:
+        loss.model.set_attn_implementation("sdpa")
+        apart = loss.keeps_documents_apart()
+    if not apart:
         raise ModelError(
             f"data.packing does not work with {type(loss.model).__name__}: documents in a row would see each other\n"
             "  set data.packing: false"

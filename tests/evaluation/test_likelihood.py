@@ -20,9 +20,11 @@ def definition(model, prompt, candidate):
     return sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(candidate))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "falcon_h1", "mamba"])
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-@pytest.mark.parametrize("prompts", [PROMPTS, [[30, 31, *prompt] for prompt in PROMPTS]], ids=["", "alike at first"])
+@pytest.mark.parametrize(
+    "prompts", [PROMPTS, [[*range(30, 40), *prompt] for prompt in PROMPTS]], ids=["", "alike at first"]
+)
 def test_batches_of_any_size_give_the_definition(architecture, batch_size, prompts):
     """Planted bugs caught: logits of the token itself instead of the one before; the last token alone; a shared row
     read at another row's place; positions that begin at 0 behind what is read once; its keys those of the batch before."""

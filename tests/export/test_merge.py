@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -293,3 +295,17 @@ def test_packed_weights_are_not_in_memory_meanwhile(run_of, monkeypatch):
     merge(run, quiet=True)
     assert seen and all(seen)
     assert not list(run.path.glob(".tmp-*"))
+
+
+def test_no_room_for_packed_weights(run_of, monkeypatch):
+    """Planted bug caught: the error swallowed by transformers' loader, which goes on with the next tensor."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    run = run_of("qdora")
+    before = sorted(p.name for p in run.path.iterdir())
+    with pytest.raises(ResourceError, match=r"packed weights.*No space left"):
+        merge(run, quiet=True)
+    assert sorted(p.name for p in run.path.iterdir()) == before

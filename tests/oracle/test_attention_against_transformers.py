@@ -55,6 +55,37 @@ def test_a_model_without_torchs_kernel_stays_as_it_is():
     assert model.config._attn_implementation == "eager"
 
 
+@pytest.mark.parametrize("case", ["dropout", "window"])
+@pytest.mark.parametrize("slow_kernel", [False, True], ids=["", "short rows"])
+def test_packed_documents_stay_apart(case, slow_kernel, monkeypatch):
+    """In training with dropout on the weights, and in layers with a window shorter than the row.
+
+    Planted bug that dies here: with dropout, no mask and no borders.
+    """
+    monkeypatch.setattr(attention, "_kernel_is_slow", lambda _: slow_kernel)
+    model = load_base("tiny:mistral", dtype="float32", attention="sdpa").model
+    if case == "window":
+        model.config.sliding_window = 6
+    model.train()
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5 if case == "dropout" else 0.0
+    use_own_attention_(model)
+    assert model.config._attn_implementation == NAME
+    embedded = torch.randn(1, 24, model.config.hidden_size, requires_grad=True)
+    positions = torch.tensor([[*range(10), *range(14)]])
+    logits = model(inputs_embeds=embedded, position_ids=positions, use_cache=False).logits
+    logits[0, 10:].square().sum().backward()
+    assert not embedded.grad[0, :10].any() and embedded.grad[0, 10:].any(dim=-1).all()
+
+
+def test_a_model_that_asks_for_torchs_kernel_by_name_stays_as_it_is(monkeypatch):
+    model = load_base("tiny:llama", dtype="float32", attention="sdpa").model
+    monkeypatch.setattr(attention.inspect, "getsource", lambda _: 'if config._attn_implementation == "sdpa":')
+    use_own_attention_(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral", "gemma"])
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("slow_kernel", [False, True], ids=["", "short rows"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from torch._dynamo.utils import counters
 
 from dorakit.training.loop import train
 
@@ -14,9 +15,9 @@ from dorakit.training.loop import train
 def test_a_compiled_training_follows_the_plain_one(make_recipe, tmp_path, mode):
     """With validation and a sample between its steps.
 
-    Planted bug caught: DoRA's norm of the first step used ever after.
+    Planted bugs caught: DoRA's norm of the first step used ever after; nothing compiled.
     """
-    losses = {}
+    losses, graphs = {}, {}
     for compiled in ("false", "true"):
         run = train(
             make_recipe(
@@ -28,7 +29,9 @@ def test_a_compiled_training_follows_the_plain_one(make_recipe, tmp_path, mode):
             ),
             quiet=True,
         )
+        graphs[compiled] = counters["stats"]["unique_graphs"]
         lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
         losses[compiled] = [line.get("train/loss", line.get("validation/loss")) for line in lines]
     assert len(losses["true"]) == 6
+    assert graphs["true"] > graphs["false"]
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
