@@ -2,7 +2,7 @@
 
 Written out by hand for three reasons. The low-rank terms are added into the output of the base's product, and into its
 gradient, by the matrix product itself. W is asked for once in forward and once in backward, so an NF4 base unpacks it
-twice and keeps nothing. And DoRA's scale costs LoRA's memory traffic plus two passes each way, all in the dtype of x:
+twice and keeps nothing. And DoRA's scale costs two passes over y more in forward and three in backward, in the dtype of x:
 
     forward    d = (A D(x)) (s g B)^T + (g - 1) W x,   y = W x + d
     backward   dx = (g dy) W + (dy s g B) A,   dg = sum(dy y) / g

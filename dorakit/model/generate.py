@@ -58,6 +58,7 @@ def generate_ids(
         pad_id = stops[0] if stops else 0
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
+    answer = _greedy if has_plain_cache(model) else _generate
     with _ready_to_generate(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -68,7 +69,6 @@ def generate_ids(
                 ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
                 mask[row, width - len(prompts[index]) :] = 1
             ids, mask = ids.to(model.device), mask.to(model.device)
-            answer = _greedy if has_plain_cache(model) else _generate
             for index, new in zip(chosen, answer(model, ids, mask, max_new_tokens, stops, pad_id), strict=True):
                 answers[index] = _until_stop(new, stops)
             if progress is not None:

@@ -12,7 +12,7 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dorakit.adapters.attach import attach_
-from dorakit.model.attention import short_rows
+from dorakit.model.attention import attention
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
 from dorakit.training.loss import SupervisedLoss
@@ -36,13 +36,13 @@ def steps() -> None:
     labels = torch.full_like(ids, -100)
     labels[:, -SUPERVISED:] = ids[:, -SUPERVISED:]
     positions = torch.arange(LENGTH).expand_as(ids)
-    for attention in ("sdpa", "auto"):
+    for name in ("sdpa", "auto"):
         for mode in ("lora", "dora", "qlora", "qdora"):
-            base = load_base(BASE, attention=attention, nf4=NF4Format() if mode.startswith("q") else None)
+            base = load_base(BASE, attention=name, nf4=NF4Format() if mode.startswith("q") else None)
             attach_(base.model, method=mode.removeprefix("q"), rank=16, alpha=32)
             loss = SupervisedLoss(base.model).train()
             seconds = median(lambda loss=loss: loss(ids, labels, positions).backward())
-            print(f"step, {ROWS} x {LENGTH} tokens, attention {attention}, {mode}: {seconds:.2f} s", flush=True)
+            print(f"step, {ROWS} x {LENGTH} tokens, attention {name}, {mode}: {seconds:.2f} s", flush=True)
 
 
 def attentions() -> None:
@@ -53,7 +53,7 @@ def attentions() -> None:
         q, k, v = (torch.randn(rows, length, heads, 64).bfloat16().transpose(1, 2) for heads in (9, 3, 3))
         for tensor in (q, k, v):
             tensor.requires_grad_()
-        for name, attend in (("torch's kernel", sdpa_attention_forward), ("short rows", short_rows)):
+        for name, attend in (("torch's kernel", sdpa_attention_forward), ("short rows", attention)):
             seconds = median(lambda attend=attend, qkv=(q, k, v): attend(module, *qkv, None)[0].sum().backward(), 22)
             print(f"attention, {rows} x {length} tokens, {name}: {1000 * seconds:.1f} ms", flush=True)
 
