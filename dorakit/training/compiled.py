@@ -1,6 +1,7 @@
 """torch.compile, one decoder layer at a time.
 
-A model's layers are alike, so that one of them is compiled and all of them use it. Shapes are dynamic: no batch has the length of the last.
+A model's layers are alike, so that one of them is compiled and all of them use it. Shapes are dynamic: no batch has the
+length of the last.
 """
 
 from __future__ import annotations

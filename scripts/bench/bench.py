@@ -158,7 +158,7 @@ def roofline(results: list[dict], tokens_per_s: float, trained: list[dict]) -> s
     flops = statistics.median(r["flops_per_s"] for r in results)
     sizes = results[0]
     # 4: forward and backward through a frozen weight. 6: adapters also have a gradient of their own.
-    per_token = 4 * sizes["linear_parameters"] + 6 * sizes["adapter_parameters"]
+    per_token = 4 * sizes["linear_parameters"] + 6 * sizes["adapter_parameters"] + sizes["attention_flops"]
     bound = flops / per_token
     return f"| share of the roofline ({flops / 1e9:.0f} GFLOP/s, {bound:.0f} tokens/s) | {tokens_per_s / bound:.0%} | >= 65 % |"
 

@@ -149,7 +149,7 @@ def first_step(data: str, settings: list[str]) -> dict[str, object]:
 
 
 def roofline(data: str, settings: list[str]) -> dict[str, object]:
-    """Rate of the bfloat16 products of the model's own linear layers, forward, for 1024 tokens; and their sizes."""
+    """Rate of the bfloat16 products of the model's own linear layers, forward, for 1024 tokens; and the work of a token."""
     recipe = read_recipe(data, settings)
     base = load_base(recipe.model.base)
     head = base.model.get_output_embeddings()
@@ -165,13 +165,14 @@ def roofline(data: str, settings: list[str]) -> dict[str, object]:
             took.append(time.perf_counter() - began)
         seconds += count * statistics.median(took[5:])
     config = base.model.config
+    documents = encode(recipe.data, base.tokenizer, seed=recipe.training.seed).train
+    length = statistics.fmean(map(len, documents))
     return {
         "flops_per_s": sum(2 * 1024 * w.numel() for w in weights) / seconds,
         "linear_parameters": sum(w.numel() for w in weights),
         "adapter_parameters": sum(recipe.adapter.rank * sum(w.shape) for w in weights),
-        "layers": config.num_hidden_layers,
-        "width": config.num_attention_heads * config.head_dim,
-        "head_parameters": head.weight.numel(),
+        # Scores and their product with the values, of the past half of a document: 2 forward, 4 backward.
+        "attention_flops": 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * length,
     }
 
 
