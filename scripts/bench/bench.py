@@ -154,7 +154,7 @@ def report(found: dict[str, list[dict]]) -> str:
 
 
 def roofline(results: list[dict], tokens_per_s: float, trained: list[dict]) -> str:
-    """Share of the rate of the model's own bfloat16 products that training reaches."""
+    """Share of the rate of the model's own products that training reaches."""
     flops = statistics.median(r["flops_per_s"] for r in results)
     sizes = results[0]
     # 4: forward and backward through a frozen weight. 6: adapters also have a gradient of their own.
@@ -212,14 +212,16 @@ def main() -> None:
     command = [arguments.ours, str(HERE / "ours.py"), "rows", arguments.data, *(TOY if arguments.toy else [])]
     made = subprocess.run([*command, f"training.max_steps={arguments.steps}"], stdout=subprocess.PIPE, check=True)
     rows.write_bytes(made.stdout)
+    dtype = json.loads(made.stdout)["dtype"]
     found: dict[str, list[dict]] = defaultdict(list)
     for number in range(arguments.rounds):
         for name, command in contenders(arguments, rows, arguments.steps).items():
             began = time.monotonic()
             found[name].append(measure(command))
             print(f"round {number + 1}: {name}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    table = report(found)
-    results = {"contenders": found}
+    processor = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    table = f"{processor}; the frozen model of every contender in {dtype}\n\n{report(found)}"
+    results = {"machine": processor, "dtype": dtype, "contenders": found}
     if arguments.lengths:
         results["lengths"] = lengths(arguments)
         plot(output / "lengths.png", results["lengths"])
@@ -227,7 +229,6 @@ def main() -> None:
         table += "".join(
             f"| {r['length']} | {r['seconds']:.2f} | {r['bytes'] / 1e9:.2f} |\n" for r in results["lengths"]
         )
-    results["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     (output / "results.json").write_text(json.dumps(results, indent=1))
     (output / "results.md").write_text(table)
     print(table)

@@ -24,7 +24,7 @@ from dorakit.data.tokens import encode
 from dorakit.evaluation.likelihood import log_likelihoods
 from dorakit.evaluation.task import rows_to_measure
 from dorakit.model.generate import generate_ids
-from dorakit.model.load import load_base
+from dorakit.model.load import load_base, pick_dtype
 from dorakit.model.source import resolve
 from dorakit.training.loss import SupervisedLoss
 from dorakit.training.metrics import Metrics
@@ -39,9 +39,10 @@ def read_recipe(data: str, settings: list[str]) -> Recipe:
 
 
 def rows(data: str, settings: list[str]) -> dict[str, object]:
-    """What the peers need to do the same: the model as a directory, documents of each step, evaluation rows."""
+    """What the peers need to do the same: the model as a directory and its dtype, documents of each step, evaluation rows."""
     recipe = read_recipe(data, settings)
-    source = resolve(recipe.model.base, revision="main", dtype=torch.bfloat16)
+    dtype = pick_dtype(recipe.model.dtype)
+    source = resolve(recipe.model.base, revision="main", dtype=dtype)
     base = load_base(recipe.model.base)
     documents = encode(recipe.data, base.tokenizer, seed=recipe.training.seed).train
     steps = []
@@ -54,7 +55,13 @@ def rows(data: str, settings: list[str]) -> dict[str, object]:
             ]
         )
     prompts, candidates = questions(recipe, base.tokenizer)
-    return {"model": str(source.directory), "steps": steps, "prompts": prompts, "candidates": candidates}
+    return {
+        "model": str(source.directory),
+        "dtype": str(dtype).removeprefix("torch."),
+        "steps": steps,
+        "prompts": prompts,
+        "candidates": candidates,
+    }
 
 
 def questions(recipe, tokenizer):
@@ -149,7 +156,7 @@ def first_step(data: str, settings: list[str]) -> dict[str, object]:
 
 
 def roofline(data: str, settings: list[str]) -> dict[str, object]:
-    """Rate of the bfloat16 products of the model's own linear layers, forward, for 1024 tokens; and the work of a token."""
+    """Rate of the products of the model's own linear layers, forward, for 1024 tokens; and the work of a token."""
     recipe = read_recipe(data, settings)
     base = load_base(recipe.model.base)
     head = base.model.get_output_embeddings()
@@ -157,7 +164,7 @@ def roofline(data: str, settings: list[str]) -> dict[str, object]:
     shapes = {tuple(w.shape): sum(tuple(v.shape) == tuple(w.shape) for v in weights) for w in weights}
     seconds = 0.0
     for (rows_, columns), count in shapes.items():
-        x, w = torch.randn(1024, columns).bfloat16(), torch.randn(rows_, columns).bfloat16()
+        x, w = (torch.randn(height, columns, dtype=weights[0].dtype) for height in (1024, rows_))
         took = []
         for _ in range(20):
             began = time.perf_counter()

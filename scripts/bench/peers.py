@@ -1,7 +1,8 @@
 """The peers' side of the benchmark, in an environment of their own. Each call is one process that prints one JSON object.
 
 python peers.py WHAT ROWS [KEY=VALUE ...]; ROWS is the file that `ours.py rows` wrote, WHAT one of the functions below.
-The model is loaded in bfloat16 and PEFT's adapters are float32, as in dorakit.
+The model is loaded in the dtype that dorakit computes in (bfloat16 where the hardware has it, else float32), and PEFT's
+adapters are float32, as in dorakit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 def load(work):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.bfloat16)
+    return AutoModelForCausalLM.from_pretrained(work["model"], dtype=getattr(torch, work["dtype"]))
 
 
 def lora_config(mode):
