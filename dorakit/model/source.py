@@ -6,14 +6,15 @@ the hub's own cache. The cache is `$DORAKIT_CACHE`, else `$XDG_CACHE_HOME/doraki
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -96,10 +97,11 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
         modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=None)
 
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
-            )
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            with _header_read_once():
+                model = AutoModelForCausalLM.from_pretrained(
+                    str(path.parent), gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
+                )
+                tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
             if is_out_of_memory(error):
                 raise  # not the file's fault; the caller says what to lower
@@ -108,6 +110,21 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
         tokenizer.save_pretrained(staging)
 
     return Source(_cached(name, convert), "", {path.name: digest})
+
+
+@contextlib.contextmanager
+def _header_read_once() -> Iterator[None]:
+    """Within the block a GGUF file's header is parsed once: transformers asks three times, for config, weights and
+    tokenizer. It also builds its table of tensor names anew for every module of the model.
+    """
+    import gguf
+
+    own = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = (lru_cache(function) for function in own)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = own
 
 
 def _tiny(architecture: str) -> Source:
