@@ -77,7 +77,7 @@ class _AdaptedProduct(torch.autograd.Function):
             y_NO.addmm_(h_NR, b_OR.T)
         else:
             product_NO = x_NI @ w_OI.T
-            change_NO = (h_NR @ b_OR.T).addcmul_(product_NO, (gain_O - 1).to(x.dtype))
+            change_NO = (product_NO * (gain_O - 1).to(x.dtype)).addmm_(h_NR, b_OR.T)
             if bias_O is not None:
                 y_NO = (product_NO.float() + change_NO).add_(bias_O).to(x.dtype)
             else:
@@ -105,7 +105,7 @@ class _AdaptedProduct(torch.autograd.Function):
         grad_A = (grad_h_NR.T @ dropped_NI).to(lora_B.dtype)
         grad_B = (grad_NO.T @ h_NR).to(lora_B.dtype).mul_(ctx.scaling)
         if gain_O is not None:
-            grad_gain = (grad_NO * kept_NO).sum(dim=0).to(gain_O.dtype)
+            grad_gain = torch.linalg.vecdot(grad_NO, kept_NO, dim=0).to(gain_O.dtype)
             # y = g z without a bias, and z = W x + s B A D(x) with one.
             grad_gain = grad_gain.add_((grad_B * lora_B).sum(dim=1)) if ctx.keep_product else grad_gain.div_(gain_O)
             grad_B.mul_(gain_O[:, None])

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 
@@ -97,7 +99,7 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
         modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=None)
 
         try:
-            with _header_read_once():
+            with _header_read_quickly():
                 model = AutoModelForCausalLM.from_pretrained(
                     str(path.parent), gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
                 )
@@ -113,14 +115,25 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
 
 
 @contextlib.contextmanager
-def _header_read_once() -> Iterator[None]:
+def _header_read_quickly() -> Iterator[None]:
     """Within the block a GGUF file's header is parsed once: transformers asks three times, for config, weights and
-    tokenizer. It also builds its table of tensor names anew for every module of the model.
+    tokenizer. It also builds its table of tensor names anew for every module of the model. And each of a vocabulary's
+    strings is a slice of the file, which numpy makes several times slower from a memmap than from an array.
     """
     import gguf
 
     own = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = (lru_cache(function) for function in own)
+
+    class PlainReader(own[0]):  # type: ignore[misc, name-defined]
+        @property
+        def data(self) -> npt.NDArray[np.uint8]:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: npt.NDArray[np.uint8]) -> None:
+            self._data = mapped.view(np.ndarray)
+
+    gguf.GGUFReader, gguf.get_tensor_name_map = lru_cache(PlainReader), lru_cache(own[1])
     try:
         yield
     finally:

@@ -25,6 +25,7 @@ from peak import run_and_watch
 HERE = Path(__file__).parent
 TOY = ["model.base=tiny:llama", "data.max_seq_len=2048"]
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192]
+DOCUMENTS = [4, 8, 16, 32, 64]
 
 
 def measure(command: list[str]) -> dict:
@@ -89,6 +90,8 @@ def contenders(arguments: argparse.Namespace, rows: Path, steps: int) -> dict[st
         "dorakit generation": ours("generation", "evaluation.batch_size=32"),
         **{f"transformers generation {n}": peer("generate", f"batch_size={n}") for n in (16, 32, 64)},
         "first step": ours("first_step"),
+        "profile dora": ours("profile"),
+        "profile lora": ours("profile", "adapter.mode=lora"),
         "roofline": ours("roofline"),
     }
     if arguments.compile:
@@ -150,7 +153,7 @@ def report(found: dict[str, list[dict]]) -> str:
             lines.append(f"| first step of the quickstart, {label} | {seconds:.1f} s | <= {goal} s |")
     if "roofline" in found and "dorakit dora" in speed:
         lines.append(roofline(found["roofline"], speed["dorakit dora"], found["dorakit dora"]))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *profiles(found)]) + "\n"
 
 
 def roofline(results: list[dict], tokens_per_s: float, trained: list[dict]) -> str:
@@ -163,30 +166,59 @@ def roofline(results: list[dict], tokens_per_s: float, trained: list[dict]) -> s
     return f"| share of the roofline ({flops / 1e9:.0f} GFLOP/s, {bound:.0f} tokens/s) | {tokens_per_s / bound:.0%} | >= 65 % |"
 
 
-def lengths(arguments: argparse.Namespace) -> list[dict]:
-    """Time and memory of one document against its length, with checkpointing."""
-    found = []
-    for length in LENGTHS[:2] if arguments.toy else LENGTHS:
-        settings = ["training.gradient_checkpointing=true", "data.max_seq_len=8192", f"LENGTH={length}"]
-        extra = TOY[:1] if arguments.toy else []
-        result = measure([arguments.ours, str(HERE / "ours.py"), "lengths", arguments.data, *extra, *settings])
-        found.append({"length": length, "seconds": statistics.median(result["seconds"]), "bytes": result["peak_bytes"]})
-        print(found[-1], file=sys.stderr)
+def profiles(found: dict[str, list[dict]]) -> list[str]:
+    """Where the time of a step goes, kind by kind, in milliseconds."""
+    if not {"profile lora", "profile dora"} <= found.keys():
+        return []
+    lora, dora = (
+        {
+            kind: statistics.median(result["profile"].get(kind, 0) for result in found[name])
+            for kind in found[name][0]["profile"]
+        }
+        for name in ("profile lora", "profile dora")
+    )
+    lines = ["", "| one step, profiled | LoRA, ms | DoRA, ms |", "| --- | --- | --- |"]
+    lines += [
+        f"| {k} | {lora.get(k, 0):.0f} | {dora[k]:.0f} |" for k in sorted(dora, key=dora.__getitem__, reverse=True)
+    ]
+    return [*lines, f"| all | {sum(lora.values()):.0f} | {sum(dora.values()):.0f} |"]
+
+
+def scaling(arguments: argparse.Namespace) -> dict[str, list[dict]]:
+    """Time and memory against the length of one document, with checkpointing; and against the number of documents."""
+    lengths, documents = (LENGTHS[:2], DOCUMENTS[:2]) if arguments.toy else (LENGTHS, DOCUMENTS)
+    checkpointed = ["training.gradient_checkpointing=true", "data.max_seq_len=8192", "DOCUMENTS=1"]
+    series = {
+        "length": [[*checkpointed, f"LENGTH={length}"] for length in lengths],
+        "documents": [[f"DOCUMENTS={count}", "LENGTH=256"] for count in documents],
+    }
+    found: dict[str, list[dict]] = {}
+    for name, points in series.items():
+        for settings in points:
+            extra = TOY[:1] if arguments.toy else []
+            result = measure([arguments.ours, str(HERE / "ours.py"), "scaling", arguments.data, *extra, *settings])
+            point = {"tokens": result["tokens"][0], "seconds": result["seconds"][0], "bytes": result["peak_bytes"]}
+            found.setdefault(name, []).append(point)
+            print(name, point, file=sys.stderr, flush=True)
     return found
 
 
-def plot(path: Path, rows: list[dict]) -> None:
+def plot(path: Path, found: dict[str, list[dict]]) -> None:
     try:
         import matplotlib.pyplot as plt
     except ImportError:
         print("matplotlib is not installed: no plot", file=sys.stderr)
         return
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
-    x = [row["length"] for row in rows]
-    left.plot(x, [row["seconds"] for row in rows], "o-")
-    left.set(xlabel="tokens in the document", ylabel="seconds, forward and backward", xlim=0, ylim=0)
-    right.plot(x, [row["bytes"] / 1e9 for row in rows], "o-", color="tab:orange")
-    right.set(xlabel="tokens in the document", ylabel="peak memory, GB", xlim=0, ylim=0)
+    figure, (steps, left, right) = plt.subplots(1, 3, figsize=(12, 3.4))
+    for axes, name, what, label in (
+        (steps, "documents", "seconds", "tokens in a step, documents of 256"),
+        (left, "length", "seconds", "tokens in one document"),
+        (right, "length", "bytes", "tokens in one document"),
+    ):
+        y = [point[what] / (1e9 if what == "bytes" else 1) for point in found[name]]
+        axes.plot([point["tokens"] for point in found[name]], y, "o-", color="tab:orange" if what == "bytes" else None)
+        ylabel = "peak memory, GB" if what == "bytes" else "seconds, forward and backward"
+        axes.set(xlabel=label, ylabel=ylabel, xlim=0, ylim=0)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -200,7 +232,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--toy", action="store_true", help="a tiny random model: checks that the benchmark runs")
     parser.add_argument("--compile", action="store_true", help="measure training.compile too")
-    parser.add_argument("--lengths", action="store_true", help="measure time and memory against length too")
+    parser.add_argument("--scaling", action="store_true", help="measure time and memory against tokens too")
     parser.add_argument("--only", nargs="*", default=[], help="contenders whose name contains one of these")
     arguments = parser.parse_args()
     output = Path(arguments.output)
@@ -222,13 +254,12 @@ def main() -> None:
     processor = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     table = f"{processor}; the frozen model of every contender in {dtype}\n\n{report(found)}"
     results = {"machine": processor, "dtype": dtype, "contenders": found}
-    if arguments.lengths:
-        results["lengths"] = lengths(arguments)
-        plot(output / "lengths.png", results["lengths"])
-        table += "\n| tokens | seconds | peak memory, GB |\n| --- | --- | --- |\n"
-        table += "".join(
-            f"| {r['length']} | {r['seconds']:.2f} | {r['bytes'] / 1e9:.2f} |\n" for r in results["lengths"]
-        )
+    if arguments.scaling:
+        results["scaling"] = scaling(arguments)
+        plot(output / "scaling.png", results["scaling"])
+        for name, points in results["scaling"].items():
+            table += f"\n| tokens, by {name} | seconds | peak memory, GB |\n| --- | --- | --- |\n"
+            table += "".join(f"| {p['tokens']} | {p['seconds']:.2f} | {p['bytes'] / 1e9:.2f} |\n" for p in points)
     (output / "results.json").write_text(json.dumps(results, indent=1))
     (output / "results.md").write_text(table)
     print(table)

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 
 from dorakit import Recipe, train
 from dorakit.build import build_model
-from dorakit.data.batches import documents_of_step
+from dorakit.data.batches import documents_of_step, micro_batches
 from dorakit.data.tokens import encode
 from dorakit.evaluation.likelihood import log_likelihoods
 from dorakit.evaluation.task import rows_to_measure
@@ -90,22 +91,66 @@ def training(data: str, settings: list[str]) -> dict[str, object]:
     }
 
 
-def lengths(data: str, settings: list[str]) -> dict[str, object]:
-    """Seconds of a second forward and backward of one document of LENGTH random tokens, all supervised."""
-    recipe = read_recipe(data, [s for s in settings if not s.startswith("LENGTH=")])
-    length = next(int(s.removeprefix("LENGTH=")) for s in settings if s.startswith("LENGTH="))
+def scaling(data: str, settings: list[str]) -> dict[str, object]:
+    """Seconds of a second forward and backward of DOCUMENTS documents of LENGTH random tokens each, all supervised."""
+    given = dict(setting.split("=", 1) for setting in settings)
+    documents, length = int(given.pop("DOCUMENTS")), int(given.pop("LENGTH"))
+    recipe = read_recipe(data, [f"{key}={value}" for key, value in given.items()])
     base = build_model(recipe)
     if recipe.training.gradient_checkpointing:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
     loss = SupervisedLoss(base.model).train()
-    ids = torch.randint(0, 40000, (1, length), generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(length)[None]
+    vocabulary = base.model.config.vocab_size
+    ids = torch.randint(0, vocabulary, (documents, length), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(length).expand_as(ids)
+    size = recipe.training.micro_batch_size
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
-        (loss(ids, ids, positions) / length).backward()
+        for some, where in zip(torch.split(ids, size), torch.split(positions, size), strict=True):
+            (loss(some, some, where) / ids.numel()).backward()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": seconds[1:], "tokens": [length]}
+    return {"seconds": seconds[1:], "tokens": [ids.numel()]}
+
+
+def profile(data: str, settings: list[str]) -> dict[str, object]:
+    """Milliseconds of each kind of work in forward and backward of a step, by torch's profiler."""
+    recipe = read_recipe(data, settings)
+    base = build_model(recipe)
+    documents = encode(recipe.data, base.tokenizer, seed=recipe.training.seed).train
+    loss = SupervisedLoss(base.model).train()
+    chosen = documents_of_step(len(documents), recipe.training.batch_size, recipe.training.seed, 0)
+    batches = micro_batches(
+        [documents[i] for i in chosen],
+        micro_batch_size=recipe.training.micro_batch_size,
+        packing=False,
+        max_seq_len=recipe.data.max_seq_len,
+        pad_id=int(base.tokenizer.pad_token_id),
+    )
+
+    def step() -> None:
+        for batch in batches:
+            loss(batch.input_ids, batch.labels, batch.position_ids).backward()
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
+        step()
+    kinds: Counter[str] = Counter()
+    for event in profiler.key_averages(group_by_input_shape=True):
+        kinds[_kind(event.key, event.input_shapes, recipe.adapter.rank)] += event.self_cpu_time_total / 1000
+    return {"profile": dict(kinds)}
+
+
+def _kind(name: str, shapes: list[list[int]], rank: int) -> str:
+    if "scaled_dot_product" in name or "softmax" in name or "bmm" in name:
+        return "attention"
+    if name in ("aten::mm", "aten::addmm", "aten::addmm_"):
+        return "low-rank products" if any(rank in shape for shape in shapes) else "products with the base and the head"
+    if name in ("aten::copy_", "aten::cat", "aten::fill_", "aten::index", "aten::index_put_"):
+        return "copies"
+    if name.startswith("aten::") and any(shapes):
+        return "element by element"
+    return "the rest: autograd, calls"
 
 
 def likelihood(data: str, settings: list[str]) -> dict[str, object]:
