@@ -13,7 +13,7 @@ ROOT = Path(dorakit.__file__).parent
 ORDER = [
     {"errors"},
     {"recipe"},
-    {"files"},
+    {"files", "cache"},
     {"run"},
     {"model", "adapters"},
     {"data", "build"},

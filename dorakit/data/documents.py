@@ -12,6 +12,7 @@ from dorakit.data.batches import IGNORE_INDEX
 from dorakit.data.chat import ChatRenderer
 from dorakit.data.encoder import Encoder, Ids, Mask
 from dorakit.data.formats import Conversation, Passage, Sample
+from dorakit.data.kept_tokens import Counts, Pairs, kept_between_runs
 from dorakit.errors import DataError, ModelError
 from dorakit.recipe.schema import DataSection
 
@@ -130,19 +131,25 @@ def make_documents(
         DataError: A sample that the chat template cannot take, or that is too long with `overlength: error`.
     """
     encoder = Encoder(tokenizer)
-    conversations = [sample for sample in samples if isinstance(sample, Conversation)]
-    if conversations:
-        pairs = _encode_conversations(conversations, ChatRenderer(tokenizer, data.train_on), encoder, tally)
-    else:
+
+    def make() -> tuple[Pairs, Counts]:
+        conversations = [sample for sample in samples if isinstance(sample, Conversation)]
+        if conversations:
+            return _encode_conversations(conversations, ChatRenderer(tokenizer, data.train_on), encoder)
         passages = [sample for sample in samples if isinstance(sample, Passage)]
-        pairs = _encode_passages(passages, encoder, train_on_all=data.train_on == "all")
+        return _encode_passages(passages, encoder, train_on_all=data.train_on == "all"), {}
+
+    pairs, counts = kept_between_runs(samples, tokenizer, train_on=data.train_on, make=make)
+    tally.conversations += counts.get("conversations", 0)
+    tally.endless += counts.get("endless", 0)
+    tally.open_ended += counts.get("open_ended", 0)
     limit = data.max_seq_len * (TWIN_STRETCH if twin else 1)
     return [
         _fitted(ids, mask, sample.row, data, limit, tally) for (ids, mask), sample in zip(pairs, samples, strict=True)
     ]
 
 
-def _encode_passages(passages: list[Passage], encoder: Encoder, *, train_on_all: bool) -> list[tuple[Ids, Mask]]:
+def _encode_passages(passages: list[Passage], encoder: Encoder, *, train_on_all: bool) -> Pairs:
     stop = np.asarray([encoder.eos_id], dtype=np.int32)
     prompts = encoder.beginnings([passage.prompt for passage in passages])
     # Where there is no prompt the completion begins the document, and the prompt's ids are the tokenizer's lead alone.
@@ -162,18 +169,20 @@ def _encode_passages(passages: list[Passage], encoder: Encoder, *, train_on_all:
 
 
 def _encode_conversations(
-    conversations: list[Conversation], renderer: ChatRenderer, encoder: Encoder, tally: Tally
-) -> list[tuple[Ids, Mask]]:
+    conversations: list[Conversation], renderer: ChatRenderer, encoder: Encoder
+) -> tuple[Pairs, Counts]:
     rendered = [renderer.document(conversation) for conversation in conversations]
     pairs = encoder.marked([one.text for one in rendered], [one.spans for one in rendered])
-    tally.conversations += len(rendered)
     for index, one in enumerate(rendered):
-        tally.endless += one.num_endless
         if one.is_open:
             ids, mask = pairs[index]
-            tally.open_ended += 1
             pairs[index] = (np.append(ids, np.int32(encoder.eos_id)), np.append(mask, True))
-    return pairs
+    counts = {
+        "conversations": len(rendered),
+        "endless": sum(one.num_endless for one in rendered),
+        "open_ended": sum(one.is_open for one in rendered),
+    }
+    return pairs, counts
 
 
 def _fitted(ids: Ids, mask: Mask, row: str, data: DataSection, limit: int, tally: Tally) -> Document | None:

@@ -1,7 +1,7 @@
 """Where a base model's files are: every kind of base becomes a local directory of safetensors, config and tokenizer.
 
 A .gguf file is dequantized once by transformers and kept in the cache, as is a tiny model; a hub id is a snapshot in
-the hub's own cache. The cache is `$DORAKIT_CACHE`, else `$XDG_CACHE_HOME/dorakit`, else `~/.cache/dorakit`.
+the hub's own cache.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy.typing as npt
 import torch
 import transformers
 
+from dorakit.cache import cached
 from dorakit.errors import ModelError, ResourceError, is_out_of_memory
 
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
@@ -111,7 +110,7 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
 
-    return Source(_cached(name, convert), "", {path.name: digest})
+    return Source(cached(name, convert), "", {path.name: digest})
 
 
 @contextlib.contextmanager
@@ -151,7 +150,7 @@ def _tiny(architecture: str) -> Source:
         tiny_model(architecture).save_pretrained(staging)
         tiny_tokenizer().save_pretrained(staging)
 
-    return _directory(_cached(name, make))
+    return _directory(cached(name, make))
 
 
 def _hub(base: str, revision: str) -> Source:
@@ -205,28 +204,6 @@ def _inside_package(base: str) -> Path:
         models = ", ".join(str(p.relative_to(root)) for p in sorted(root.rglob("*.gguf"))) or "no .gguf file"
         raise ModelError(f"{base}: the package {package} has no file {inside!r}; it holds {models}")
     return path
-
-
-def _cached(name: str, make: Callable[[Path], None]) -> Path:
-    """The cache directory `name`, made whole or not at all; two processes may race, one result stays."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    root = Path(os.environ.get("DORAKIT_CACHE") or Path(home) / "dorakit")
-    target = root / name
-    if target.is_dir():
-        return target
-    root.mkdir(parents=True, exist_ok=True)
-    staging = root / f".tmp-{name}-{uuid.uuid4().hex[:8]}"
-    staging.mkdir()
-    try:
-        make(staging)
-        try:
-            staging.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
 
 
 def sha256(path: Path) -> str:

@@ -219,6 +219,7 @@ def plot(path: Path, found: dict[str, list[dict]]) -> None:
         axes.plot([point["tokens"] for point in found[name]], y, "o-", color="tab:orange" if what == "bytes" else None)
         ylabel = "peak memory, GB" if what == "bytes" else "seconds, forward and backward"
         axes.set(xlabel=label, ylabel=ylabel, xlim=0, ylim=0)
+        axes.locator_params(axis="x", nbins=5)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -1,0 +1,76 @@
+"""Token ids of large data sets are kept between runs."""
+
+import pytest
+
+from dorakit.data import kept_tokens
+from dorakit.data.encoder import Encoder
+from dorakit.data.tokens import encode
+
+CHAT = {"path": "a.jsonl", "format": "chat"}
+PLAIN = {"path": "a.jsonl", "format": "completion"}
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'user' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def small_is_many(monkeypatch, tmp_path):
+    monkeypatch.setattr(kept_tokens, "MANY", 2)
+    monkeypatch.setenv("DORAKIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def no_tokenising(monkeypatch):
+    def start():
+        for name in ("texts", "marked"):
+            monkeypatch.setattr(Encoder, name, lambda *_: pytest.fail("tokenised again"))
+
+    return start
+
+
+@pytest.mark.parametrize("source", [CHAT, PLAIN], ids=["chat", "completion"])
+def test_the_second_run_has_the_same_documents_and_notes(source, section, write, bpe, no_tokenising):
+    """Dies if a mask or a count is not kept, or if nothing is."""
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello Ada"}]
+    rows = [
+        {"messages": turns[:n] + turns[1:]} if source is CHAT else {"prompt": "ab", "completion": "c" * n}
+        for n in (1, 2, 1)
+    ]
+    write("a.jsonl", rows)
+    bpe.chat_template = TEMPLATE
+    first = encode(section(source), bpe, seed=0)
+    no_tokenising()
+    second = encode(section(source), bpe, seed=0)
+    assert second.fingerprint == first.fingerprint and second.notes == first.notes
+    assert [d.labels.tolist() for d in second.train] == [d.labels.tolist() for d in first.train]
+    assert source is PLAIN or any("stop token" in note for note in first.notes)
+
+
+@pytest.mark.parametrize("change", ["text", "template", "train_on", "tokenizer"])
+def test_whatever_the_ids_depend_on_makes_them_anew(change, section, write, bpe, no_tokenising):
+    """Dies if one of them is left out of the key."""
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    write("a.jsonl", [{"messages": turns}] * 3)
+    bpe.chat_template = TEMPLATE
+    before = encode(section(CHAT), bpe, seed=0).fingerprint
+    settings = {}
+    if change == "text":
+        write("a.jsonl", [{"messages": [turns[0], {"role": "assistant", "content": "Hullo"}]}] * 3)
+    elif change == "template":
+        bpe.chat_template = TEMPLATE.replace("<{{", "<<{{").replace("<assistant>", "<<assistant>")
+    elif change == "train_on":
+        settings["train_on"] = "all"
+    else:
+        bpe.add_tokens(["Hello"])
+    assert encode(section(CHAT, **settings), bpe, seed=0).fingerprint != before
+    no_tokenising()
+    encode(section(CHAT, **settings), bpe, seed=0)
+
+
+def test_a_template_that_writes_the_date_is_not_kept(section, write, bpe, tmp_path):
+    """Dies if yesterday's date can come out of the cache."""
+    write("a.jsonl", [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}] * 3)
+    bpe.chat_template = TEMPLATE + "{% if false %}{{ strftime_now('%d') }}{% endif %}"
+    encode(section(CHAT), bpe, seed=0)
+    assert not (tmp_path / "cache").exists()
