@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+from dorakit.failpoints import reach
+
+# What a full disk, a quota, or a limit on the size of files says.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -23,15 +29,19 @@ def write_json(path: Path, content: Any) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is at any instant the old one or the new one, whole."""
     staging = path.with_name(f".tmp-{path.name}")
-    with naming(path), open(staging, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with naming(path), open(staging, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        staging.unlink(missing_ok=True)
+        raise
     staging.replace(path)
 
 
-def fsync_directory(path: Path) -> None:
-    """Make a rename inside `path` durable."""
+def sync(path: Path) -> None:
+    """Make the bytes of a file, or the names in a directory, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -40,10 +50,11 @@ def fsync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
+def whole_directory(path: Path, *, what: str = "directory") -> Iterator[Path]:
     """Give a staging directory that becomes `path` if the block succeeds and vanishes if it does not.
 
-    An existing `path` is replaced only at that moment.
+    Every file is synced before the rename and the parent after it, so that even after a crash of the system the name
+    stands for whole files. An existing `path` is replaced only at that moment. `what` begins the names of its failpoints.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
@@ -51,21 +62,45 @@ def whole_directory(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield staging
-        for file in staging.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-        fsync_directory(staging)
-        if path.exists():
-            old = path.with_name(f".trash-{path.name}-{uuid.uuid4().hex[:8]}")
-            path.rename(old)
-            staging.rename(path)
-            shutil.rmtree(old)
-        else:
-            staging.rename(path)
-        fsync_directory(path.parent)
+            reach(f"{what}.written")
+            for place in [staging, *staging.rglob("*")]:
+                sync(place)
+            reach(f"{what}.synced")
+            if path.exists():
+                old = _discarded(path)
+                staging.rename(path)
+                shutil.rmtree(old)
+            else:
+                staging.rename(path)
+            reach(f"{what}.renamed")
+            sync(path.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def discard(directory: Path) -> None:
+    """Remove a directory so that it is at any instant whole or gone."""
+    rubbish = _discarded(directory)
+    reach("prune")
+    shutil.rmtree(rubbish)
+
+
+def remove_rubbish(directory: Path) -> None:
+    """Remove what a process that was killed here left: staging directories, and what it was removing.
+
+    Only for a directory that nobody else writes into.
+    """
+    for item in [*directory.glob(".tmp-*"), *directory.glob(".trash-*")]:
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+
+
+def _discarded(directory: Path) -> Path:
+    rubbish = directory.with_name(f".trash-{directory.name}-{uuid.uuid4().hex[:8]}")
+    directory.rename(rubbish)
+    return rubbish
 
 
 @contextlib.contextmanager
@@ -78,6 +113,8 @@ def naming(path: Path) -> Iterator[None]:
             error.filename = str(path)
         raise
     except SafetensorError as error:  # which carries the system's words in its text
-        if "(os error 28)" not in str(error):
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        if told is None:
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        number = int(told[1])
+        raise OSError(number, os.strerror(number), str(path)) from error

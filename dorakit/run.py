@@ -5,6 +5,9 @@ recipe.yaml             the user's file, byte for byte
 recipe.resolved.yaml    every value and where it came from
 environment.json        machine and library versions
 metrics.jsonl           one object per logged step, validation or sample
+rows.safetensors        a digest of each row, by which a resumed run finds the first that changed
+run.lock                who writes, while somebody does
+nonfinite.jsonl         steps whose loss or gradient was not finite, and their rows
 checkpoints/step-N/     complete or absent (training/checkpoint.py)
 best/step-N/            the weights of the lowest validation loss that a checkpoint names, with keep_best
 adapter/ or model/      the result; exists only when training finished
@@ -21,14 +24,16 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dorakit.errors import RunError
-from dorakit.files import naming, write_json
+from dorakit.failpoints import reach
+from dorakit.files import naming, remove_rubbish, write_json, write_whole
 from dorakit.recipe.loader import dump_resolved
 from dorakit.recipe.schema import Recipe
 
@@ -47,8 +52,10 @@ class Run:
         self.path = path
         self.metrics_file = path / "metrics.jsonl"
         self.log_file = path / "log.txt"
+        self.nonfinite_file = path / "nonfinite.jsonl"
         self.checkpoints = path / "checkpoints"
         self.best = path / "best"
+        self.rows = path / "rows.safetensors"
         self.adapter = path / "adapter"
         self.model = path / "model"
         self.eval = path / "eval"
@@ -197,24 +204,47 @@ class Run:
             self.update(notes=[*notes, line])
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the run's lock: one writer at a time.
+    def writing(self) -> Iterator[str]:
+        """Hold the run's lock: one writer at a time. What a process that was killed here had begun is removed.
+
+        Gives what the lock says of an earlier writer that did not let go of it: one that was killed. Else "".
 
         Raises:
             RunError: Another process holds it.
         """
-        with open(self.path / "run.lock", "a+", encoding="utf-8") as lock:
+        with naming(self.path), open(self.path / "run.lock", "a+", encoding="utf-8") as lock:
+            reach("lock")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                holder = lock.read().strip() or "another process"
-                raise RunError(f"{self.path} is being written by {holder}") from None
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path} is being written by {_content(lock) or 'another process'}\n  wait for it, or stop it"
+                ) from None
+            except OSError as error:
+                raise RunError(
+                    f"{self.path}: the file system cannot lock files ({error.strerror}), so two writers could not be kept apart\n"
+                    "  put output_dir on a local disk"
+                ) from None
+            vanished = _content(lock)
             lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {platform.node()}")
+            lock.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             lock.flush()
-            with naming(self.path):
-                yield
+            for directory in (self.path, self.checkpoints, self.best):
+                if directory.is_dir():
+                    remove_rubbish(directory)
+            try:
+                yield vanished
+            finally:  # which a killed process does not come to
+                lock.truncate(0)
+
+    def record(self, recipe: Recipe) -> None:
+        """Put another recipe in the place of the one that the run began with, which recipe.yaml still is."""
+        write_whole(self.path / "recipe.resolved.yaml", dump_resolved(recipe))
+
+
+def _content(lock: TextIO) -> str:
+    lock.seek(0)
+    return lock.read(1000).strip()
 
 
 def _check_writable(path: Path) -> None:

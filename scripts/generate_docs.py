@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
-from dorakit.recipe.fields import section_at
+from dorakit.recipe.fields import arms, section_at, type_at
 from dorakit.recipe.foreign import KEYS
 from dorakit.recipe.loader import json_schema
 from dorakit.recipe.messages import expects
@@ -39,7 +39,8 @@ def fields() -> str:
     parts = ["## Every field\n", table(Recipe, ())]
     for path in sections(Recipe, ()):
         section = section_at(path)
-        assert section is not None
+        if section is None:  # one of several that the key takes
+            section = next(arm for arm in arms(type_at(path)[0]) if isinstance(arm, type) and issubclass(arm, Section))
         name = ".".join("[]" if part == 0 else str(part) for part in path).replace(".[]", "[]")
         parts += [f"### {name}\n", f"{(section.__doc__ or '').strip().splitlines()[0]}\n", table(section, path)]
     return "\n".join(parts)
@@ -49,10 +50,10 @@ def sections(section: type[Section], path: tuple[Any, ...]) -> list[tuple[Any, .
     """The paths of all sections, in the schema's order; 0 stands for a list's entries."""
     found: list[tuple[Any, ...]] = []
     for key, field in section.model_fields.items():
-        entry = next((a for a in get_args(field.annotation) if isinstance(a, type) and issubclass(a, Section)), None)
-        inner = entry if entry else section_at((*path, key))
+        inner = next((a for a in get_args(field.annotation) if isinstance(a, type) and issubclass(a, Section)), None)
+        inner = inner or section_at((*path, key))
         if inner is not None:
-            here = (*path, key, 0) if entry else (*path, key)
+            here = (*path, key, 0) if get_origin(field.annotation) is list else (*path, key)
             found += [here, *sections(inner, here)]
     return found
 

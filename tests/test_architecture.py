@@ -12,7 +12,7 @@ ROOT = Path(dorakit.__file__).parent
 # A room may import from rooms before it and from itself. model and adapters know torch and no recipe.
 ORDER = [
     {"errors"},
-    {"recipe"},
+    {"recipe", "failpoints"},
     {"files", "cache"},
     {"run"},
     {"model", "adapters"},

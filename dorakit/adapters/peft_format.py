@@ -120,6 +120,21 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
     _fill(model, tensors, path)
 
 
+@torch.no_grad()
+def check_saved(model: PreTrainedModel, directory: Path) -> None:
+    """Read back what `save_adapter` wrote, strictly, and compare it bit for bit with the model.
+
+    Raises:
+        ModelError: A tensor is missing, odd, or another one.
+    """
+    read_config(directory)
+    base_storage(directory)
+    tensors = _read_tensors(directory)
+    for name, parameter in _matched(model, tensors, directory).items():
+        if not torch.equal(parameter.detach().cpu(), tensors[name]):
+            raise ModelError(f"{directory / WEIGHTS}: {name} reads back as something else than what was trained")
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """The adapter_config.json of a directory, checked.
 
@@ -252,6 +267,12 @@ def _is_part_of(key: str, name: str, modules: dict[str, nn.Module]) -> bool:
 
 @torch.no_grad()
 def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> None:
+    for name, parameter in _matched(model, tensors, path).items():
+        parameter.copy_(tensors[name])
+
+
+def _matched(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by the names that they have in `tensors`: all of both, and of the same shapes."""
     wanted: dict[str, nn.Parameter] = {}
     for name, layer in adapter_layers(model):
         wanted[f"{name}.lora_A.weight"] = layer.lora_A
@@ -277,5 +298,4 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> Non
     if problems:
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ModelError(f"{path / WEIGHTS} does not fit:\n  " + "\n  ".join(problems[:5]) + more)
-    for name, parameter in wanted.items():
-        parameter.copy_(tensors[name])
+    return wanted

@@ -81,7 +81,7 @@ def _about_files(error: OSError) -> DorakitError:
     """What the system refused, and at which path; never a bug of dorakit."""
     reason = error.strerror or (str(error).strip() or type(error).__name__).splitlines()[0]
     place = f"{error.filename}: " if error.filename is not None else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ResourceError(f"{place}{reason}\n  free some space, or write to another disk")
     return MachineError(f"{place}{reason}")
 

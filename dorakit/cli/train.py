@@ -13,7 +13,16 @@ from dorakit.errors import UsageError
 
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="Recipe to train.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Unfinished run directory to go on with.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Unfinished run directory to go on with, or one of its checkpoints.")
+    ] = None,
+    accept_changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept-change",
+            help="Go on though this changed: a key of the recipe, data, base or template. Repeatable.",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")
     ] = None,
@@ -31,24 +40,39 @@ def train(
         dorakit train recipes/llama3-commonsense.yaml --set adapter.rank=16 --set adapter.alpha=32
 
         dorakit train --resume runs/latest
+
+        dorakit train --resume runs/latest --set optimizer.learning_rate=5e-5 --accept-change optimizer.learning_rate
     """
     from dorakit.recipe.schema import Recipe
     from dorakit.run import Run
 
-    if (recipe is None) == (resume is None):
+    if recipe is None and resume is None:
         raise UsageError("give a recipe, or --resume with a run directory")
+    if accept_changes and resume is None:
+        raise UsageError("--accept-change is for --resume: a new run has nothing that could have changed")
+    run, checkpoint = None, None
     if resume is not None:
-        if overrides or twin:
-            raise UsageError("a resumed run keeps its recipe: --set and --twin cannot change it")
-        run = Run.open(resume.resolve())
-        plan = run.recipe
+        place = resume.resolve()
+        if place.parent.name == "checkpoints":
+            place, checkpoint = place.parents[1], place.name
+        run = Run.open(place)
+        if twin:
+            raise UsageError("--twin is for new runs: a resumed one keeps its base")
+    if recipe is not None:
+        is_twin = twin if run is None else bool(run.read("run.json")["is_twin"])
+        plan = Recipe.from_yaml(str(recipe), overrides or [], twin=is_twin)
     else:
-        run = None
-        plan = Recipe.from_yaml(str(recipe), overrides or [], twin=twin)
+        assert run is not None
+        plan = run.recipe_with(overrides or [])
 
     from dorakit.training import loop
+    from dorakit.training.interruptions import StoppedAtOnce
 
-    finished = loop.train(plan, resume=run, quiet=quiet)
+    try:
+        finished = loop.train(plan, resume=run, checkpoint=checkpoint, accept_changes=accept_changes or [], quiet=quiet)
+    except StoppedAtOnce:
+        typer.echo("stopped at once; `dorakit train --resume RUN` goes on from the last checkpoint", err=True)
+        raise
     if as_json:
         typer.echo(json.dumps({"run": str(finished.path), "result": str(finished.result), **finished.read("run.json")}))
     elif not quiet:

@@ -56,7 +56,7 @@ def _key(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, train_on
         {k: str(v) for k, v in special.items()},
     ]
     digest.update(json.dumps(facts).encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())  # type: ignore[attr-defined]
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for name in _CODE:
         digest.update((Path(__file__).parent / name).read_bytes())
     for sample in samples:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.errors import ResourceError, UsageError
-from dorakit.files import write_json
+from dorakit.failpoints import reach
+from dorakit.files import FULL, naming, write_json
 from dorakit.memory import return_freed_memory
 from dorakit.model.nf4 import NF4Format
 from dorakit.run import Run
@@ -175,9 +174,11 @@ def _numbered(directory: Path, number: int) -> Path:
 def _write(directory: Path, number: int, shard: dict[str, Tensor]) -> None:
     path = _numbered(directory, number)
     try:
-        save_file(shard, path, metadata={"format": "pt"})
+        with naming(path):
+            save_file(shard, path, metadata={"format": "pt"})
         path.chmod(0o644)  # safetensors leaves 0600, which another user cannot read
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise ResourceError(f"the disk is full: {path.parent} could not be written") from None
-        raise
+        reach("shard")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ResourceError(f"the disk is full: {path.parent} could not be written: {error.strerror}") from None

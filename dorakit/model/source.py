@@ -123,7 +123,7 @@ def _header_read_quickly() -> Iterator[None]:
 
     own = gguf.GGUFReader, gguf.get_tensor_name_map
 
-    class PlainReader(own[0]):  # type: ignore[misc, name-defined]
+    class PlainReader(gguf.GGUFReader):  # type: ignore[misc]
         @property
         def data(self) -> npt.NDArray[np.uint8]:
             return self._data

@@ -46,7 +46,7 @@ def _told(error: ValidationError, root: Node, between_fields: bool) -> list[Prob
         else:
             wrong[path] = None
     # Every arm of a union complains; the deepest complaint is the one to read.
-    outer = {path[:n] for path in wrong for n in range(len(path))}
+    outer = {path[:n] for path in (*wrong, *unknown, *missing) for n in range(len(path))}
     deepest = [path for path in wrong if path not in outer]
     count = len(problems) + len(unknown) + len(missing) + len(deepest)
     meant = set()

@@ -35,6 +35,11 @@ def explain(recipe: Recipe) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def settings(recipe: Recipe) -> dict[str, str]:
+    """Every value as YAML, by dotted key."""
+    return {".".join(map(str, path)): yaml_value(value) for path, value, _ in _leaves(recipe, ())}
+
+
 def dump_resolved(recipe: Recipe) -> str:
     """Write a recipe out in full, each value with a comment that names its source; it loads back equal.
 

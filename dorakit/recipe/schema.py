@@ -223,6 +223,12 @@ class DataSection(Section):
     )
 
 
+class NonfiniteSection(Section):
+    """How often a loss or gradient that is not finite is passed over."""
+
+    skip: Positive = setting(reads="training/loop.py", says="Steps that may be passed over in all.")
+
+
 class TrainingSection(Section):
     """The loop."""
 
@@ -268,8 +274,10 @@ class TrainingSection(Section):
     sample_prompts: list[str] = setting(
         [], reads="training/loop.py", says="Prompts to complete at each validation, to see the model change."
     )
-    nonfinite: Literal["stop"] = setting(
-        "stop", reads="training/loop.py", says="On a loss or gradient that is not finite: stop before the step."
+    nonfinite: Literal["stop"] | NonfiniteSection = setting(
+        "stop",
+        reads="training/loop.py",
+        says="On a loss or gradient that is not finite, no step is taken: stop, or {skip: N} to go on at most N times.",
     )
 
 

@@ -8,10 +8,10 @@ before anything parses them. No pickle.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dorakit.errors import ResourceError, RunError
-from dorakit.files import whole_directory, write_json
+from dorakit.failpoints import reach
+from dorakit.files import FULL, discard, naming, whole_directory, write_json
 from dorakit.model.source import sha256
 from dorakit.run import Run
 
 _NAME = re.compile(r"step-(\d{9})")
+_SCHEMA = 2
+_LARGEST_MANIFEST = 1 << 16  # bytes
 _FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -74,36 +77,55 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `state["step"]`, then remove all but the newest `keep`, and best weights that none names.
+    """Write the checkpoint of `state["step"]`, read it back, and then remove all but the newest `keep`.
+
+    Best weights that no checkpoint names go too.
 
     Raises:
         ResourceError: The disk is full; the previous checkpoint is untouched.
+        RunError: What was written reads back as something else.
     """
     path = run.checkpoints / _name(state["step"])
-    tensors = [*trained.values(), *optimizer.values()]
     try:
-        with whole_directory(path) as staging:
+        with whole_directory(path, what="checkpoint") as staging:
             save_tensors(staging / "adapter.safetensors", trained)
+            reach("checkpoint.file")
             save_tensors(staging / "optimizer.safetensors", optimizer)
+            reach("checkpoint.file")
             write_json(staging / "state.json", state)
+            reach("checkpoint.file")
             files = {
                 name: {"bytes": (staging / name).stat().st_size, "sha256": sha256(staging / name)} for name in _FILES
             }
-            write_json(staging / "manifest.json", {"schema": 1, "step": state["step"], "files": files})
-    except (OSError, SafetensorError) as error:
-        needed = sum(t.numel() * t.element_size() for t in tensors)
-        free = shutil.disk_usage(run.path).free
-        raise ResourceError(
-            f"{path} could not be written: {error}; it needs {needed:,} bytes, {free:,} are free.\n"
-            f"  make room, then: dorakit train --resume {run.path}"
-        ) from error
+            write_json(staging / "manifest.json", {"schema": _SCHEMA, "step": state["step"], "files": files})
+            reach("checkpoint.file")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        needed = sum(t.numel() * t.element_size() for t in [*trained.values(), *optimizer.values()])
+        raise ResourceError(_no_room(run, path, needed, error)) from error
+    verify(path)  # before anything older goes
     for old in _checkpoints(run)[:-keep]:
-        _remove(old)
+        discard(old)
     named = {best_weights(run, _best_step(kept)) for kept in _checkpoints(run)}
     for best in run.best.iterdir() if run.best.is_dir() else []:
         if best not in named:
-            _remove(best)
+            discard(best)
     return path
+
+
+def _no_room(run: Run, path: Path, needed: int, error: OSError) -> str:
+    whole = []
+    for earlier in _checkpoints(run):
+        with contextlib.suppress(RunError):
+            verify(earlier)
+            whole.append(earlier.name)
+    left = f"{whole[-1]} is whole" if whole else "no checkpoint is there yet"
+    return (
+        f"{path} could not be written: {error.strerror}; it needs {needed:,} bytes, "
+        f"{shutil.disk_usage(run.path).free:,} are free; {left}.\n"
+        f"  make room, then: dorakit train --resume {run.path}"
+    )
 
 
 def best_weights(run: Run, step: int) -> Path:
@@ -120,17 +142,41 @@ def newest_checkpoint(run: Run) -> tuple[Checkpoint | None, list[str]]:
     rejected: list[str] = []
     for path in reversed(_checkpoints(run)):
         try:
-            return _read(path), rejected
+            return read_checkpoint(path), rejected
         except RunError as error:
             rejected.append(str(error))
     if rejected:
-        raise RunError(f"no checkpoint of {run.path} can be used:\n  " + "\n  ".join(rejected))
+        raise RunError(
+            f"no checkpoint of {run.path} can be used:\n  "
+            + "\n  ".join(rejected)
+            + f"\n  nothing is trained anew in silence: to begin again, rm -r {run.path}"
+        )
     return None, []
+
+
+def named_checkpoint(run: Run, name: str) -> Checkpoint:
+    """The checkpoint `name` of a run; newer ones are set aside, so that pruning cannot take this one for the oldest.
+
+    Raises:
+        RunError: It is not there, or it is damaged: another one is never taken in its place.
+    """
+    if not _NAME.fullmatch(name) or not (run.checkpoints / name).is_dir():
+        there = ", ".join(path.name for path in _checkpoints(run)) or "none"
+        raise RunError(f"{run.path} has no checkpoint {name!r}; it has {there}")
+    checkpoint = read_checkpoint(run.checkpoints / name)
+    for newer in _checkpoints(run):
+        if newer.name > name:
+            aside = run.checkpoints / f"aside-{newer.name}"
+            if aside.exists():
+                discard(aside)
+            newer.rename(aside)
+    return checkpoint
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors to a safetensors file that others may read."""
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    with naming(path):
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
     path.chmod(0o644)  # safetensors leaves 0600
 
 
@@ -158,13 +204,6 @@ def _best_step(checkpoint: Path) -> int:
         return 0  # damaged: it will not be resumed from
 
 
-def _remove(directory: Path) -> None:
-    """Remove a directory so that it is at any instant whole or gone."""
-    trash = directory.with_name(f".trash-{directory.name}-{uuid.uuid4().hex[:8]}")
-    directory.rename(trash)
-    shutil.rmtree(trash)
-
-
 def _checkpoints(run: Run) -> list[Path]:
     """Complete checkpoint directories, oldest first, by step and not by time."""
     if not run.checkpoints.is_dir():
@@ -172,24 +211,61 @@ def _checkpoints(run: Run) -> list[Path]:
     return sorted(path for path in run.checkpoints.iterdir() if _NAME.fullmatch(path.name))
 
 
-def _read(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Verify a checkpoint, then read it.
+
+    Raises:
+        RunError: As `verify`; or a file holds something else than it should.
+    """
+    verify(path)
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        files = {name: manifest["files"][name] for name in _FILES}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: manifest.json cannot be used ({type(error).__name__}: {error})") from None
-    for name, expected in files.items():
-        file = path / name
-        if not file.is_file():
-            raise RunError(f"{file} is missing")
-        if (size := file.stat().st_size) != expected["bytes"]:
-            raise RunError(f"{file} has {size:,} bytes, expected {expected['bytes']:,}")
-        if sha256(file) != expected["sha256"]:
-            raise RunError(f"{file} is damaged: its sha256 differs from the manifest's")
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        step = int(state["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: state.json cannot be used ({type(error).__name__}: {error})") from None
     return Checkpoint(
-        step=int(state["step"]),
+        step=step,
         trained=load_tensors(path / "adapter.safetensors"),
         optimizer=load_tensors(path / "optimizer.safetensors"),
         state=state,
     )
+
+
+def verify(path: Path) -> None:
+    """Compare a checkpoint's files with its manifest, before anything parses them.
+
+    Raises:
+        RunError: The manifest is missing, of another version or odd; or a file is missing, of another size, or changed.
+    """
+    manifest = path / "manifest.json"
+    try:
+        if manifest.stat().st_size > _LARGEST_MANIFEST:
+            raise RunError(f"{manifest} has {manifest.stat().st_size:,} bytes: this is not one that dorakit wrote")
+        stated = json.loads(manifest.read_text(encoding="utf-8"))
+        schema, files = stated["schema"], stated["files"]
+        if not isinstance(files, dict):
+            raise TypeError(f"files is {type(files).__name__}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"{manifest} cannot be used ({type(error).__name__}: {error})") from None
+    if schema != _SCHEMA:
+        raise RunError(f"{manifest} has schema {schema!r:.40}; this dorakit reads {_SCHEMA}")
+    if odd := sorted(files.keys() ^ set(_FILES)):
+        raise RunError(
+            f"{manifest} should list {', '.join(_FILES)}; {odd[0]!r:.80} is {_too_many_or_few(odd[0], files)}"
+        )
+    for name in _FILES:
+        file, expected = path / name, files[name]
+        if not file.is_file():
+            raise RunError(f"{file} is missing")
+        if not isinstance(expected, dict) or expected.keys() != {"bytes", "sha256"}:
+            raise RunError(f"{manifest} says {expected!r:.80} of {name}, expected its bytes and sha256")
+        if (size := file.stat().st_size) != expected["bytes"]:
+            raise RunError(f"{file} has {size:,} bytes, expected {expected['bytes']!r:.40}")
+        if (found := sha256(file)) != expected["sha256"]:
+            raise RunError(
+                f"{file} is damaged: its sha256 is {found[:12]}..., the manifest's {expected['sha256']!s:.12}..."
+            )
+
+
+def _too_many_or_few(name: str, files: dict[str, Any]) -> str:
+    return "there and should not be" if name in files else "missing"

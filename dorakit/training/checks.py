@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.dora import DoRALinear
-from dorakit.errors import GateError, ModelError
+from dorakit.errors import GateError, ModelError, ResourceError
 from dorakit.model.attention import NAME
 from dorakit.training.loss import SupervisedLoss
 
@@ -49,6 +52,30 @@ def check_recomputed(model: nn.Module) -> None:
                 f"adapter.modules_to_save: {name} cannot be trained whole with training.gradient_checkpointing\n"
                 "  set training.gradient_checkpointing: false, or name modules inside of it"
             )
+
+
+def check_room(run: Path, *, num_trained: int, optimizer: str, keep: int) -> None:
+    """Make sure that the checkpoints to be kept, one more beside them, and the result fit on the disk.
+
+    Args:
+        run: The run directory; it need not exist yet.
+        num_trained: Trained parameters, float32 in a checkpoint.
+        optimizer: Its name, which says how large its state is.
+        keep: Checkpoints to keep.
+
+    Raises:
+        ResourceError: They do not; better now than at the first checkpoint.
+    """
+    states = 0 if optimizer == "sgd" else 1 if optimizer == "lion_8bit" else 2 if "8bit" in optimizer else 8
+    needed = num_trained * ((4 + states) * (keep + 1) + 4)
+    place = next(parent for parent in (run.absolute(), *run.absolute().parents) if parent.exists())
+    there = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
+    free = shutil.disk_usage(place).free
+    if free + there < needed:
+        raise ResourceError(
+            f"{run}: {keep + 1} checkpoints and the result need {needed:,} bytes, {free:,} are free\n"
+            "  make room, or set output_dir to another disk; --set training.keep_checkpoints=2 is the least"
+        )
 
 
 def check_magnitudes_moved(model: nn.Module, summed_rate: float) -> None:

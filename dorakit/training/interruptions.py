@@ -23,6 +23,13 @@ def out_of_memory_said(advice: str) -> Iterator[None]:
         ) from error
 
 
+class StoppedAtOnce(SystemExit):
+    """A second signal: leave now. No Exception, so that no library on the way up can take it for its own."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(128 + signal_number)
+
+
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
     """A list that receives SIGINT or SIGTERM, to be acted on at the next step boundary; the second one stops at once."""
@@ -30,7 +37,7 @@ def stop_requests() -> Iterator[list[int]]:
 
     def note(number: int, _: Any) -> None:
         if received:
-            raise KeyboardInterrupt
+            raise StoppedAtOnce(number)
         received.append(number)
 
     try:

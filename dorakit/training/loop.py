@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dorakit.adapters.attach import adapter_layers
-from dorakit.adapters.peft_format import save_adapter
 from dorakit.build import build_model
 from dorakit.data.asked import encode_asked
 from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_per_epoch
 from dorakit.data.documents import check_lengths
 from dorakit.data.tokens import Document, Encoded, encode
-from dorakit.errors import GateError, Interrupted, RunError
+from dorakit.errors import Interrupted, RunError
+from dorakit.failpoints import reach
 from dorakit.files import whole_directory
 from dorakit.model.generate import check_prompts, generate_ids
 from dorakit.model.load import Base, pick_dtype
@@ -28,19 +29,29 @@ from dorakit.training.checkpoint import (
     Checkpoint,
     best_weights,
     load_tensors,
+    named_checkpoint,
     newest_checkpoint,
     restore_trained,
     save_checkpoint,
     save_tensors,
     trained_tensors,
 )
-from dorakit.training.checks import check_magnitudes_moved, check_packing, check_recomputed, check_trainable_dtype
+from dorakit.training.checks import (
+    check_magnitudes_moved,
+    check_packing,
+    check_recomputed,
+    check_room,
+    check_trainable_dtype,
+)
 from dorakit.training.compiled import compile_layers_, not_compiled
 from dorakit.training.device import computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
 from dorakit.training.interruptions import out_of_memory_said, stop_requests
 from dorakit.training.loss import SupervisedLoss, mean_loss
 from dorakit.training.metrics import Metrics
+from dorakit.training.nonfinite import is_finite, pass_over
 from dorakit.training.optim import Updater, learning_rate, num_trained
+from dorakit.training.result import check_adapter_moved, write_result
+from dorakit.training.resume import Facts, compare, write_row_digests
 
 _SAMPLE_TOKENS = 64
 _SMALLER = "smaller at the same result: --set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
@@ -56,15 +67,24 @@ class Progress:
     best_loss: float | None = None
     best_step: int = 0
     seconds: float = 0.0
-    fingerprints: dict[str, Any] = field(default_factory=dict)
+    skipped: int = 0
 
 
-def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> Run:
+def train(
+    recipe: Recipe,
+    *,
+    resume: Run | None = None,
+    checkpoint: str | None = None,
+    accept_changes: Sequence[str] = (),
+    quiet: bool = False,
+) -> Run:
     """Train as the recipe says and return the finished run.
 
     Args:
-        recipe: What to do; for a resumed run, the run's own recipe.
+        recipe: What to do; for a resumed run, the run's own recipe, or one with changes that a resumed run may have.
         resume: An unfinished run to go on with, from its newest valid checkpoint.
+        checkpoint: Name of the checkpoint to go on from instead.
+        accept_changes: What may have changed since: keys of the recipe, `data`, `base`, `template`.
         quiet: Show nothing.
 
     Raises:
@@ -78,7 +98,12 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
         Run.place(recipe)  # refuse before minutes are spent on loading
     elif resume.state == "finished":
         raise RunError(f"{resume.path} is finished; `dorakit train RECIPE` starts another")
-    with repeatable(on_cuda=recipe.training.deterministic), out_of_memory_said(_SMALLER):
+    with (
+        contextlib.ExitStack() as held,
+        repeatable(on_cuda=recipe.training.deterministic),
+        out_of_memory_said(_SMALLER),
+    ):
+        vanished = held.enter_context(resume.writing()) if resume else ""
         base = build_model(recipe)
         if recipe.training.gradient_checkpointing:
             check_recomputed(base.model)
@@ -89,16 +114,42 @@ def train(recipe: Recipe, *, resume: Run | None = None, quiet: bool = False) -> 
         loss = SupervisedLoss(base.model, pick_dtype(recipe.model.dtype))
         if recipe.data.packing:
             check_packing(loss)
-        facts = {"name": recipe.model.base, "revision": base.revision, "files": base.identity}
-        run = resume or Run.create(recipe, base=facts)
-        with run.writing():
-            return _Training(recipe, run, base, data, loss, quiet=quiet).run()
+        check_room(
+            resume.path if resume else Run.place(recipe),
+            num_trained=num_trained(base.model),
+            optimizer=recipe.optimizer.name,
+            keep=recipe.training.keep_checkpoints,
+        )
+        if vanished:
+            base.notes.append(
+                f"the last writer of this run ({vanished}) vanished: killed, or out of memory. {_SMALLER}"
+            )
+        run = resume
+        if run is None:
+            run = Run.create(recipe, base=_base_facts(recipe, base))
+            held.enter_context(run.writing())
+        start = _Start(checkpoint, tuple(accept_changes))
+        return _Training(recipe, run, base, data, loss, start, quiet=quiet).run()
+
+
+def _base_facts(recipe: Recipe, base: Base) -> dict[str, Any]:
+    return {"name": recipe.model.base, "revision": base.revision, "files": base.identity}
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a resumed run goes on: a checkpoint by name, or the newest; and which changes are accepted."""
+
+    checkpoint: str | None
+    accepted: tuple[str, ...]
 
 
 class _Training:
     """One training: the parts, and the loop over steps in `run`."""
 
-    def __init__(self, recipe: Recipe, run: Run, base: Base, data: Encoded, loss: SupervisedLoss, *, quiet: bool):
+    def __init__(
+        self, recipe: Recipe, run: Run, base: Base, data: Encoded, loss: SupervisedLoss, start: _Start, *, quiet: bool
+    ):
         self.recipe, self.directory, self.base, self.data, self.loss = recipe, run, base, data, loss
         self.settings = recipe.training
         self.model = base.model
@@ -107,9 +158,10 @@ class _Training:
         self.total_steps = math.ceil(self.settings.epochs * per_epoch)
         if self.settings.max_steps is not None:
             self.total_steps = min(self.total_steps, self.settings.max_steps)
-        self.progress = Progress(fingerprints={"data": data.fingerprint, "base": base.identity})
+        self.progress = Progress()
+        self.facts = Facts.gather(recipe, base.identity, data, base.tokenizer.chat_template)
         self.resumes_alike = True
-        self._restore()
+        self._restore(start)
         self.metrics = Metrics(
             run, recipe.logging, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet
         )
@@ -129,13 +181,16 @@ class _Training:
                     documents = self._documents(step)
                     batches = self._micro_batches(documents)
                     rate = learning_rate(step, self.total_steps, self.recipe.optimizer)
-                    loss, grad_norm = self._accumulate(step, batches)
-                    self.updater.step(rate)
-
+                    losses, grad_norm = self._accumulate(step, batches)
+                    loss = sum(losses) / sum(batch.num_labels for batch in batches)
                     done = self.progress
+                    if is_finite(losses, grad_norm):
+                        self.updater.step(rate)
+                        done.summed_rate += rate
+                    else:
+                        self._pass_over(step, batches, losses, grad_norm)
                     num_tokens = sum(map(len, documents))
                     done.step, done.num_tokens = step + 1, done.num_tokens + num_tokens
-                    done.summed_rate += rate
                     self.metrics.step(done.step, num_tokens)
                     if done.step % self.settings.log_every == 0 or done.step in (1, self.total_steps):
                         self.metrics.train(
@@ -148,6 +203,7 @@ class _Training:
                         )
                     if _due(done.step, self.settings.eval_every, self.total_steps):
                         self._validate()
+                    reach("step")
                     done.seconds = time.monotonic() - began
                     if stop or _due(done.step, self.settings.save_every, self.total_steps):
                         self._save()
@@ -161,32 +217,34 @@ class _Training:
         finally:
             self.metrics.close()
 
-    def _accumulate(self, step: int, batches: list[Batch]) -> tuple[float, float]:
-        """Gradient of the mean loss over the step's supervised tokens; returns that loss and the gradient's norm."""
+    def _accumulate(self, step: int, batches: list[Batch]) -> tuple[list[float], float]:
+        """Gradient of the mean loss over the step's supervised tokens; returns the sums of losses and the gradient's norm."""
         num_labels = sum(batch.num_labels for batch in batches)
         self.updater.zero_grad()
         sums: list[Tensor] = []
         for micro, batch in enumerate(batches):
             seed_draws(self.settings.seed, "train", step, micro)
             total = self.loss(batch.input_ids, batch.labels, batch.position_ids)
+            if reach("loss"):
+                total = total * math.nan
             (total / num_labels).backward()
             sums.append(total.detach())
+            reach("micro")
         grad_norm = self.updater.clip(self.settings.max_grad_norm)
-        losses = torch.stack(sums).tolist()
-        assert self.settings.nonfinite == "stop"
-        if not math.isfinite(grad_norm) or not all(map(math.isfinite, losses)):
-            self._refuse(step, batches, losses, grad_norm)
-        return sum(losses) / num_labels, grad_norm
+        return torch.stack(sums).tolist(), grad_norm
 
-    def _refuse(self, step: int, batches: list[Batch], losses: list[float], grad_norm: float) -> None:
-        bad = [b for b, loss in zip(batches, losses, strict=True) if not math.isfinite(loss)] or batches
-        rows = [name for batch in bad for name in batch.documents]
-        self.directory.update(state="failed")
-        raise GateError(
-            f"step {step + 1}: the {'loss' if bad is not batches else 'gradient'} is not finite (gradient norm {grad_norm}); "
-            f"no step was taken.\n  rows: {', '.join(rows[:8])}{' ...' if len(rows) > 8 else ''}\n"
-            "  a lower optimizer.learning_rate or model.dtype: float32 often helps"
+    def _pass_over(self, step: int, batches: list[Batch], losses: list[float], grad_norm: float) -> None:
+        line = pass_over(
+            self.directory,
+            self.settings.nonfinite,
+            step=step + 1,
+            skipped=self.progress.skipped,
+            batches=batches,
+            losses=losses,
+            grad_norm=grad_norm,
         )
+        self.progress.skipped += 1
+        self._note(line)
 
     def _documents(self, step: int) -> list[Document]:
         chosen = documents_of_step(len(self.data.train), self.settings.batch_size, self.settings.seed, step)
@@ -263,7 +321,12 @@ class _Training:
 
     def _save(self) -> None:
         tensors, numbers = self.updater.state()
-        state = {**vars(self.progress), "optimizer": numbers, "computing": computing(self.loss.compute_dtype)}
+        state = {
+            **vars(self.progress),
+            "optimizer": numbers,
+            "computing": computing(self.loss.compute_dtype),
+            "facts": vars(self.facts),
+        }
         save_checkpoint(
             self.directory,
             trained=trained_tensors(self.model),
@@ -273,13 +336,31 @@ class _Training:
         )
         self.metrics.pause_clock()
 
-    def _restore(self) -> None:
-        checkpoint, rejected = newest_checkpoint(self.directory)
-        for reason in rejected:
-            self.base.notes.append(f"passed over: {reason}")
+    def _restore(self, start: _Start) -> None:
+        run = self.directory
+        if start.checkpoint:
+            checkpoint: Checkpoint | None = named_checkpoint(run, start.checkpoint)
+        else:
+            checkpoint, rejected = newest_checkpoint(run)
+            self.base.notes += [f"passed over: {reason}" for reason in rejected]
         if checkpoint is None:
+            run.record(self.recipe)
+            write_row_digests(run, self.data)
             return
-        self._check_unchanged(checkpoint)
+        compared = compare(
+            checkpoint.state["facts"],
+            self.facts,
+            run=run,
+            data=self.data,
+            accepted=start.accepted,
+            validates_best=self.settings.keep_best,
+        )
+        self.base.notes += compared.notes
+        self.resumes_alike = compared.is_exact
+        if compared.notes:
+            run.record(self.recipe)
+            run.update(base=_base_facts(self.recipe, self.base))
+            write_row_digests(run, self.data)
         restore_trained(self.model, checkpoint.trained)
         self.updater.restore(checkpoint.optimizer, checkpoint.state["optimizer"])
         known = {name: checkpoint.state[name] for name in vars(self.progress)}
@@ -289,39 +370,22 @@ class _Training:
                 self.resumes_alike = False
                 self.base.notes.append(f"{what} was {before} when the checkpoint was made and is {now}")
 
-    def _check_unchanged(self, checkpoint: Checkpoint) -> None:
-        for what, now in self.progress.fingerprints.items():
-            if (before := checkpoint.state["fingerprints"][what]) != now:
-                raise RunError(
-                    f"the {what} changed since step {checkpoint.step} of {self.directory.path}:\n"
-                    f"  then {before}\n  now  {now}\n  put it back, or start a new run"
-                )
-
     def _finish(self) -> Run:
         recipe, run = self.recipe, self.directory
         if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
             best = best_weights(run, self.progress.best_step)
             restore_trained(self.model, load_tensors(best / "adapter.safetensors"))
             self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
-        if still := [name for name, layer in adapter_layers(self.model) if not layer.lora_B.any()]:
+        if still := check_adapter_moved(self.model, self.progress.summed_rate):
             self._note(f"{len(still)} adapted layers got no gradient and are as they were, the first is {still[0]}")
         check_magnitudes_moved(self.model, self.progress.summed_rate * recipe.adapter.magnitude.learning_rate_ratio)
-        target = run.model if recipe.method is None else run.adapter
-        with whole_directory(target) as staging:
-            if recipe.method is None:
-                self.model.to(self.loss.compute_dtype).save_pretrained(staging)
-                self.base.tokenizer.save_pretrained(staging)
-            else:
-                save_adapter(
-                    self.model, staging, base_name_or_path=recipe.model.base, revision=self.base.revision or None
-                )
-                if recipe.model.added_tokens or recipe.data.chat_template:
-                    self.base.tokenizer.save_pretrained(staging)
+        target = write_result(run, recipe, self.base, dtype=self.loss.compute_dtype)
         seconds = self.progress.seconds
         run.update(
             state="finished",
             data={"fingerprint": self.data.fingerprint},
             steps=self.progress.step,
+            skipped_steps=self.progress.skipped,
             tokens=self.progress.num_tokens,
             trained_parameters=num_trained(self.model),
             best_step=self.progress.best_step,

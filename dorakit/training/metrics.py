@@ -4,8 +4,9 @@ elsewhere. Nothing here can move a trained byte.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import sys
+import os
 import time
 from collections import deque
 from typing import Any, TextIO
@@ -40,10 +41,11 @@ class Metrics:
         self._log = open(run.log_file, "a", encoding="utf-8")
         self._board = _tensorboard(run) if "tensorboard" in settings.to else None
         self._quiet = quiet
+        self._has_lost_lines = False
         self._total = total_steps
         self._speed: deque[tuple[int, float]] = deque(maxlen=_SPEED_WINDOW)
         self._since = time.monotonic()
-        self._console = Console(stderr=True, highlight=False)
+        self._console = _Lasting(stderr=True, highlight=False)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if not quiet and self._console.is_terminal:
@@ -59,8 +61,7 @@ class Metrics:
 
     def say(self, line: str) -> None:
         """One line for a person, above the bar, and into log.txt."""
-        self._log.write(line + "\n")
-        self._log.flush()
+        self._append(self._log, line)
         if not self._quiet:
             self._console.print(line, markup=False, emoji=False, soft_wrap=True)
 
@@ -100,9 +101,9 @@ class Metrics:
         seconds = sum(s for _, s in self._speed) / max(1, len(self._speed)) * (self._total - step)
         minutes, rest = divmod(round(seconds), 60)
         plain = f"step {step}/{self._total}  {shown}  ETA {minutes}:{rest:02d}"
-        self._log.write(plain + "\n")
+        self._append(self._log, plain)
         if not self._quiet and not self._bar:
-            print(plain, file=sys.stderr, flush=True)
+            self._console.print(plain, markup=False, emoji=False, soft_wrap=True)
 
     def pause_clock(self) -> None:
         """What happened since the last step (validation, saving) is not training time."""
@@ -110,8 +111,7 @@ class Metrics:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl, numbers also to the trackers."""
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self._file.flush()
+        self._append(self._file, json.dumps(entry, ensure_ascii=False))
         if self._board:
             for name, value in entry.items():
                 if name != "step" and isinstance(value, (int, float)):
@@ -123,8 +123,29 @@ class Metrics:
             self._bar.stop()
         if self._board:
             self._board.close()
-        self._file.close()
-        self._log.close()
+        for file in (self._file, self._log):
+            with contextlib.suppress(OSError):  # of a full disk; it was said when it was written to
+                file.close()
+
+    def _append(self, file: TextIO, line: str) -> None:
+        """Training is not lost for a log: what cannot be written is said once, and the run goes on."""
+        try:
+            file.write(line + "\n")
+            file.flush()
+        except OSError as error:
+            if not self._has_lost_lines and not self._quiet:
+                self._console.print(f"{file.name}: {error.strerror}; lines are lost", markup=False, soft_wrap=True)
+            self._has_lost_lines = True
+
+
+class _Lasting(Console):
+    """A console whose reader may go away (`| head`): nothing more is shown, and the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Instead of ending the program, as rich does."""
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)  # for whoever else writes there
 
 
 def _reopen(run: Run, start_step: int) -> TextIO:

@@ -284,7 +284,7 @@ def test_changed_data_is_refused_on_resume(monkeypatch, make_recipe):
     rows = _place(make_recipe, "rows.jsonl")
     rows.write_text(rows.read_text().replace("Third.", "Fourth."))
     run = Run.open(recipe.output_dir.replace("{name}", "small"))
-    with pytest.raises(RunError, match="the data changed since step 2"):
+    with pytest.raises(RunError, match=r"changed since the checkpoint.*\n  data: train row 3 .*rows.jsonl:3"):
         train(run.recipe, resume=run, quiet=True)
 
 

@@ -1,0 +1,84 @@
+"""Places where a test can make the program die, fail, or be interrupted: what a crash leaves behind can only be tested so.
+
+    DORAKIT_FAILPOINT=PLACE:N=ACTION[,PLACE:N=ACTION...]
+
+PLACE is one of PLACES, N counts arrivals there from 1, ACTION is one of ACTIONS. While the variable is unset a place costs
+one comparison and does nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections import Counter
+
+PLACES = {
+    "micro": "a micro-batch has been through forward and backward",
+    "loss": "the loss of a micro-batch is known",
+    "step": "an optimizer step is done",
+    "checkpoint.file": "a file of a checkpoint is in its staging directory",
+    "checkpoint.written": "all files are there, not yet synced",
+    "checkpoint.synced": "all files are synced, the directory still has its staging name",
+    "checkpoint.renamed": "the directory has its name, its parent is not synced",
+    "prune": "an old checkpoint has its name of rubbish and is still there",
+    "result.file": "a file of the result is in its staging directory",
+    "result.written": "as checkpoint.written, of adapter/ or model/",
+    "result.synced": "as checkpoint.synced",
+    "result.renamed": "the result is there, run.json does not yet say so",
+    "directory.written": "as checkpoint.written, of a merged or quantized model",
+    "directory.synced": "as checkpoint.synced",
+    "directory.renamed": "as checkpoint.renamed",
+    "shard": "a shard of a merged or quantized model is in the staging directory",
+    "lock": "the run's lock is about to be taken",
+}
+ACTIONS = ("kill9", "sigterm", "sigint", "enospc", "eacces", "memory", "nan")
+
+_armed: dict[tuple[str, int], str] = {}
+_arrivals: Counter[str] = Counter()
+
+
+def arm(text: str) -> None:
+    """Set the failpoints from the variable's text, counting anew.
+
+    Raises:
+        ValueError: It names a place or an action that there is not.
+    """
+    _armed.clear()
+    _arrivals.clear()
+    for entry in filter(None, text.split(",")):
+        where, _, action = entry.partition("=")
+        place, _, number = where.partition(":")
+        if place not in PLACES or action not in ACTIONS or not number.isdigit():
+            raise ValueError(
+                f"DORAKIT_FAILPOINT: {entry!r} is not PLACE:N=ACTION\n"
+                f"  places: {', '.join(PLACES)}\n  actions: {', '.join(ACTIONS)}"
+            )
+        _armed[place, int(number)] = action
+
+
+def reach(place: str) -> bool:
+    """Arrive at a place. True asks the caller for a value that is not finite (action nan).
+
+    Raises:
+        OSError, MemoryError: As armed.
+    """
+    if not _armed:
+        return False
+    _arrivals[place] += 1
+    action = _armed.get((place, _arrivals[place]))
+    if action is None:
+        return False
+    if action == "kill9":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif action in ("sigterm", "sigint"):
+        os.kill(os.getpid(), signal.SIGTERM if action == "sigterm" else signal.SIGINT)
+    elif action in ("enospc", "eacces"):
+        number = errno.ENOSPC if action == "enospc" else errno.EACCES
+        raise OSError(number, os.strerror(number))
+    elif action == "memory":
+        raise MemoryError
+    return action == "nan"
+
+
+arm(os.environ.get("DORAKIT_FAILPOINT", ""))

@@ -1,0 +1,67 @@
+"""A loss or a gradient that is not finite: no step is taken, and the rows are named."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+from dorakit.data.batches import Batch
+from dorakit.errors import GateError
+from dorakit.recipe.schema import NonfiniteSection
+from dorakit.run import Run
+
+_SHOWN = 8
+
+
+def is_finite(losses: Sequence[float], grad_norm: float) -> bool:
+    """Whether a step may be taken."""
+    return math.isfinite(grad_norm) and all(map(math.isfinite, losses))
+
+
+def pass_over(
+    run: Run,
+    policy: str | NonfiniteSection,
+    *,
+    step: int,
+    skipped: int,
+    batches: Sequence[Batch],
+    losses: Sequence[float],
+    grad_norm: float,
+) -> str:
+    """Record a step that is not taken in nonfinite.jsonl; returns the line to print.
+
+    Args:
+        run: Where to.
+        policy: `stop`, or how many steps may be passed over.
+        step: Counted from 1.
+        skipped: Steps passed over before this one.
+        batches: The step's micro-batches.
+        losses: One per micro-batch, summed over its tokens.
+        grad_norm: Of the whole step.
+
+    Raises:
+        GateError: The recipe says stop, or this is one step too many.
+    """
+    bad = [batch for batch, loss in zip(batches, losses, strict=True) if not math.isfinite(loss)]
+    rows = [row for batch in bad or batches for row in batch.documents]
+    entry = {
+        "step": step,
+        "grad_norm": str(grad_norm),
+        "micro_batches": [
+            {"loss": str(loss), "rows": list(batch.documents)} for batch, loss in zip(batches, losses, strict=True)
+        ],
+    }
+    with open(run.nonfinite_file, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    more = f" ... and {len(rows) - _SHOWN} more, all in {run.nonfinite_file.name}" if len(rows) > _SHOWN else ""
+    what = (
+        f"step {step}: the {'loss' if bad else 'gradient'} is not finite (gradient norm {grad_norm}); no step was taken.\n"
+        f"  rows: {', '.join(rows[:_SHOWN])}{more}"
+    )
+    limit = 0 if isinstance(policy, str) else policy.skip
+    if skipped < limit:
+        return f"{what}\n  passed over, {skipped + 1} of at most {limit}"
+    run.update(state="failed")
+    after = f"\n  {skipped} steps were passed over before, as many as training.nonfinite allows" if limit else ""
+    raise GateError(f"{what}{after}\n  a lower optimizer.learning_rate or model.dtype: float32 often helps")

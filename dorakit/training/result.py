@@ -1,0 +1,76 @@
+"""What a finished training leaves: adapter/, or model/ for full fine-tuning, written, read back and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from dorakit.adapters.attach import adapter_layers
+from dorakit.adapters.peft_format import check_saved, save_adapter
+from dorakit.errors import GateError, RunError
+from dorakit.failpoints import reach
+from dorakit.files import whole_directory
+from dorakit.model.load import Base
+from dorakit.recipe.schema import Recipe
+from dorakit.run import Run
+
+
+def write_result(run: Run, recipe: Recipe, base: Base, *, dtype: torch.dtype) -> Path:
+    """Write the trained weights whole or not at all, and compare what can be read back with what is in memory.
+
+    Args:
+        run: Where to.
+        recipe: Says which weights.
+        base: The trained model and its tokenizer.
+        dtype: Of a fully trained model on disk.
+
+    Raises:
+        RunError: What was written reads back as something else.
+    """
+    if recipe.method is None:
+        with whole_directory(run.model, what="result") as staging:
+            base.model.to(dtype).save_pretrained(staging)
+            reach("result.file")
+            base.tokenizer.save_pretrained(staging)
+            _check_model(base.model, staging)
+        return run.model
+    with whole_directory(run.adapter, what="result") as staging:
+        save_adapter(base.model, staging, base_name_or_path=recipe.model.base, revision=base.revision or None)
+        reach("result.file")
+        if recipe.model.added_tokens or recipe.data.chat_template:
+            base.tokenizer.save_pretrained(staging)
+        check_saved(base.model, staging)
+    return run.adapter
+
+
+def _check_model(model: nn.Module, directory: Path) -> None:
+    """Compare by name; a family whose names on disk are others than in memory is compared where they agree."""
+    own = model.state_dict()
+    compared = 0
+    for file in sorted(directory.glob("*.safetensors")):
+        for name, tensor in load_file(file).items():
+            if name in own:
+                compared += 1
+                if not torch.equal(own[name].cpu(), tensor):
+                    raise RunError(f"{file.name}: {name} reads back as something else than what was trained")
+    if not compared:
+        raise RunError(f"{directory.name}: none of the {len(own)} trained tensors was written")
+
+
+def check_adapter_moved(model: nn.Module, summed_rate: float) -> list[str]:
+    """Refuse an adapter that could have moved and did nowhere; returns the layers that alone got no gradient.
+
+    Raises:
+        GateError: Every B is still zero, though steps were taken.
+    """
+    layers = list(adapter_layers(model))
+    still = [name for name, layer in layers if not layer.lora_B.any()]
+    if layers and len(still) == len(layers) and summed_rate > 0:
+        raise GateError(
+            f"none of the {len(layers)} adapters moved, though learning rates summed to {summed_rate:.2e}: the result would be "
+            "the base, so none is written.\n  its gradients are zero: are the supervised tokens what you mean to train?"
+        )
+    return still

@@ -1,0 +1,156 @@
+"""What changed between a checkpoint and the run that goes on from it: said key by key, and refused unless it is accepted.
+
+Settings that move no trained byte may change freely, and those that move only last digits with a word. Data, base and
+chat template are compared by content, so that a run and its files can be moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from dorakit.data.tokens import Document, Encoded
+from dorakit.errors import RunError, UsageError
+from dorakit.files import naming
+from dorakit.recipe.resolved import settings
+from dorakit.recipe.schema import Recipe
+from dorakit.run import Run
+
+# They move no trained byte.
+_FREE = re.compile(
+    r"output_dir|extends|evaluation\..*|merge\..*|logging\..*"
+    r"|training\.(log_every|eval_every|save_every|keep_checkpoints|sample_prompts|nonfinite.*)"
+    # What these name is compared by content.
+    r"|data\.root|data\.train\.\d+\.path|data\.validation\.path|data\.chat_template|model\.(base|revision|architecture)"
+)
+# They change how the same sums are split up and rounded.
+_ROUNDING = re.compile(r"training\.(micro_batch_size|micro_batch_tokens|gradient_checkpointing|compile|deterministic)")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint depends on: recipe values as YAML, sha256 of the base's files, of data, of the chat template."""
+
+    recipe: dict[str, str]
+    base: dict[str, str]
+    data: str
+    template: str
+
+    @classmethod
+    def gather(cls, recipe: Recipe, base: dict[str, str], data: Encoded, template: str | None) -> Facts:
+        """Those of a run that is about to begin or go on."""
+        digest = hashlib.sha256((template or "").encode("utf-8", "surrogatepass")).hexdigest()
+        return cls(settings(recipe), base, data.fingerprint, digest)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`notes` are lines to print and record; `is_exact` says that nothing changed that could move a trained byte."""
+
+    notes: list[str]
+    is_exact: bool
+
+
+def compare(
+    then: dict[str, Any], now: Facts, *, run: Run, data: Encoded, accepted: Sequence[str], validates_best: bool
+) -> Comparison:
+    """Compare a checkpoint's facts with those of now.
+
+    Args:
+        then: `vars` of the checkpoint's Facts.
+        now: Those of the run that goes on.
+        run: Has the digests of the rows.
+        data: The rows of now.
+        accepted: Keys whose change is accepted: of the recipe, or data, base, template.
+        validates_best: The validations decide which weights are kept, so that eval_every is not free.
+
+    Raises:
+        RunError: Something changed that is neither free nor accepted.
+        UsageError: Something was accepted that did not change.
+    """
+    changes: dict[str, str] = {}
+    free: list[str] = []
+    rounded = False
+    for key in sorted(then["recipe"].keys() | now.recipe.keys()):
+        before, after = then["recipe"].get(key, "absent"), now.recipe.get(key, "absent")
+        if before == after:
+            continue
+        line = f"{key}: {before} then, {after} now"
+        decides = key == "training.eval_every" and validates_best
+        if _ROUNDING.fullmatch(key) or (_FREE.fullmatch(key) and not decides):
+            rounded = rounded or bool(_ROUNDING.fullmatch(key))
+            free.append(line)
+        else:
+            changes[key] = line
+    if then["base"] != now.base:
+        changes["base"] = "base: " + _different_files(then["base"], now.base)
+    if then["template"] != now.template:
+        changes["template"] = (
+            f"template: the chat template is another one (sha256 {then['template']:.12} then, {now.template:.12} now)"
+        )
+    if then["data"] != now.data:
+        changes["data"] = "data: " + first_changed_row(run, data)
+    if unknown := [key for key in accepted if key not in changes]:
+        what = ", ".join(changes) or "nothing"
+        raise UsageError(f"--accept-change {unknown[0]}: that did not change; what changed and is not free: {what}")
+    if refused := [key for key in changes if key not in accepted]:
+        raise RunError(
+            f"changed since the checkpoint of {run.path}:\n"
+            + "".join(f"  {changes[key]}\n" for key in refused)
+            + "  put it back, or go on with the change: "
+            + " ".join(f"--accept-change {key}" for key in refused)
+        )
+    notes = [f"changed: {line}" for line in free] + [f"changed, accepted: {changes[key]}" for key in accepted]
+    return Comparison(notes, is_exact=not rounded and not accepted)
+
+
+def write_row_digests(run: Run, data: Encoded) -> None:
+    """Keep a digest of each document, by which a later resume can say which row changed."""
+    staging = run.rows.with_name(f".tmp-{run.rows.name}")
+    with naming(run.rows):
+        save_file({"train": _digests(data.train), "validation": _digests(data.validation)}, staging)
+    staging.chmod(0o644)
+    staging.replace(run.rows)
+
+
+def first_changed_row(run: Run, data: Encoded) -> str:
+    """Which document is the first that is not what it was when the run began."""
+    try:
+        kept = load_file(run.rows)
+    except (OSError, SafetensorError) as error:
+        return f"rows changed; which, cannot be said: {run.rows.name}: {error}"
+    for which, documents in (("train", data.train), ("validation", data.validation)):
+        before, now = kept[which], _digests(documents)
+        shared = min(len(before), len(now))
+        place = next(iter(np.flatnonzero(before[:shared] != now[:shared]).tolist()), shared)
+        if place == len(before) == len(now):
+            continue
+        row = documents[place].row if place < len(documents) else "absent"
+        return f"{which} row {place + 1} is the first that changed, now {row} ({len(before)} rows then, {len(now)} now)"
+    return "the order or the masks of rows changed"
+
+
+def _digests(documents: Sequence[Document]) -> npt.NDArray[np.int64]:
+    def short(document: Document) -> int:
+        content = document.input_ids.astype("<i4").tobytes() + np.packbits(document.mask).tobytes()
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+
+    return np.asarray([short(document) for document in documents], dtype=np.int64)
+
+
+def _different_files(then: dict[str, str], now: dict[str, str]) -> str:
+    different = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    shown = [
+        f"{name} (sha256 {then.get(name, 'absent'):.12} then, {now.get(name, 'absent'):.12} now)"
+        for name in different[:3]
+    ]
+    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+    return ", ".join(shown) + more

@@ -1,0 +1,58 @@
+"""Runs to be broken, and the table of what was seen."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from dying_runs import Site, make_site
+
+_matrix: list[tuple[str, ...]] = []
+
+
+@pytest.fixture
+def site(tmp_path) -> Site:
+    return make_site(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory) -> Site:
+    """A run that nothing happened to."""
+    site = make_site(tmp_path_factory.mktemp("unbroken"))
+    ended = site.train()
+    assert ended.code == 0, ended.err
+    return site
+
+
+@pytest.fixture(scope="session")
+def _half_done(tmp_path_factory) -> Path:
+    site = make_site(tmp_path_factory.mktemp("half"))
+    ended = site.train(failpoint="step:7=kill9")
+    assert ended.code == -signal.SIGKILL, ended.err
+    return site.place
+
+
+@pytest.fixture
+def half_done(_half_done, tmp_path) -> Site:
+    """A run of its own, killed after step 7, with checkpoints of steps 4 and 6. (It was moved here, too.)"""
+    shutil.copytree(_half_done, tmp_path / "half", symlinks=True)
+    site = Site(tmp_path / "half")
+    for file in (site.recipe, site.run / "recipe.resolved.yaml"):
+        file.write_text(file.read_text().replace(str(_half_done), str(site.place)))
+    return site
+
+
+@pytest.fixture
+def matrix():
+    """Note a row of the fault matrix: its number, what was injected, what must happen, what was seen."""
+    return lambda *row: _matrix.append(tuple(map(str, row)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if len(_matrix) < 10:
+        return
+    terminalreporter.section("fault matrix")
+    for number, injected, expected, seen in sorted(_matrix, key=lambda row: (int(row[0]), row[1])):
+        terminalreporter.write_line(f"{number:>3} | {injected} | {expected} | {seen}")

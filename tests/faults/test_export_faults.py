@@ -1,0 +1,70 @@
+"""The rows of the fault matrix that happen to a merge: its output is complete or absent, and what it reads is untouched."""
+
+import hashlib
+import shutil
+import signal
+
+import pytest
+from dying_runs import dorakit, make_site
+
+pytestmark = pytest.mark.faults
+
+
+def content(directory) -> dict[str, str]:
+    return {
+        str(file.relative_to(directory)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and file.name not in ("run.lock", "log.txt")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    site = make_site(tmp_path_factory.mktemp("finished"), steps=4)
+    assert site.train().code == 0
+    return site.run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+PLACES = ["shard:1", "directory.written:1", "directory.synced:1"]
+
+
+@pytest.mark.parametrize("command", ["merge", "quantize"])
+@pytest.mark.parametrize("place", PLACES)
+def test_killed(run, matrix, command, place):
+    """Row 38. Dies if an output that looks finished is left, or what is left stands in the way."""
+    before = content(run)
+    ended = dorakit(command, run, failpoint=f"{place}=kill9")
+    assert ended.code == -signal.SIGKILL, ended.err
+    output = run / {"merge": "merged", "quantize": "quantized"}[command]
+    assert not output.exists()
+    assert {name: digest for name, digest in content(run).items() if not name.startswith(".tmp-")} == before
+    ended = dorakit(command, run)
+    assert ended.code == 0, ended.err
+    assert (output / "config.json").is_file() and not list(run.glob(".tmp-*"))
+    matrix(38, f"{command}: kill -9 at {place}", "output absent, inputs untouched", "absent; the next one is whole")
+
+
+@pytest.mark.parametrize("command", ["merge", "quantize"])
+@pytest.mark.parametrize("place", PLACES)
+def test_full(run, matrix, command, place):
+    """Row 38. Dies if anything is left of an output that the disk did not hold."""
+    before = content(run)
+    ended = dorakit(command, run, failpoint=f"{place}=enospc")
+    assert ended.code == 4 and "No space left on device" in ended.err, ended.err
+    assert content(run) == before
+    matrix(38, f"{command}: ENOSPC at {place}", "exit 4, nothing left", "exit 4, nothing left")
+
+
+def test_a_killed_result_keeps_the_one_before(run, matrix):
+    """Row 38. Dies if a second merge removes the first before it is whole."""
+    assert dorakit("merge", run).code == 0
+    before = content(run / "merged")
+    assert dorakit("merge", run, failpoint="directory.synced:1=kill9").code == -signal.SIGKILL
+    assert content(run / "merged") == before
+    matrix(38, "a second merge killed", "the first is whole", "the first is whole")
