@@ -176,7 +176,7 @@ def adapter_base(directory: Path, base_model: str | None = None) -> tuple[str, s
     Raises:
         ModelError: adapter_config.json cannot be read or names none.
     """
-    from dorakit.adapters.peft_format import read_config
+    from dorakit.adapters.peft_config import read_config
 
     stated = read_config(directory)
     if base_model is not None:
@@ -186,6 +186,11 @@ def adapter_base(directory: Path, base_model: str | None = None) -> tuple[str, s
         raise ModelError(
             f"{directory / 'adapter_config.json'} names no base (base_model_name_or_path is {base!r})\n"
             "  name one with --base-model"
+        )
+    if "://" in base:
+        raise ModelError(
+            f"{directory / 'adapter_config.json'}: base_model_name_or_path = {base!r} is an address, which is never fetched\n"
+            "  name a hub id or a directory with --base-model"
         )
     return base, revision if isinstance(revision, str) and revision else "main"
 
@@ -201,14 +206,19 @@ def _check_base(run: Run, identity: dict[str, str]) -> None:
     before = run.read("run.json").get("base", {}).get("files")
     if before is not None and before != identity:
         changed = sorted(name for name in before.keys() | identity.keys() if before.get(name) != identity.get(name))
+        seen = [f"{name} ({_digest(before, name)} in training, {_digest(identity, name)} now)" for name in changed]
         raise RunError(
-            f"the base of {run.path} changed since training: {', '.join(changed[:5])}\n"
+            f"the base of {run.path} changed since training: {', '.join(seen[:5])}\n"
             "  put the former files back; an adapter fits only the base that it was trained on"
         )
 
 
+def _digest(files: dict[str, str], name: str) -> str:
+    return f"sha256 {files[name][:12]}" if name in files else "not there"
+
+
 def _open_run(run: Run, recipe: Recipe, *, base_only: bool, onto: Literal["trained", "original"]) -> Target:
-    from dorakit.adapters.peft_format import load_adapter
+    from dorakit.adapters.peft_format import check_adapter, load_adapter
     from dorakit.build import build_base
 
     result = run.result
@@ -216,17 +226,21 @@ def _open_run(run: Run, recipe: Recipe, *, base_only: bool, onto: Literal["train
     if result == run.model and not base_only:
         base = _load(str(result), "main", recipe)
         return Target(base.model, base.tokenizer, kind="run", variant="full", notes=base.notes, **common)  # type: ignore[arg-type]
+    if not base_only:
+        check_adapter(result)  # from its header, before minutes go into the base
     base = build_base(recipe, original=onto == "original")
     _check_base(run, base.identity)
+    notes = base.notes
     if not base_only:
         load_adapter(base.model, result)
+        notes = [*notes, *_idle(base, result)]
     return Target(
         base.model,
         base.tokenizer,
         kind="run",
         variant="base" if base_only else "adapter",
         adapter=None if base_only else result,
-        notes=base.notes,
+        notes=notes,
         **common,  # type: ignore[arg-type]
     )
 
@@ -240,15 +254,18 @@ def _open_adapter(
     base_model: str | None,
     as_stored: bool,
 ) -> Target:
-    from dorakit.adapters.peft_format import load_adapter
+    from dorakit.adapters.peft_format import check_adapter, load_adapter
 
     assert place.path is not None
     name, revision = adapter_base(place.path, base_model)
+    if not base_only:
+        check_adapter(place.path)
     form, notes = (None, []) if onto == "original" else _storage(place.path, recipe)
     base = _load(name, revision, recipe, as_stored=as_stored, nf4=form)
     if not base_only:
         _fit_vocabulary_(base, place.path)
         load_adapter(base.model, place.path)
+        notes = [*notes, *_idle(base, place.path)]
     return Target(
         base.model,
         base.tokenizer,
@@ -277,27 +294,35 @@ def _storage(directory: Path, recipe: Recipe | None) -> tuple[NF4Format | None, 
     return None, [f"{silence}: its weights are taken as they are"]
 
 
+def _idle(base: Base, directory: Path) -> list[str]:
+    """What to say of an adapter that does nothing."""
+    from dorakit.adapters.attach import changes_nothing
+
+    if not changes_nothing(base.model):
+        return []
+    return [f"{directory}: every lora_B is zero, so this adapter changes nothing; was it saved before training?"]
+
+
 def _fit_vocabulary_(base: Base, directory: Path) -> None:
     """Take the tokenizer that was saved with an adapter, and give the embedding as many rows as the adapter's has."""
-    from safetensors import SafetensorError, safe_open
     from transformers import AutoTokenizer
+
+    from dorakit.adapters.peft_format import check_adapter
 
     if (directory / "tokenizer_config.json").is_file():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(directory)
-        except (ValueError, KeyError, OSError) as error:
-            raise ModelError(f"{directory}: the tokenizer cannot be used: {str(error).splitlines()[0]}") from None
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        except Exception as error:  # what a stranger's tokenizer.json may hold raises all kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{directory}: the tokenizer cannot be used: {reason}") from None
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         base.tokenizer = tokenizer
     embedding = base.model.get_input_embeddings()
     name = next(name for name, module in base.model.named_modules() if module is embedding)
-    file, key = directory / "adapter_model.safetensors", f"base_model.model.{name}.weight"
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            rows = tensors.get_slice(key).get_shape()[0] if key in tensors.keys() else len(embedding.weight)
-    except (OSError, SafetensorError):
-        return  # load_adapter says what is wrong with it
+    _, stored = check_adapter(directory)
+    own = stored.get(f"base_model.model.{name}.weight")
+    rows = own.shape[0] if own is not None and len(own.shape) == 2 else len(embedding.weight)
     if rows != len(embedding.weight):
         base.model.resize_token_embeddings(rows, mean_resizing=False)
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dorakit.adapters import METHODS
+from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.lora import LoRALinear
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
@@ -107,6 +108,18 @@ def whole_modules(model: nn.Module) -> Iterator[tuple[str, TrainedCopy]]:
     for name, module in model.named_modules():
         if isinstance(module, TrainedCopy):
             yield name, module
+
+
+def changes_nothing(model: nn.Module) -> bool:
+    """Whether the attached adapters leave the base as it is: every B is zero and every magnitude where it began."""
+    layers = [layer for _, layer in adapter_layers(model)]
+    moved = (layer for layer in layers if isinstance(layer, DoRALinear) and not layer.has_still_magnitude())
+    return (
+        bool(layers)
+        and next(moved, None) is None
+        and next(whole_modules(model), None) is None
+        and not any(layer.lora_B.any() for layer in layers)
+    )
 
 
 @contextlib.contextmanager

@@ -21,28 +21,17 @@ from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers, attach_, whole_modules
 from dorakit.adapters.dora import DoRALinear
+from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
 from dorakit.adapters.lora import LoRALinear
+from dorakit.adapters.peft_config import CONFIG, read_config
 from dorakit.errors import ModelError
+from dorakit.model.configs import read_object
 from dorakit.model.names import has_suffix, pattern_value
-from dorakit.model.nf4 import NF4Format, NF4Linear
+from dorakit.model.nf4 import BLOCK_SIZES, NF4Format, NF4Linear
+from dorakit.model.weights_check import Stored, check_weights
 
-CONFIG, WEIGHTS, STORAGE = "adapter_config.json", "adapter_model.safetensors", "dorakit.json"
-_PREFIX = "base_model.model."
-# Settings of PEFT that change the mathematics and have no counterpart here, with the values that mean "not used".
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    "lora_bias": (False,),
-    "fan_in_fan_out": (False,),
-    "layer_replication": (None,),
-    "use_qalora": (False,),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "use_bdlora": (None, False),
-    "alora_invocation_tokens": (None,),
-    "kasa_config": (None,),
-}
-# Starts of A and B that leave the base as it is; every other one in PEFT changes the base's weights too.
-_STARTS_BESIDE_THE_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
+WEIGHTS, STORAGE = "adapter_model.safetensors", "dorakit.json"
+_FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def save_adapter(
@@ -61,13 +50,13 @@ def save_adapter(
         raise ModelError("the model has no adapter to save")
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B
         if isinstance(layer, DoRALinear):
-            tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
     for name, module in whole_modules(model):
         for key, parameter in module.copy.named_parameters():
-            tensors[f"{_PREFIX}{name}.{key}"] = parameter
+            tensors[f"{PREFIX}{name}.{key}"] = parameter
     path = Path(directory)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
@@ -86,7 +75,7 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
         ModelError: The directory holds no adapter, one of another kind, or one that does not fit this base.
     """
     path = Path(directory)
-    config = read_config(path)
+    config, _ = check_adapter(path)
     tensors = _read_tensors(path)
     own = dict(model.named_modules())
     adapted = sorted({name.rsplit(".lora_A", 1)[0] for name in tensors if ".lora_A" in name})
@@ -135,34 +124,45 @@ def check_saved(model: PreTrainedModel, directory: Path) -> None:
             raise ModelError(f"{directory / WEIGHTS}: {name} reads back as something else than what was trained")
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The adapter_config.json of a directory, checked.
+def check_adapter(directory: Path | str) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """What an adapter directory states: its config, and its tensors by name, from the header alone.
 
     Raises:
-        ModelError: There is none, it is not LoRA's or DoRA's, or it uses something that is not supported here.
+        ModelError: It is no adapter, one of another kind, or its two files contradict each other.
     """
-    path = Path(directory) / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{directory} is not an adapter: it has no {CONFIG}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ModelError(f"{path}: peft_type is {kind!r}; only LORA (LoRA and DoRA) can be read")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), (int, float)):
-            raise ModelError(f"{path}: {key} is {config.get(key)!r}, expected a number")
-    for key, unused in _UNSUPPORTED.items():
-        if key in config and config[key] not in unused:
-            raise ModelError(f"{path}: {key} = {config[key]!r} is not supported; only {unused[0]!r} is")
-    if (start := config.get("init_lora_weights")) not in _STARTS_BESIDE_THE_BASE:
+    path = Path(directory)
+    config = read_config(path)
+    file = path / WEIGHTS
+    if not file.is_file():
+        inside = ", ".join(sorted(item.name for item in path.iterdir())[:8])
+        raise ModelError(f"{path} has no {WEIGHTS} (pickled adapters are never read); it holds {inside}")
+    stored = check_weights(file)
+    for name, tensor in stored.items():
+        refuse_foreign_name(file, name)
+        if tensor.dtype not in _FLOATS:
+            raise ModelError(f"{file}: {name!r} is {tensor.dtype}, expected one of {', '.join(_FLOATS)}")
+    _check_ranks(path, config, stored)
+    return config, stored
+
+
+def _check_ranks(path: Path, config: dict[str, Any], stored: dict[str, Stored]) -> None:
+    """Whether A and B have the rank that the config says: before a layer of that size is made."""
+    wrong = []
+    for name, tensor in stored.items():
+        if not name.endswith((".lora_A.weight", ".lora_B.weight")):
+            continue
+        module = name.removeprefix(PREFIX).rpartition(".lora_")[0]
+        stated = pattern_value(module, config.get("rank_pattern") or {}, config["r"])
+        found = tensor.shape[0 if name.endswith("A.weight") else 1] if len(tensor.shape) == 2 else None
+        if found != stated:
+            wrong.append(f"{name} has shape {tensor.shape}, and the config says rank {stated}")
+    if wrong:
+        more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ModelError(
-            f"{path}: init_lora_weights = {start!r} changed the base's weights too, so this adapter does not fit the base\n"
-            "  PEFT saves one that does: save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL_ADAPTER)"
+            f"{path / WEIGHTS} does not fit r = {config['r']} and rank_pattern of {CONFIG}:\n  "
+            + "\n  ".join(wrong[:5])
+            + more
         )
-    return config
 
 
 def base_storage(directory: Path) -> NF4Format | Literal["unquantized"] | None:
@@ -175,14 +175,14 @@ def base_storage(directory: Path) -> NF4Format | Literal["unquantized"] | None:
     if not path.is_file():
         return None
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))["base_storage"]
+        stated = read_object(path)["base_storage"]
         if stated is None:
             return "unquantized"
         if stated["format"] != "nf4":
             raise ModelError(f"{path}: the base was stored as {stated['format']!r}; only nf4 is known")
-        return NF4Format(
-            int(stated["block_size"]), bool(stated["double_quant"]), tuple(map(str, stated["skip_modules"]))
-        )
+        if (size := stated["block_size"]) not in BLOCK_SIZES:
+            raise ModelError(f"{path}: block_size is {size!r}, expected one of {', '.join(map(str, BLOCK_SIZES))}")
+        return NF4Format(size, bool(stated["double_quant"]), tuple(map(str, stated["skip_modules"])))
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path} does not say how the base was stored: {type(error).__name__}: {error}") from None
 
@@ -242,19 +242,17 @@ def _shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not (path / WEIGHTS).is_file():
-        raise ModelError(f"{path} has no {WEIGHTS} (pickled adapters are never read)")
     try:
         with safe_open(path / WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ModelError(f"{path / WEIGHTS} is damaged: {error}") from None
-    strange = [name for name in tensors if not name.startswith(_PREFIX)]
-    if strange:
+    if strange := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ModelError(
-            f"{path / WEIGHTS}: {strange[0]!r} is not a name that PEFT writes (it would begin {_PREFIX!r})"
+            f"{path / WEIGHTS}: {strange[0]} holds NaN or infinite values ({len(strange)} of {len(tensors)} tensors do)\n"
+            "  its training diverged: take an earlier checkpoint of it"
         )
-    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     # An embedding that grew is written once more by PEFT as it is held in memory: the original and the trained copy.
     twice = (".original_module.", ".modules_to_save.")
     return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in twice)}

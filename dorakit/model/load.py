@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import difflib
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from dorakit.errors import ModelError, ResourceError, is_out_of_memory
+from dorakit.errors import DorakitError, ModelError, ResourceError, is_out_of_memory
 from dorakit.model.attention import use_own_attention_
+from dorakit.model.configs import read_object
 from dorakit.model.names import select
 from dorakit.model.nf4 import NF4Format
+from dorakit.model.prequantized import is_nf4, skipped_modules
 from dorakit.model.source import Source, resolve
 from dorakit.model.streaming import ConversionFailed, NF4Config
 
 # transformers' own bars and advice would interleave with ours.
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json", "*.model")
 
 
 @dataclass
@@ -67,10 +77,12 @@ def load_base(
     compute_dtype = pick_dtype(dtype)
     source = resolve(base, revision=revision, dtype=compute_dtype)
     config = _config(base, source)
-    prequantized = _is_prequantized(base, config)
-    form = nf4 or (NF4Format(skip_modules=tuple(_skipped(config))) if prequantized else None)
-    if prequantized:
-        config.quantization_config = {"quant_method": "dorakit_nf4", "skip_modules": _skipped(config)}
+    tokenizer = load_tokenizer(base, source=source)
+    form = nf4
+    if is_nf4(stated := read_object(source.directory / "config.json")):
+        skipped = skipped_modules(stated)
+        form = nf4 or NF4Format(skip_modules=tuple(skipped))
+        config.quantization_config = {"quant_method": "dorakit_nf4", "skip_modules": skipped}
     arguments: dict[str, Any] = {} if form is None else {"quantization_config": NF4Config(form)}
     try:
         with warnings.catch_warnings():
@@ -82,22 +94,23 @@ def load_base(
                 attn_implementation=None if attention == "auto" else attention,
                 device_map={"": str(pick_device())},
                 use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are told of below, by name
                 output_loading_info=True,
                 **arguments,
             )
-    except (ValueError, KeyError, ImportError, OSError, RuntimeError) as error:
-        if is_out_of_memory(error):
+    except Exception as error:  # a config that fits its weights may still say anything
+        if is_out_of_memory(error) or isinstance(error, DorakitError):
             raise  # not the model's fault; the caller says what to lower
-        reason = str(error).strip().splitlines()[0]
-        if "attention implementation" in reason:
-            reason = f"its architecture has no {attention} attention\n  set model.attention: eager"
-        raise ModelError(f"{base} cannot be loaded: {reason}") from error
+        raise ModelError(f"{base} cannot be loaded: {_reason(error, config, attention)}") from error
     except ConversionFailed as failed:
-        if is_out_of_memory(failed.error) or isinstance(failed.error, (ModelError, ResourceError)):
+        if isinstance(failed.error, ModelError):
+            raise ModelError(f"{base}: {failed.error}") from None
+        if is_out_of_memory(failed.error) or isinstance(failed.error, ResourceError):
             raise failed.error from None
         raise ModelError(f"{base} cannot be loaded: {failed.tensor}: {failed.error}") from failed.error
-    if absent := sorted(report["missing_keys"]):
-        raise ModelError(f"{base}: the files lack {len(absent)} of the model's tensors, the first is {absent[0]}")
+    _check_complete(base, report)
+    _check_finite(base, model)
     if nf4 is not None:
         present = [name for name, _ in model.named_modules()]
         select(present, [name for name in nf4.skip_modules if name != "lm_head"], setting="quantization.skip_modules")
@@ -107,7 +120,7 @@ def load_base(
     if unused := sorted(report["unexpected_keys"]):
         notes.append(f"{base}: {len(unused)} tensors in the files are not part of the model, the first is {unused[0]}")
     model.requires_grad_(False)
-    return Base(model, load_tokenizer(base, source=source), source.revision, source.identity, notes)
+    return Base(model, tokenizer, source.revision, source.identity, notes)
 
 
 def load_tokenizer(base: str, *, revision: str = "main", source: Source | None = None) -> PreTrainedTokenizerBase:
@@ -117,10 +130,15 @@ def load_tokenizer(base: str, *, revision: str = "main", source: Source | None =
         ModelError: The base has none.
     """
     source = source or resolve(base, revision=revision, dtype=pick_dtype("auto"))
+    if not any(path for pattern in _TOKENIZERS for path in source.directory.glob(pattern)):
+        raise ModelError(
+            f"{base}: no tokenizer: {source.directory} has none of {', '.join(_TOKENIZERS)}\n"
+            "  put the model's own there: what it was trained with is the only one that fits"
+        )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.directory)
-    except (ValueError, KeyError, OSError) as error:
-        raise ModelError(f"{base}: no usable tokenizer: {str(error).strip().splitlines()[0]}") from error
+        tokenizer = AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False)
+    except Exception as error:  # what a stranger's tokenizer.json may hold raises all kinds, bare Exception among them
+        raise ModelError(f"{base}: no usable tokenizer: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{base}: the tokenizer has no end-of-text token, so a model could not learn to stop")
     if tokenizer.pad_token_id is None:
@@ -146,27 +164,60 @@ def pick_dtype(name: str) -> torch.dtype:
 
 
 def _config(base: str, source: Source) -> Any:
+    path = source.directory / "config.json"
+    kind = read_object(path).get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), CONFIG_MAPPING.keys(), n=3)
+        meant = f"did you mean {', '.join(near)}? " if near else ""
+        raise ModelError(
+            f"{path}: model_type is {kind!r}, which transformers {transformers.__version__} does not know\n"
+            f"  {meant}a newer transformers may know it"
+        )
     try:
-        stated = json.loads((Path(source.directory) / "config.json").read_text(encoding="utf-8"))
-        if "auto_map" in stated:
-            raise ModelError(f"{base}: config.json names code of its own (auto_map); such code is never run")
-        return AutoConfig.from_pretrained(source.directory)
-    except (ValueError, KeyError, OSError) as error:
-        raise ModelError(f"{base}: config.json cannot be used: {str(error).strip().splitlines()[0]}") from error
+        return AutoConfig.from_pretrained(source.directory, trust_remote_code=False)
+    except Exception as error:  # sizes that are texts, say: what they break differs from family to family
+        raise ModelError(f"{path} cannot be used: {_first_line(error)}") from error
 
 
-def _is_prequantized(base: str, config: Any) -> bool:
-    stated = getattr(config, "quantization_config", None)
-    if stated is None:
-        return False
-    stated = stated if isinstance(stated, dict) else stated.to_dict()
-    method = stated.get("quant_method", "unknown")
-    if method == "bitsandbytes" and stated.get("load_in_4bit") and stated.get("bnb_4bit_quant_type") == "nf4":
-        return True
-    raise ModelError(f"{base} is already quantized ({method}); only bitsandbytes' NF4 can be read")
+def _reason(error: Exception, config: Any, attention: str) -> str:
+    """What transformers says, in a line and in our terms where we know better."""
+    reason = _first_line(error)
+    if "attention implementation" in reason:
+        return f"its architecture has no {attention} attention\n  set model.attention: eager"
+    if "Unrecognized configuration class" in reason:
+        return (
+            f"its architecture, {config.model_type} in config.json, is no causal language model\n"
+            "  known to work: llama, mistral, qwen2, qwen3, gemma2, phi3"
+        )
+    return reason
 
 
-def _skipped(config: Any) -> list[str]:
-    stated = config.quantization_config
-    stated = stated if isinstance(stated, dict) else stated.to_dict()
-    return list(stated.get("llm_int8_skip_modules") or stated.get("skip_modules") or ["lm_head"])
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip() or "no reason given").splitlines()[0]
+    return line if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{type(error).__name__}: {line}"
+
+
+def _check_complete(base: str, report: dict[str, Any]) -> None:
+    problems = [
+        f"{name} has shape {tuple(shape)}, expected {tuple(expected)}"
+        for name, shape, expected in sorted(report["mismatched_keys"])
+    ]
+    problems += [f"{name} is not there" for name in sorted(report["missing_keys"])]
+    if problems:
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ModelError(
+            f"{base}: config.json and the weights do not fit, {len(problems)} tensors:\n  "
+            + "\n  ".join(problems[:5])
+            + more
+        )
+
+
+def _check_finite(base: str, model: PreTrainedModel) -> None:
+    """Refuse weights that are not numbers. A sum that is one costs a pass through memory and nothing else.
+
+    NF4 layers look at theirs when they are filled.
+    """
+    for name, parameter in model.named_parameters():
+        # A sum in float16 overflows early, hence the second look.
+        if parameter.is_floating_point() and not parameter.sum().isfinite() and not parameter.isfinite().all():
+            raise ModelError(f"{base}: {name} holds NaN or infinite values; nothing can be computed with such weights")

@@ -29,6 +29,7 @@ import bitsandbytes.functional as bnb  # noqa: E402
 # Scratch of bitsandbytes' quantizer is a multiple of its input, so weights are quantized in slices of about this size.
 _CHUNK_WEIGHTS = 1 << 22
 _NESTED_BLOCK_SIZE = 256
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that its kernels have
 
 
 @dataclass(frozen=True)

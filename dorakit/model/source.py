@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -21,9 +22,9 @@ import torch
 import transformers
 
 from dorakit.cache import cached
-from dorakit.errors import ModelError, ResourceError, is_out_of_memory
-
-_WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
+from dorakit.errors import DorakitError, ModelError, ResourceError, is_out_of_memory
+from dorakit.model.directory import READ, check_model_directory
+from dorakit.model.gguf_check import check_gguf
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,7 @@ def resolve(base: str, *, revision: str = "main", dtype: torch.dtype = torch.flo
 
 
 def _directory(path: Path) -> Source:
-    if not (path / "config.json").is_file():
-        inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        if (path / "adapter_config.json").is_file():
-            raise ModelError(f"{path} is an adapter, not a base model: it has adapter_config.json and no config.json")
-        raise ModelError(f"{path} is not a model directory: it has no config.json (it holds {inside})")
-    if not any(path.glob("*.safetensors")):
-        kind = "only pickled .bin weights, which are never read" if any(path.glob("*.bin")) else "no weights"
-        raise ModelError(f"{path} has {kind}; expected *.safetensors")
+    check_model_directory(path)
     files = [
         p for p in sorted(path.iterdir()) if p.suffix == ".safetensors" or p.name in ("config.json", "tokenizer.json")
     ]
@@ -84,9 +78,7 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
     if not path.is_file():
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.gguf"))[:8]) if path.parent.is_dir() else ""
         raise ModelError(f"no such file: {path}" + (f"\n  beside it: {near}" if near else ""))
-    with open(path, "rb") as file:
-        if (magic := file.read(4)) != b"GGUF":
-            raise ModelError(f"{path} is not a GGUF file: it begins with {magic!r}")
+    check_gguf(path)
     digest = sha256(path)
     name = f"gguf-{digest[:16]}-{str(dtype).removeprefix('torch.')}-{transformers.__version__}"
 
@@ -98,15 +90,22 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
         modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=None)
 
         try:
-            with _header_read_quickly():
+            # In a directory of its own: transformers would read config and tokenizer files that lie beside it.
+            with tempfile.TemporaryDirectory() as alone, _header_read_quickly():
+                (Path(alone) / "model.gguf").symlink_to(path.resolve())
                 model = AutoModelForCausalLM.from_pretrained(
-                    str(path.parent), gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=dtype
+                    alone,
+                    gguf_file="model.gguf",
+                    quantization_config=GgufConfig(dequantize=True),
+                    dtype=dtype,
+                    trust_remote_code=False,
                 )
-                tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
-            if is_out_of_memory(error):
+                tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", trust_remote_code=False)
+        except Exception as error:  # two libraries walk a file that may say anything
+            if is_out_of_memory(error) or isinstance(error, DorakitError):
                 raise  # not the file's fault; the caller says what to lower
-            raise ModelError(f"{path}: transformers cannot read this GGUF file: {error}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{path}: transformers cannot read this GGUF file: {reason}") from error
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
 
@@ -165,7 +164,7 @@ def _hub(base: str, revision: str) -> Source:
     )
 
     try:
-        path = Path(snapshot_download(base, revision=revision, allow_patterns=list(_WANTED)))
+        path = Path(snapshot_download(base, revision=revision, allow_patterns=list(READ)))
     except GatedRepoError:
         raise ModelError(
             f"the model {base} is gated: accept its licence on its hub page, then log in (`hf auth login`) or set HF_TOKEN"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from dorakit.errors import ResourceError
+from dorakit.errors import ModelError, ResourceError
 from dorakit.memory import return_freed_memory
 from dorakit.model.names import has_suffix
 from dorakit.model.nf4 import NF4Format, NF4Linear
@@ -72,6 +72,20 @@ def _told(tensor: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ConversionFailed(tensor, error) from error
+
+
+def _check_shape(tensor: str, shape: Sequence[int], layer: NF4Linear) -> None:
+    """Refuse another shape than the model's: where a quantizer takes a tensor over, transformers compares none."""
+    if tuple(shape) != (layer.out_features, layer.in_features):
+        raise ModelError(
+            f"{tensor} has shape {tuple(shape)}, and config.json makes it {(layer.out_features, layer.in_features)}"
+        )
+
+
+def _check_finite(tensor: str, values: Tensor) -> None:
+    """`values` are those that a NaN or an infinity anywhere in the tensor shows in: norms of its rows, absmax of blocks."""
+    if not values.isfinite().all():
+        raise ModelError(f"{tensor} holds NaN or infinite values; nothing can be computed with such weights")
 
 
 @register_quantization_config(METHOD)
@@ -178,7 +192,9 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
             assert isinstance(placeholder, NF4Linear)
             dense: Tensor = value[0] if isinstance(value, list) else value
             with _told(name):
+                _check_shape(name, dense.shape, placeholder)
                 layer = NF4Linear.from_dense(dense.to(placeholder.dtype), None, self.quantizer.quantization_config.form)
+                _check_finite(name, layer.original_row_norm)
                 if (directory := _disk.get()) is not None and layer.weight.device.type == "cpu":
                     layer.weight.data = _mapped(layer.weight, directory)
             placeholder._is_hf_initialized = True  # type: ignore[assignment]
@@ -213,6 +229,8 @@ class _Deserialize(ConversionOps):  # type: ignore[misc]
             return {"weight": weight.to(model.get_parameter(full_layer_name).dtype)}
         with _told(full_layer_name):
             layer = NF4Linear.from_quantized(tensors.pop("weight"), tensors)
+            _check_shape(full_layer_name, (layer.out_features, layer.in_features), placeholder)
+            _check_finite(full_layer_name, layer.nested_absmax if layer.is_double_quantized else layer.absmax)
         placeholder._is_hf_initialized = True  # type: ignore[assignment]
         self.hf_quantizer.filled[owner] = layer
         return {"weight": layer.weight}

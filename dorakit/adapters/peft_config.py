@@ -1,0 +1,106 @@
+"""adapter_config.json as PEFT writes it: read, and held to what an adapter here can be.
+
+Everything that is used later is checked for its kind and range here, since a stranger may have written it: numbers become
+sizes of tensors, patterns are run as regular expressions over every module name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from dorakit.errors import ModelError
+from dorakit.model.configs import check_configs, read_object
+from dorakit.model.directory import check_files
+
+CONFIG = "adapter_config.json"
+# Settings of PEFT that change the mathematics and have no counterpart here, with the values that mean "not used".
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "lora_bias": (False,),
+    "fan_in_fan_out": (False,),
+    "layer_replication": (None,),
+    "use_qalora": (False,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "use_bdlora": (None, False),
+    "alora_invocation_tokens": (None,),
+    "kasa_config": (None,),
+}
+# Starts of A and B that leave the base as it is; every other one in PEFT changes the base's weights too.
+_STARTS_BESIDE_THE_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
+# A few repetitions side by side cost little on module names; one within another can take for ever.
+_REPEATED = re.compile(r"(?<!\\)[*+{?]")
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+_MAX_REPETITIONS, _MAX_PATTERN, _MAX_PATTERNS = 3, 500, 10_000
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The adapter_config.json of a directory, checked, as are the other configs there.
+
+    Raises:
+        ModelError: There is none, it is not LoRA's or DoRA's, it names code or uses something that is not supported here.
+    """
+    path = Path(directory) / CONFIG
+    if not path.exists():
+        raise ModelError(f"{directory} is not an adapter: it has no {CONFIG}")
+    check_files(Path(directory))
+    check_configs(Path(directory))
+    config = read_object(path)
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA (LoRA and DoRA) can be read")
+    for key, unused in _UNSUPPORTED.items():
+        if key in config and config[key] not in unused:
+            raise ModelError(f"{path}: {key} = {config[key]!r} is not supported; only {unused[0]!r} is")
+    start = config.get("init_lora_weights")
+    if isinstance(start, (dict, list)) or start not in _STARTS_BESIDE_THE_BASE:
+        raise ModelError(
+            f"{path}: init_lora_weights = {start!r} changed the base's weights too, so this adapter does not fit the base\n"
+            "  PEFT saves one that does: save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL_ADAPTER)"
+        )
+    _check_values(path, config)
+    return config
+
+
+def _check_values(path: Path, config: dict[str, Any]) -> None:
+    def expect(key: str, what: str, is_right: bool) -> None:
+        if not is_right:
+            raise ModelError(f"{path}: {key} is {config.get(key)!r}, expected {what}")
+
+    expect("r", "a whole number above 0", _is_rank(config.get("r")))
+    expect("lora_alpha", "a number", _is_number(config.get("lora_alpha")))
+    dropout = config.get("lora_dropout", 0.0)
+    expect("lora_dropout", "a number from 0 to below 1", _is_number(dropout) and 0 <= dropout < 1)
+    for key in ("use_dora", "use_rslora"):
+        expect(key, "true or false", config.get(key) in (None, True, False) and not _is_number(config.get(key)))
+    for key, is_value in (("rank_pattern", _is_rank), ("alpha_pattern", _is_number)):
+        patterns = config.get(key)
+        if patterns is None:
+            continue
+        right = isinstance(patterns, dict) and len(patterns) <= _MAX_PATTERNS and all(map(is_value, patterns.values()))
+        expect(key, "an object of module names and numbers", right)
+        for pattern in patterns:
+            _check_pattern(path, key, pattern)
+
+
+def _check_pattern(path: Path, key: str, pattern: str) -> None:
+    try:
+        re.compile(f"({pattern})")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ModelError(f"{path}: {key}: {pattern[:80]!r} is not a regular expression: {error}") from None
+    repetitions = len(_REPEATED.findall(pattern))
+    if repetitions > _MAX_REPETITIONS or _REPEATED_GROUP.search(pattern) or len(pattern) > _MAX_PATTERN:
+        raise ModelError(
+            f"{path}: {key}: {pattern[:80]!r} could take for ever to match: a pattern may have {_MAX_REPETITIONS} repetitions,"
+            f" none of a group, and {_MAX_PATTERN} characters\n  write the module names out"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value)
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
