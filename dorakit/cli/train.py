@@ -32,6 +32,7 @@ def train(
 
         dorakit train --resume runs/latest
     """
+    from dorakit.data.precheck import check_rows
     from dorakit.recipe.schema import Recipe
     from dorakit.run import Run
 
@@ -45,6 +46,9 @@ def train(
     else:
         run = None
         plan = Recipe.from_yaml(str(recipe), overrides or [], twin=twin)
+        # Said at once, before torch is imported and the base is loaded.
+        Run.place(plan)
+        check_rows(plan)
 
     from dorakit.training import loop
 
