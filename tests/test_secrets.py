@@ -81,6 +81,7 @@ def test_no_secret_is_kept_or_said(tmp_path, monkeypatch, capfd):
     """
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, SECRETS["hub"])
+    monkeypatch.setenv("DORAKIT_DEBUG", "")  # which --debug sets, to be undone
     recipe = tiny_recipe(tmp_path, "lora", base="tiny:llama")
     path = recipe.origin.path
     said = []
@@ -105,7 +106,6 @@ def test_no_secret_is_kept_or_said(tmp_path, monkeypatch, capfd):
         said.append(text)
         assert code == 2 and "train.jsonl:26: not JSON" in text and "{'[hidden]': 1}" in text
         assert ("Traceback" in text) == bool(flags)
-    monkeypatch.delenv("DORAKIT_DEBUG")
     assert not [text for text in said if CANARY in text]
 
 
