@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dorakit.adapters.attach import attach_, text_part
@@ -28,6 +29,12 @@ def build_base(recipe: Recipe, *, original: bool = False, dtype: str | None = No
         _check_stored(recipe, stored)
     if model.added_tokens:
         _add_tokens_(base, model.added_tokens)
+    pad, rows = int(base.tokenizer.pad_token_id), base.model.get_input_embeddings().weight.shape[0]
+    if pad >= rows:
+        raise ModelError(
+            f"{model.base}: the tokenizer pads with token {pad}, and the model's embedding has {rows} rows: the tokenizer "
+            "is another model's\n  use the tokenizer that the model came with"
+        )
     return base
 
 
@@ -87,6 +94,7 @@ def build_model(recipe: Recipe) -> Base:
         _train_text_part_(base)
         return base
     base = build_base(recipe)
+    _check_ranks(base.model, [adapter.rank, *adapter.rank_pattern.values()])
     attach_(
         base.model,
         method=recipe.method,
@@ -107,6 +115,22 @@ def build_model(recipe: Recipe) -> Base:
             "  adapter.modules_to_save: [embed_tokens, lm_head]  (where they are tied, either names both)"
         )
     return base
+
+
+def _check_ranks(model: nn.Module, ranks: list[int]) -> None:
+    """Refuse ranks that are larger than any layer, before so much memory is asked for."""
+    sides = {
+        name: (int(module.out_features), int(module.in_features))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, NF4Linear))
+    }
+    largest = max(sides, key=lambda name: min(sides[name]), default=None)
+    if largest is not None and max(ranks) > min(sides[largest]):
+        outputs, inputs = sides[largest]
+        raise ModelError(
+            f"adapter.rank {max(ranks)} is above every layer of the model: the largest, {largest}, is {outputs} x {inputs}, "
+            f"so that rank {min(sides[largest])} is already any matrix\n  usual ranks are 8 to 128"
+        )
 
 
 def _train_text_part_(base: Base) -> None:

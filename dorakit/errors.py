@@ -11,18 +11,36 @@
     ├── GateError           5  a gate was not met: non-finite loss, merge receipt, `eval --min`
     └── Interrupted   130/143  stopped by a signal after saving; resumable
 
-A message says what is wrong, where, the value seen, and what to do. Only dorakit/cli prints and exits.
+A message says what is wrong, where, the value seen, and what to do. Only dorakit/cli prints and exits. Texts of recipes,
+rows and libraries come into messages; `shown` makes them safe to print and to keep.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dorakit.secrets import redacted
+
 
 class DorakitError(Exception):
     """The root of the tree. `exit_code` is what the command line returns."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
+
+
+def shown(text: str) -> str:
+    """A text without secrets, and without characters that would steer a terminal or cannot be written as UTF-8."""
+    return escaped(redacted(text))
+
+
+def escaped(text: str) -> str:
+    """A text with its control characters spelled out; newlines and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class UsageError(DorakitError):

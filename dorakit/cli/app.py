@@ -11,7 +11,7 @@ import typer
 
 from dorakit import __version__
 from dorakit.cli import data, evaluate, export, recipe, train
-from dorakit.errors import DorakitError, MachineError, ResourceError
+from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 
 app = typer.Typer(
     name="dorakit",
@@ -40,9 +40,15 @@ def _print_version(wanted: bool) -> None:
 def _options(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
     debug: bool = typer.Option(False, "--debug", help="Show tracebacks."),
+    offline: bool = typer.Option(
+        False, "--offline", help="Never use the network: models and data sets of the hub come from its cache."
+    ),
 ) -> None:
     if debug:
         os.environ["DORAKIT_DEBUG"] = "1"
+    if offline:
+        # The libraries read these when they are imported, and nothing has imported them yet.
+        os.environ.update(dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1"))
 
 
 def main() -> None:
@@ -50,8 +56,7 @@ def main() -> None:
     try:
         app()
     except DorakitError as error:
-        if os.environ.get("DORAKIT_DEBUG"):
-            traceback.print_exc()
+        _print_trace()
         print(_headline(error), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
@@ -60,21 +65,26 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:
-        if os.environ.get("DORAKIT_DEBUG"):
-            traceback.print_exc()
+        _print_trace()
         told = _about_files(error)
         print(_headline(told), file=sys.stderr)
         sys.exit(told.exit_code)
     except Exception as error:
-        if os.environ.get("DORAKIT_DEBUG"):
-            traceback.print_exc()
-        else:
+        if not _print_trace():
             print(
-                f"error: {type(error).__name__}: {error}\n"
+                f"error: {type(error).__name__}: {shown(str(error))}\n"
                 "  this is a bug in dorakit; `dorakit --debug ...` shows where it happened",
                 file=sys.stderr,
             )
         sys.exit(1)
+
+
+def _print_trace() -> bool:
+    """Print the traceback where `--debug` asks for it; whether it does."""
+    if not os.environ.get("DORAKIT_DEBUG"):
+        return False
+    print(shown(traceback.format_exc()), file=sys.stderr)
+    return True
 
 
 def _about_files(error: OSError) -> DorakitError:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dorakit.errors import escaped, shown
+
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
@@ -32,9 +34,11 @@ def data(
     Off a terminal the trained text stands between ⟦ and ⟧. Only the tokenizer of the base is needed. Counts are of all
     rows, after max_seq_len.
     """
+    from dorakit.data.precheck import check_rows
     from dorakit.recipe.schema import Recipe
 
     plan = Recipe.from_yaml(recipe, set_ or [], twin=twin)
+    check_rows(plan)
 
     from dorakit.build import build_tokenizer
     from dorakit.data.tokens import encode
@@ -65,7 +69,7 @@ def data(
         if report[name] is not None:
             console.print(_summary(name, report[name]), markup=False)
     for note in [] if quiet else report["notes"]:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {shown(note)}", markup=False)
 
 
 def _report(encoded: Encoded, notes: list[str]) -> dict[str, Any]:
@@ -101,31 +105,26 @@ def _pieces(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[Piec
     pieces: list[Piece] = []
     ids, mask = document.input_ids.tolist(), document.mask.tolist()
     changes = [i for i in range(1, len(ids)) if mask[i] != mask[i - 1]]
-    shown = ""
+    before = ""
     for start, end in zip([0, *changes], [*changes, len(ids)], strict=True):
         # Decoded from the beginning each time: alone, some tokenizers drop the blank that a piece starts with.
         text = str(tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False))
-        pieces.append((text[len(shown) :], mask[start]))
-        shown = text
+        pieces.append((text[len(before) :], mask[start]))
+        before = text
     return pieces
 
 
 def _show(console: Console, document: Document, pieces: list[Piece]) -> None:
     from rich.text import Text
 
-    heading = f"{document.row} · {len(document)} tokens, {document.num_labels} trained on"
+    heading = f"{shown(document.row)} · {len(document)} tokens, {document.num_labels} trained on"
     console.print(Text(heading, style="bold underline"))
     body = Text()
     for text, is_trained in pieces:
-        visible = _visible(text)
+        visible = escaped(text)
         if console.is_terminal and not console.no_color:
             body.append(visible, style="bold bright_green" if is_trained else "dim")
         else:
             body.append(f"⟦{visible}⟧" if is_trained else visible)
     console.print(body)
     console.print()
-
-
-def _visible(text: str) -> str:
-    """Control characters spelled out, so that no row of data can talk to the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)

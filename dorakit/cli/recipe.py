@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dorakit.errors import Problem, RecipeError, UsageError
+from dorakit.errors import Problem, RecipeError, UsageError, shown
 
 if TYPE_CHECKING:
     from dorakit.recipe.schema import Recipe
@@ -40,9 +40,9 @@ def validate(
         reports.append(_report(path, recipe, explain))
         if as_json or quiet:
             continue
-        typer.echo(f"ok  {path}  {_summary(recipe)}")
+        typer.echo(shown(f"ok  {path}  {_summary(recipe)}"))
         for note in [*recipe.origin.notes, *(f"not here yet: {file}" for file in _absent(recipe))]:
-            typer.echo(f"    {note}")
+            typer.echo(shown(f"    {note}"))
         if explain:
             _print_table(recipe)
     if as_json:
@@ -122,9 +122,9 @@ def _report(path: str, recipe: Recipe, explained: bool) -> dict[str, Any]:
 
 def _problem(problem: Problem) -> dict[str, Any]:
     return {
-        "message": problem.message,
-        "hint": problem.hint,
-        "file": problem.file,
+        "message": shown(problem.message),
+        "hint": shown(problem.hint),
+        "file": shown(problem.file),
         "line": problem.line,
         "column": problem.column,
     }

@@ -43,6 +43,7 @@ def train(
 
         dorakit train --resume runs/latest --set optimizer.learning_rate=5e-5 --accept-change optimizer.learning_rate
     """
+    from dorakit.data.precheck import check_rows
     from dorakit.recipe.schema import Recipe
     from dorakit.run import Run
 
@@ -64,6 +65,10 @@ def train(
     else:
         assert run is not None
         plan = run.recipe_with(overrides or [])
+    if run is None:
+        # Said at once, before torch is imported and the base is loaded.
+        Run.place(plan)
+        check_rows(plan)
 
     from dorakit.training import loop
     from dorakit.training.interruptions import StoppedAtOnce

@@ -15,16 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from dorakit.data.formats import Conversation
 from dorakit.data.hub import missing
+from dorakit.data.quoting import quoted
+from dorakit.data.trial import line_of, try_template
+from dorakit.data.turns import fault_in
 from dorakit.errors import DataError
 from dorakit.recipe.paths import is_template_text
 from dorakit.recipe.schema import DataSection
 
+_MAX_TEMPLATE = 1024 * 1024  # bytes; the longest that models come with have some twenty thousand
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -48,7 +51,7 @@ def install_template_(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> 
     The tokenizer is changed, so that the template is saved with it and generation uses it too.
 
     Raises:
-        DataError: The file is not there, or is not UTF-8.
+        DataError: The file is not there, too large, or not UTF-8.
     """
     written = data.chat_template
     if written is None:
@@ -57,6 +60,10 @@ def install_template_(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> 
         path = Path(data.root, os.path.expanduser(written))
         if not path.is_file():
             raise DataError(f"data.chat_template: {missing(path, written)}")
+        if path.stat().st_size > _MAX_TEMPLATE:
+            raise DataError(
+                f"data.chat_template: {path} has {path.stat().st_size:,} bytes; at most {_MAX_TEMPLATE:,} are read"
+            )
         try:
             written = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -67,21 +74,35 @@ def install_template_(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> 
     tokenizer.chat_template = written
 
 
-class ChatRenderer:
-    """Renders conversations with one tokenizer's template.
+def try_template_of(tokenizer: PreTrainedTokenizerBase, data: DataSection | None) -> None:
+    """Try the tokenizer's chat template (data/trial.py), under the name that it has for the user.
 
     Raises:
-        DataError: The tokenizer has no chat template.
+        DataError: It cannot be used.
+    """
+    written = None if data is None else data.chat_template
+    name = "the tokenizer's chat template"
+    if written is not None:
+        name = "data.chat_template" if is_template_text(written) else f"data.chat_template {written}"
+    try_template(tokenizer, name)
+
+
+class ChatRenderer:
+    """Renders conversations with one tokenizer's template, after a trial of it.
+
+    Raises:
+        DataError: The tokenizer has no chat template, or one that cannot be used.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, train_on: str):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataSection):
         if not tokenizer.chat_template:
             raise DataError(
                 "the rows are conversations and the tokenizer has no chat template.\n"
                 "  set data.chat_template (a Jinja text or file), or use an instruction-tuned base"
             )
+        try_template_of(tokenizer, data)
         self._tokenizer = tokenizer
-        self._train_on = train_on
+        self._train_on = data.train_on
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._specials = tuple({token for token in [*tokenizer.all_special_tokens, *special] if token})
 
@@ -176,9 +197,10 @@ class ChatRenderer:
     def _render(self, conversation: Conversation, count: int, *, add_generation_prompt: bool = False) -> str:
         render = partial(self._tokenizer.apply_chat_template, tools=conversation.tools, tokenize=False)
         try:
-            return str(render(conversation.messages[:count], add_generation_prompt=add_generation_prompt))
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+            text = str(render(conversation.messages[:count], add_generation_prompt=add_generation_prompt))
+        except Exception as error:  # a template raises what it likes
             raise _failure(conversation, count, error) from None
+        return _checked(text, conversation)
 
     def _render_marked(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
         options: dict[str, Any] = {
@@ -189,15 +211,24 @@ class ChatRenderer:
         }
         try:
             texts, marks = render_jinja_template([conversation.messages], **options)
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+        except Exception as error:  # a template raises what it likes
             raise _failure(conversation, len(conversation.messages), error) from None
-        return texts[0], [(start, end) for start, end in marks[0] if end > start]
+        return _checked(texts[0], conversation), [(start, end) for start, end in marks[0] if end > start]
+
+
+def _checked(text: str, conversation: Conversation) -> str:
+    """The text, unless it is none: templates also write names, tools and arguments, which nobody has looked at."""
+    if fault := fault_in(text):
+        raise DataError(f"{conversation.row}: the chat template writes a field that holds {fault}, which is no text")
+    return text
 
 
 def _failure(conversation: Conversation, count: int, error: Exception) -> DataError:
     roles = ", ".join(turn["role"] for turn in conversation.messages[:count]) or "none"
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return DataError(f"{conversation.row}: the chat template cannot render the turns ({roles}): {reason}")
+    reason = quoted((str(error).strip() or type(error).__name__).splitlines()[0], 200)
+    return DataError(
+        f"{conversation.row}: the chat template cannot render the turns ({roles}): {reason}{line_of(error)}"
+    )
 
 
 def _difference(whole: str, part: str) -> str:

@@ -108,12 +108,22 @@ class Tally:
 
 
 def check_lengths(documents: Sequence[Document], config: PretrainedConfig) -> None:
-    """Refuse documents that are longer than the model has positions; one that states no number takes any length.
+    """Refuse documents that the model cannot take: longer than it has positions, or with ids that it has no row for.
+
+    A model that states no number of either takes any.
 
     Raises:
-        ModelError: One is, found before an hour of steps has led up to it.
+        ModelError: One is such, found before an hour of steps has led up to it.
     """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    sizes = config.get_text_config()
+    rows, positions = getattr(sizes, "vocab_size", None), getattr(sizes, "max_position_embeddings", None)
+    for document in documents:
+        if rows and (highest := int(document.input_ids.max())) >= rows:
+            raise ModelError(
+                f"{document.row}: token id {highest}, and the model's embedding has {rows} rows: the tokenizer is "
+                "another model's\n"
+                "  use the tokenizer that the model came with; new tokens go into model.added_tokens"
+            )
     longest = max(documents, key=len, default=None)
     if longest is not None and positions is not None and 0 < positions < len(longest):
         raise ModelError(
@@ -135,7 +145,7 @@ def make_documents(
     def make() -> tuple[Pairs, Counts]:
         conversations = [sample for sample in samples if isinstance(sample, Conversation)]
         if conversations:
-            return _encode_conversations(conversations, ChatRenderer(tokenizer, data.train_on), encoder)
+            return _encode_conversations(conversations, ChatRenderer(tokenizer, data), encoder)
         passages = [sample for sample in samples if isinstance(sample, Passage)]
         return _encode_passages(passages, encoder, train_on_all=data.train_on == "all"), {}
 

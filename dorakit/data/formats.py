@@ -10,8 +10,9 @@ from decimal import Decimal
 from typing import Any
 
 from dorakit.data.prompts import Prompt, prompt_of
+from dorakit.data.quoting import listed, quoted, seen
 from dorakit.data.sources import Row
-from dorakit.data.turns import is_encodable, read_tools, read_turns
+from dorakit.data.turns import fault_in, read_tools, read_turns
 from dorakit.errors import DataError
 from dorakit.recipe.schema import SourceSection
 
@@ -96,8 +97,7 @@ def _columns(rows: Sequence[Row], source: SourceSection, evaluation: bool) -> di
             near = difflib.get_close_matches(column, present, n=1)
             raise DataError(
                 f"{source.path}: columns maps {name} to {column!r}, and no row has that field.\n"
-                f"  the rows have: {', '.join(present[:12]) or 'nothing'}"
-                + (f"; did you mean {near[0]}?" if near else "")
+                f"  the rows have: {listed(present)}" + (f"; did you mean {near[0]}?" if near else "")
             )
     return {name: source.columns.get(name, name) for name in expected}
 
@@ -176,20 +176,18 @@ def _text(row: Row, columns: dict[str, str], name: str) -> str:
 
 def _checked(value: Any, row: Row, column: str) -> str:
     if not isinstance(value, str):
-        seen = repr(value)
-        seen = seen if len(seen) <= 60 else seen[:57] + "..."
-        raise DataError(f"{row.place}: field {column!r} holds {type(value).__name__} {seen}, expected text")
-    if not is_encodable(value):
-        raise DataError(f"{row.place}: field {column!r} holds half of a surrogate pair, which is no text")
+        raise DataError(f"{row.place}: field {column!r} holds {type(value).__name__} {seen(value)}, expected text")
+    if fault := fault_in(value):
+        raise DataError(f"{row.place}: field {column!r} holds {fault}, which is no text")
     return value
 
 
 def _absent(row: Row, columns: dict[str, str], name: str) -> DataError:
     column, present = columns[name], list(map(str, row.fields))
     near = difflib.get_close_matches(column, present, n=1) or _first_in(_OTHER_NAMES.get(name, ()), present)
-    hint = f"columns: {{{name}: {near[0] if near else 'NAME IN THE DATA'}}}"
+    hint = f"columns: {{{name}: {quoted(near[0]) if near else 'NAME IN THE DATA'}}}"
     return DataError(
-        f"{row.place}: no field {column!r}; the row has: {', '.join(present) or 'nothing'}.\n"
+        f"{row.place}: no field {column!r}; the row has: {listed(present)}.\n"
         f"  if it goes by another name, say so in the source: {hint}"
     )
 

@@ -93,7 +93,7 @@ def _unreachable(written: str, path: Path, error: Exception) -> Exception:
     if offline:
         return ResourceError(
             f"{name} is not in the cache, and {offline} is set, so it is not downloaded.\n"
-            f"  unset {offline}; or {what_to_do.strip()}"
+            f"  unset {offline} (or leave out --offline); or {what_to_do.strip()}"
         )
     if isinstance(error, ConnectionError) or "reach" in str(error) or "connect" in str(error).lower():
         return ResourceError(f"{name}: the hub cannot be reached: {_first_line(error)}\n{what_to_do}")

@@ -6,13 +6,13 @@ line, and so may a .jsonl file.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dorakit.data.hub import load_hub, load_saved, missing
+from dorakit.data.json_rows import json_rows
 from dorakit.data.made import made_rows
 from dorakit.data.order import WEIGHT, shuffled
+from dorakit.data.quoting import seen
 from dorakit.errors import DataError
-from dorakit.recipe.paths import is_hub_id
+from dorakit.recipe.paths import ROW_FILES, is_hub_id
 from dorakit.recipe.schema import DataSection, SourceSection
 
-_QUOTED = 80
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar")
 
 
 @dataclass(frozen=True)
@@ -124,94 +126,56 @@ def num_copies(num_rows: int, weight: float, seed: int, index: int) -> npt.NDArr
 
 def _read_file(path: Path, name: str) -> list[Row]:
     suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return _parquet(path, name)
-    if suffix not in (".json", ".jsonl", ".csv", ".txt"):
-        raise DataError(f"{name} is of no known kind; rows are read from .json, .jsonl, .csv, .parquet and .txt files")
-    text = _text_of(path, name)
+    if suffix not in ROW_FILES:
+        hint = "\n  unpack it first" if suffix in _PACKED else ""
+        raise DataError(
+            f"{name} is of no known kind; rows are read from .json, .jsonl, .csv, .parquet and .txt files{hint}"
+        )
+    with _unchanged(path, name):
+        if suffix == ".parquet":
+            return _parquet(path, name)
+        content = path.read_bytes()
+    text = _decoded(content, name)
     if not text.strip():
         raise DataError(f"{name} is empty")
     if suffix == ".csv":
         return _csv(text, name)
     if suffix == ".txt":
         return _paragraphs(text, name)
-    return _json_array(text, name) if text.lstrip().startswith("[") else _json_lines(text, name)
+    return [Row(fields, place) for fields, place in json_rows(text, name)]
 
 
-def _text_of(path: Path, name: str) -> str:
+@contextlib.contextmanager
+def _unchanged(path: Path, name: str) -> Iterator[None]:
+    """Refuse a file that another process writes while it is read: half a row, or rows that no one has seen whole.
+
+    Raises:
+        DataError: It changed, or cannot be read.
+    """
     try:
-        content = path.read_bytes()
-        return content.decode("utf-8-sig")
+        before = path.stat()
+        yield
+        after = path.stat()
     except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        seen = content[error.start : error.start + 1].hex()
+        raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(
-            f"{name}:{line}: not UTF-8: byte 0x{seen} at offset {error.start}.\n  save the file as UTF-8"
-        ) from None
+            f"{name} changed while it was read: {before.st_size:,} bytes before, {after.st_size:,} after\n"
+            "  wait until it is written, or train on a copy"
+        )
 
 
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def _json_lines(text: str, name: str) -> list[Row]:
-    rows: list[Row] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{name}:{number}"
+def _decoded(content: bytes, name: str) -> str:
+    at = 0 if content.startswith((b"\xff\xfe", b"\xfe\xff")) else content.find(b"\0")  # UTF-16 is full of zeros
+    if at < 0:
         try:
-            fields = _DECODER.decode(line)
-        except json.JSONDecodeError as error:
-            if not rows and _is_one_object(text):
-                message = f"{name} holds one JSON object; expected an array of objects, or one object a line"
-            else:
-                message = f"{place}: not JSON: {error.msg} at column {error.colno}: {_quoted(line)}"
-            raise DataError(message) from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: not JSON: {_reason(error)}: {_quoted(line)}") from None
-        rows.append(_object(fields, place))
-    return rows
-
-
-def _json_array(text: str, name: str) -> list[Row]:
-    try:
-        values = _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        line = text.split("\n")[error.lineno - 1]
-        raise DataError(
-            f"{name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}: {_quoted(line)}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: not JSON: {_reason(error)}") from None
-    return [_object(value, f"{name}[{index}]") for index, value in enumerate(values)]
-
-
-def _object(value: Any, place: str) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: expected a JSON object, found {type(value).__name__}: {_quoted(json.dumps(value))}")
-    return Row(value, place)
-
-
-def _is_one_object(text: str) -> bool:
-    try:
-        return isinstance(_DECODER.decode(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _reason(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _quoted(text: str) -> str:
-    short = text if len(text) <= _QUOTED else text[: _QUOTED - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in short)
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            at = error.start
+    line = content.count(b"\n", 0, at) + 1
+    raise DataError(
+        f"{name}:{line}: not UTF-8 text: byte 0x{content[at]:02x} at offset {at}.\n  save the file as UTF-8"
+    )
 
 
 def _csv(text: str, name: str) -> list[Row]:
@@ -222,7 +186,7 @@ def _csv(text: str, name: str) -> list[Row]:
         header = next((row for row in reader if len(row) > 1 or "".join(row).strip()), [])
         if len(set(header)) < len(header):
             twice = next(column for column in header if header.count(column) > 1)
-            raise DataError(f"{name}:{reader.line_num}: column {twice!r} is there twice")
+            raise DataError(f"{name}:{reader.line_num}: column {seen(twice)} is there twice")
         line = reader.line_num + 1
         for values in reader:
             if values:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from dorakit.data.chat import ChatRenderer, install_template_
+from dorakit.data.chat import ChatRenderer, install_template_, try_template_of
 from dorakit.data.documents import TWIN_STRETCH, Document, Tally, make_documents
 from dorakit.data.encoder import Encoder
 from dorakit.data.formats import Conversation, Passage, read_samples
@@ -141,15 +141,16 @@ def encode_prompts(
     """Tokenise rows up to where the (last) answer starts, generation prompt included.
 
     Raises:
-        DataError: Rows that cannot be used, or of format text, which asks nothing.
+        DataError: Rows or a chat template that cannot be used, or rows of format text, which asks nothing.
     """
     if source.format == "text":
         raise DataError(f"{source.path}: rows of format text have no prompts to answer; set evaluation.metric: none")
     install_template_(tokenizer, data)
+    try_template_of(tokenizer, data)  # of any format: generation looks up in it which token ends a turn
     samples = read_samples(rows, source, evaluation=True)
     encoder = Encoder(tokenizer)
     if any(isinstance(sample, Conversation) for sample in samples):
-        renderer = ChatRenderer(tokenizer, data.train_on)
+        renderer = ChatRenderer(tokenizer, data)
         texts = [renderer.prompt(sample) for sample in samples if isinstance(sample, Conversation)]
         ids = encoder.texts(texts)  # the template writes BOS itself
     else:

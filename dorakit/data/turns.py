@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from dorakit.data.quoting import listed, seen
 from dorakit.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -56,6 +57,13 @@ def is_encodable(text: str) -> bool:
     return True
 
 
+def fault_in(text: str) -> str:
+    """What keeps a text from being trained on, '' where nothing does."""
+    if not is_encodable(text):
+        return "half of a surrogate pair"
+    return "a zero character (NUL)" if "\0" in text else ""
+
+
 def _turn(turn: Any, place: str) -> dict[str, Any]:
     if not isinstance(turn, dict):
         raise DataError(f"{place} is {type(turn).__name__}, expected an object with role and content")
@@ -63,13 +71,13 @@ def _turn(turn: Any, place: str) -> dict[str, Any]:
     if "role" not in message and "from" in message:
         message = _from_sharegpt(message, place)
     if "role" not in message:
-        raise DataError(f"{place} has no role; it has: {', '.join(message) or 'nothing'}")
+        raise DataError(f"{place} has no role; it has: {listed(message)}")
     if message["role"] not in ROLES:
-        raise DataError(f"{place}: unknown role {message['role']!r}; known are {', '.join(ROLES)}")
+        raise DataError(f"{place}: unknown role {seen(message['role'])}; known are {', '.join(ROLES)}")
     weight = message.get("weight", 1)
     if isinstance(weight, bool) or weight not in (0, 1):
         raise DataError(
-            f"{place}: weight is {weight!r}; only 0 (the turn is not trained on) and 1 are known\n"
+            f"{place}: weight is {seen(weight)}; only 0 (the turn is not trained on) and 1 are known\n"
             "  rows that should count more or less go into a source of their own, with a weight in data.train"
         )
     if not message.get("tool_calls", True):
@@ -78,7 +86,7 @@ def _turn(turn: Any, place: str) -> dict[str, Any]:
         message["tool_calls"] = _tool_calls(message["tool_calls"], place)
     if "content" not in message:
         if "tool_calls" not in message:
-            raise DataError(f"{place} has no content; it has: {', '.join(message)}")
+            raise DataError(f"{place} has no content; it has: {listed(message)}")
         message["content"] = ""  # templates join it to text, and null is no text
     message["content"] = _content(message["content"], place)
     return message
@@ -87,9 +95,9 @@ def _turn(turn: Any, place: str) -> dict[str, Any]:
 def _from_sharegpt(turn: dict[str, Any], place: str) -> dict[str, Any]:
     speaker = turn["from"]
     if not isinstance(speaker, str) or speaker not in _SHAREGPT:
-        raise DataError(f"{place}: unknown speaker {speaker!r}; known are {', '.join(_SHAREGPT)}")
+        raise DataError(f"{place}: unknown speaker {seen(speaker)}; known are {', '.join(_SHAREGPT)}")
     if "value" not in turn:
-        raise DataError(f"{place} has no value; it has: {', '.join(turn)}")
+        raise DataError(f"{place} has no value; it has: {listed(turn)}")
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
     if speaker != "function_call":
         return {"role": _SHAREGPT[speaker], "content": turn["value"], **rest}
@@ -106,13 +114,13 @@ def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
 def _tool_call(call: Any, place: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise DataError(f"{place}: a tool call needs a name and arguments, found {str(call)[:60]!r}")
+        raise DataError(f"{place}: a tool call needs a name and arguments, found {seen(call)}")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         # OpenAI writes the arguments as a JSON text and chat templates expect the object.
         parsed = _parsed(arguments) if arguments.strip() else {}
         if not isinstance(parsed, dict):
-            raise DataError(f"{place}: the arguments of tool call {function['name']!r} are not a JSON object")
+            raise DataError(f"{place}: the arguments of tool call {seen(function['name'])} are not a JSON object")
         arguments = parsed
     told = ("function", "name", "arguments")
     rest = {key: value for key, value in call.items() if value is not None and key not in told}
@@ -126,18 +134,18 @@ def _content(content: Any, place: str) -> str:
             kind = part.get("type", "text") if isinstance(part, dict) else "text"
             text = part.get("text") if isinstance(part, dict) else part
             if kind != "text" or not isinstance(text, str):
-                raise DataError(f"{place}: a content part of type {kind!r}; only text can be trained on")
+                raise DataError(f"{place}: a content part of type {seen(kind)}; only text can be trained on")
             texts.append(text)
         content = "".join(texts)
     if not isinstance(content, str):
         raise DataError(f"{place}: content is {type(content).__name__}, expected text")
-    if not is_encodable(content):
-        raise DataError(f"{place}: content holds half of a surrogate pair, which is no text")
+    if fault := fault_in(content):
+        raise DataError(f"{place}: content holds {fault}, which is no text")
     return content
 
 
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

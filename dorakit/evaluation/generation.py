@@ -176,12 +176,15 @@ def _prompt_ids(
 ) -> list[list[int]]:
     """As the training rows ask where a recipe is known, else a user's turn, else the text itself."""
     from dorakit.data.asked import encode_asked
-    from dorakit.data.chat import install_template_
+    from dorakit.data.chat import install_template_, try_template_of
     from dorakit.data.encoder import Encoder
 
     tokenizer = target.tokenizer
     if target.recipe is not None:
         install_template_(tokenizer, target.recipe.data)
+    # Also for `raw`: generation looks up in the template which token ends a turn.
+    try_template_of(tokenizer, target.recipe.data if target.recipe is not None else None)
+    if target.recipe is not None:
         if system is None and not raw:
             return encode_asked(list(prompts), target.recipe.data, tokenizer, place="--prompt")
         source = target.recipe.data.train[0]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 
 from dorakit.data.documents import check_lengths
+from dorakit.data.precheck import check_test_rows
 from dorakit.errors import GateError, ModelError, UsageError
 from dorakit.evaluation.generation import Prediction, answer_questions, summary
 from dorakit.evaluation.likelihood import choose_options
@@ -90,6 +91,8 @@ def evaluate(
             f"{text} belongs to no run, so nothing says what rows to measure on\n  name a recipe: --recipe FILE"
         )
     destination = _destination(output)
+    known = recipe if recipe is not None else place.run.recipe  # type: ignore[union-attr]
+    check_test_rows(known, None if data is None else os.path.abspath(os.path.expanduser(data)))
     opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
     assert opened.recipe is not None
     rows = rows_to_measure(opened.recipe, opened.tokenizer, run=opened.run, data=data, limit=limit)

@@ -179,7 +179,7 @@ def _hub(base: str, revision: str) -> Source:
     except HFValidationError:
         raise ModelError(f"{base!r} is neither a directory nor a hub id") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        offline = " (HF_HUB_OFFLINE is set, or --offline)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise ResourceError(
             f"the model {base} is not in the hub cache and the hub cannot be reached{offline}: "
             f"{type(error).__name__}\n  a local directory starts with ./ or /; `--twin` runs a recipe without its weights"

@@ -20,6 +20,7 @@ _TARGETS = "adapter.target_modules"
 _ATTENTION = "attention is `model.attention: flash_attention_2` (or sdpa, eager) here"
 _FORMAT = "rows are described under `data.train`: path, format (chat, instruction, completion or text), columns"
 _TRACKERS = "trackers are `logging.to: [tensorboard]` here"
+_SECRET = "no secret belongs in a recipe: use `hf auth login`, or the environment's HF_TOKEN"
 _ALWAYS = "this is always so here: remove the line"
 
 KEYS: dict[str, str] = {
@@ -272,6 +273,10 @@ KEYS: dict[str, str] = {
         _TRACKERS,
     ),
     **dict.fromkeys(("overwrite_output_dir",), "a finished run is never overwritten: the next one is called NAME-2"),
+    **dict.fromkeys(
+        ("token", "hf_token", "hub_token", "auth_token", "use_auth_token", "api_key", "wandb_api_key", "password"),
+        _SECRET,
+    ),
     **dict.fromkeys(("push_to_hub", "hub_model_id"), "nothing is uploaded by dorakit: remove the line"),
     **dict.fromkeys(("generation_max_length", "max_gen_toks", "max_tokens"), "evaluation.max_new_tokens"),
 }

@@ -6,6 +6,7 @@ cross-field rules (rules.py) judge it; the recipe leaves with its paths absolute
 
 from __future__ import annotations
 
+import difflib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,11 @@ from dorakit.recipe.resolved import dump_resolved as dump_resolved
 from dorakit.recipe.resolved import explain as explain
 from dorakit.recipe.resolved import json_schema as json_schema
 from dorakit.recipe.resolved import leaf_keys
-from dorakit.recipe.rules import broken_rules, with_twin
+from dorakit.recipe.rules import broken_rules, remarks, with_twin
 from dorakit.recipe.schema import Origin, Recipe
 from dorakit.recipe.tree import Node, Place, merged
 from dorakit.recipe.unread import without_unread
-from dorakit.recipe.yaml_text import decode, parse
+from dorakit.recipe.yaml_text import MAX_BYTES, decode, parse
 
 _MAX_CHAIN = 16
 
@@ -57,6 +58,7 @@ def load_recipe(path: str, overrides: list[str], *, twin: bool = False) -> Recip
     # What is taken out must still be right; only what holds between fields is judged without it.
     problems += schema_problems(root, between_fields=False) + schema_problems(kept)
     problems += broken_rules(kept)
+    notes += remarks(kept)
     if problems:
         raise RecipeError(one_per_place(problems))
     # `extends` is done.
@@ -100,7 +102,7 @@ def _read_chain(path: str, below: tuple[str, ...]) -> tuple[str, Node | None, li
     if len(chain) >= _MAX_CHAIN:
         return text, root, [*problems, extends.place.problem(f"a chain of more than {_MAX_CHAIN} recipes")]
     if not os.path.isfile(parent):
-        return text, None, [*problems, extends.place.problem(f"extends: no such file: {parent}")]
+        return text, None, [*problems, extends.place.problem(f"extends: no such file: {parent}", _near(parent))]
     _, base, found = _read_chain(parent, chain)
     problems += found
     if base is None:
@@ -110,15 +112,30 @@ def _read_chain(path: str, below: tuple[str, ...]) -> tuple[str, Node | None, li
 
 def _read(path: str) -> tuple[str, list[Problem]]:
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)  # enough to see that it is too large, of /dev/zero too
+            size = max(len(content), os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
-        return "", [Problem("no such file", path, hint="give the path of a recipe, such as recipes/quickstart.yaml")]
+        return "", [Problem("no such file", path, hint=_near(path))]
     except IsADirectoryError:
         return "", [Problem("a directory, not a recipe file", path)]
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return "", [Problem(f"cannot be read: {reason}", path)]
-    return decode(content, path)
+    return decode(content, path, size)
+
+
+def _near(path: str) -> str:
+    """What may have been meant by a path at which nothing is."""
+    directory, name = os.path.split(path)
+    try:
+        names = sorted(entry for entry in os.listdir(directory or ".") if entry.endswith((".yaml", ".yml")))
+    except OSError:
+        above = next((str(parent) for parent in Path(os.path.abspath(path)).parents if parent.is_dir()), "/")
+        return f"the nearest directory that exists is {above}"
+    if meant := difflib.get_close_matches(name, names, n=1):
+        return f"did you mean {os.path.join(directory, meant[0])}?"
+    return "give the path of a recipe, such as recipes/quickstart.yaml"
 
 
 def _raised(node: Node, layer: int) -> Node:

@@ -6,6 +6,7 @@ Pydantic finds out that a value is wrong; what is said about it is worked out he
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -13,9 +14,9 @@ import annotated_types
 
 from dorakit.recipe.fields import arms, dotted, field_name, homes, section_at, type_at, unwrap
 from dorakit.recipe.foreign import KEYS, VALUES
+from dorakit.recipe.scalars import scalar
 from dorakit.recipe.schema import Section
 from dorakit.recipe.tree import Node, PathKey
-from dorakit.recipe.yaml_text import scalar
 
 # Where others write one word for the whole section.
 _MAIN_KEY = {"model": "base", "adapter": "mode", "quantization": "format", "optimizer": "name"}
@@ -154,7 +155,7 @@ def _value_hint(node: Node, annotation: Any) -> str:
     if int in types_ and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"write {int(value)}"
     if isinstance(value, str) and (int in types_ or float in types_):
-        bare = value.replace("_", "").replace(",", "")
+        bare = _without_separators(value)
         if bare != value and _would_fit(bare, annotation):
             return f"write {bare}"
         if value.endswith("%") and float in types_ and _would_fit(value[:-1], float):
@@ -168,6 +169,13 @@ def _value_hint(node: Node, annotation: Any) -> str:
     if any(isinstance(t, type) and issubclass(t, Section) for t in types_) and isinstance(value, list):
         return "remove the '- '"
     return ""
+
+
+def _without_separators(text: str) -> str:
+    """A number as people write it, as YAML does: 1_000 and 1,000 are a thousand, 1,5 is one and a half."""
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?", text):
+        return text.replace(",", "")
+    return text.replace("_", "").replace(",", ".", 1) if text.count(",") == 1 else text.replace("_", "")
 
 
 def _would_fit(text: str, annotation: Any) -> bool:

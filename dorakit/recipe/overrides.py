@@ -8,8 +8,10 @@ from pathlib import Path
 
 from dorakit.errors import Problem
 from dorakit.recipe.fields import is_free_mapping
+from dorakit.recipe.scalars import scalar
 from dorakit.recipe.tree import Node, PathKey, Place, Scalar
-from dorakit.recipe.yaml_text import parse, scalar
+from dorakit.recipe.yaml_text import parse, secret_problems
+from dorakit.secrets import without_values
 
 _INDEX = re.compile(r"0|[1-9][0-9]{0,5}")
 
@@ -18,7 +20,10 @@ def apply_overrides(root: Node, overrides: list[str], layer: int) -> tuple[Node,
     """Lay `key=value` texts over a tree, in the order given."""
     problems: list[Problem] = []
     for override in overrides:
-        place = Place(f"--set {override}", source="--set", layer=layer, directory=Path.cwd())
+        place = Place(f"--set {without_values(override)}", source="--set", layer=layer, directory=Path.cwd())
+        if found := secret_problems(override, place):
+            problems += found
+            continue
         key, equals, value_text = override.partition("=")
         key = key.strip()
         if not equals or not all(key.split(".")):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
+from dorakit.recipe.scalars import scalar
 from dorakit.recipe.schema import Recipe, Section
 from dorakit.recipe.tree import PathKey
 from dorakit.recipe.unread import unread_settings
-from dorakit.recipe.yaml_text import scalar
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./~]([A-Za-z0-9_./+-]|:(?=[A-Za-z0-9_.+-]))*")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}

@@ -23,6 +23,7 @@ from dorakit.recipe.tree import Node, PathKey, Place
 PROMPTS = ("default", "llm-adapters", "orca-math", "chat")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095  # of Linux
+_MAX_USUAL_RATE = 1e-2
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -36,6 +37,29 @@ def broken_rules(root: Node) -> Iterator[Problem]:
     yield from _prompts(root)
     yield from _best(root)
     yield from _regexes(root)
+
+
+def remarks(root: Node) -> Iterator[str]:
+    """Say what is allowed and most likely a slip; lines to print and record.
+
+    No problem, since `--set training.max_steps=2` tries a recipe out, and a run's recipe must load ever after.
+    """
+    rate, steps = _value(root, ("optimizer", "learning_rate")), _value(root, ("training", "max_steps"))
+    # sgd takes rates a hundred times those of the others, which normalise the gradient.
+    if _is_number(rate) and _MAX_USUAL_RATE < rate and _value(root, ("optimizer", "name")) != "sgd":
+        yield f"optimizer.learning_rate {rate:g} is unusually large: most runs diverge above {_MAX_USUAL_RATE:g}"
+    if not _is_int(steps):
+        return
+    warmup = _value(root, ("optimizer", "warmup_steps"))
+    if _is_int(warmup) and warmup >= steps > 0:
+        yield (
+            f"optimizer.warmup_steps {warmup} is not below training.max_steps {steps}: the learning rate never reaches "
+            "its peak"
+        )
+    for key, rest in (("save_every", "the only checkpoint is"), ("eval_every", "the only validation is")):
+        every = root.at(("training", key))
+        if every is not None and _is_int(every.value) and every.plain() > steps > 0:
+            yield f"training.{key} {every.text or every.value} is above training.max_steps {steps}: {rest} at the end"
 
 
 def with_twin(root: Node, layer: int) -> tuple[Node, list[Problem]]:
@@ -204,3 +228,7 @@ def _regexes(root: Node) -> Iterator[Problem]:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or isinstance(value, float)

@@ -206,7 +206,7 @@ class DataSection(Section):
     )
     train_on: Literal["completion", "all", "last"] = setting(
         "completion",
-        reads="data/tokens.py",
+        reads="data/documents.py",
         says="Tokens that carry the loss: completion (in chats every turn of the assistant), all, or last (the last "
         "turn of the assistant).",
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dorakit.errors import Problem
+from dorakit.secrets import without_values
 
 # Beyond this column a caret under the line helps nobody.
 _MAX_COLUMN = 400
@@ -39,7 +40,8 @@ class Place:
         """Make a mistake at this place."""
         shown = ""
         if self.column <= _MAX_COLUMN:
-            shown = "".join(c if c.isprintable() else " " for c in self.source_line[: self.column + 160])
+            line = without_values(self.source_line)[: self.column + 160]  # hidden before a cut could hide it from that
+            shown = "".join(c if c.isprintable() else " " for c in line)
         return Problem(message, self.file, self.line, self.column, shown, min(self.length, 80), hint)
 
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import yaml
 
 from dorakit.errors import Problem
+from dorakit.recipe.scalars import scalar
 from dorakit.recipe.tree import Node, Place, Scalar
+from dorakit.secrets import secrets_in
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 24
@@ -24,44 +27,13 @@ MAX_PROBLEMS = 40
 _LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
 # What PyYAML's reader refuses; found here first, to say it with a place.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
-_INT = re.compile(r"[-+]?[0-9]+")
-_OCTAL = re.compile(r"0o[0-7]+")
-_HEX = re.compile(r"0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_WORDS: dict[str, bool | float | None] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
-    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
-    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
-}
-# More digits than this are no setting, and Python refuses to convert some thousands of them.
-_MAX_DIGITS = 400
+_KEEP_SECRET = "remove it (a run keeps its recipe); for the hub use `hf auth login`, or the environment's HF_TOKEN"
 
 
-def scalar(text: str) -> Scalar:
-    """Resolve a plain scalar by the YAML 1.2 core schema.
-
-    Raises:
-        ValueError: A number too long to be one.
-    """
-    if text in _WORDS:
-        return _WORDS[text]
-    is_int, is_float = _INT.fullmatch(text), _FLOAT.fullmatch(text)
-    if not (is_int or is_float or _OCTAL.fullmatch(text) or _HEX.fullmatch(text)):
-        return text
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits")
-    if is_int:
-        return int(text)
-    return float(text) if is_float else int(text, 0)
-
-
-def decode(content: bytes, file: str) -> tuple[str, list[Problem]]:
-    """Decode a recipe's bytes, which must be UTF-8 without a byte order mark."""
+def decode(content: bytes, file: str, size: int) -> tuple[str, list[Problem]]:
+    """Decode a recipe's bytes, which must be UTF-8 without a byte order mark; `size` is of the whole file."""
     if len(content) > MAX_BYTES:
-        return "", [Problem(f"{len(content):,} bytes are too many for a recipe (at most {MAX_BYTES:,})", file)]
+        return "", [Problem(f"{size:,} bytes are too many for a recipe (at most {MAX_BYTES:,})", file)]
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:4]:
         return "", [Problem("the file is UTF-16 or UTF-32 (byte 0)", file, hint="save it as UTF-8")]
     if content.startswith(b"\xef\xbb\xbf"):
@@ -91,6 +63,8 @@ def parse(text: str, template: Place) -> tuple[Node | None, list[Problem]]:
         before = _LINE_BREAK.split(text[: bad.start()])
         place = builder.place(len(before) - 1, len(before[-1]), 1)
         return None, [place.problem(f"character U+{ord(bad.group()):04X} cannot stand in YAML", "remove it")]
+    if found := secret_problems(text, template, is_whole=True):
+        return None, found  # nothing else is said about this file: it might quote the secret, cut short
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if not builder.take(event) or len(builder.problems) >= MAX_PROBLEMS:
@@ -103,6 +77,21 @@ def parse(text: str, template: Place) -> tuple[Node | None, list[Problem]]:
         builder.problems.append(template.problem(f"not valid YAML: {str(error).splitlines()[0]}"))
         return None, builder.problems
     return builder.root, builder.problems
+
+
+def secret_problems(text: str, place: Place, *, is_whole: bool = False) -> list[Problem]:
+    """Refuse text that holds what looks like a secret; the secret itself is not repeated.
+
+    With `is_whole` the text is a file's, comments included, and each problem has its own line and column.
+    """
+    problems = []
+    for start, kind in islice(secrets_in(text), MAX_PROBLEMS):
+        here = replace(place, source_line="")
+        if is_whole:
+            before = _LINE_BREAK.split(text[:start])
+            here = replace(place, line=len(before), column=len(before[-1]) + 1)
+        problems.append(here.problem(f"this looks like {kind}, and no secret belongs in a recipe", _KEEP_SECRET))
+    return problems
 
 
 class _Open:
@@ -200,6 +189,9 @@ class _Builder:
         text = event.value
         if any("\ud800" <= c <= "\udfff" for c in text):
             self.problems.append(place.problem("an escape that is half of a character pair", "write the character"))
+            text = ""
+        elif found := secret_problems(text, place):
+            self.problems += found  # one that is spelled with escapes, and so was not seen in the file's text
             text = ""
         if self.stack and self.stack[-1].is_mapping and not self.stack[-1].takes_value:
             self.put_key(text, place, is_plain)

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dorakit.errors import MachineError
+from dorakit.errors import MachineError, shown
 from dorakit.files import write_whole
 from dorakit.recipe.schema import LoggingSection
 from dorakit.run import Run
@@ -61,6 +61,7 @@ class Metrics:
 
     def say(self, line: str) -> None:
         """One line for a person, above the bar, and into log.txt."""
+        line = shown(line)  # it may hold what a model wrote, or a row
         self._append(self._log, line)
         if not self._quiet:
             self._console.print(line, markup=False, emoji=False, soft_wrap=True)
@@ -95,12 +96,12 @@ class Metrics:
                 "train/memory_bytes": memory_bytes,
             }
         )
-        shown = f"loss {loss:.4f}  lr {rate:.2e}  {speed:.0f} tok/s  {memory_bytes / 1e9:.1f} GB"
+        figures = f"loss {loss:.4f}  lr {rate:.2e}  {speed:.0f} tok/s  {memory_bytes / 1e9:.1f} GB"
         if self._bar:
-            self._bar.update(self._task, line=shown)
+            self._bar.update(self._task, line=figures)
         seconds = sum(s for _, s in self._speed) / max(1, len(self._speed)) * (self._total - step)
         minutes, rest = divmod(round(seconds), 60)
-        plain = f"step {step}/{self._total}  {shown}  ETA {minutes}:{rest:02d}"
+        plain = f"step {step}/{self._total}  {figures}  ETA {minutes}:{rest:02d}"
         self._append(self._log, plain)
         if not self._quiet and not self._bar:
             self._console.print(plain, markup=False, emoji=False, soft_wrap=True)

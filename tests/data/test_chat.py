@@ -224,14 +224,37 @@ def test_nothing_but_turns_of_weight_0(section):
             "{{ raise_exception('roles must alternate') }}",
             r"turns \(user, assistant, user, assistant\): roles must alternate",
         ),
-        ("{% for m in messages %}{{ m['content'] }", "cannot render the turns .*: unexpected '}'"),
-        ("{{ messages[9]['content'] + 'x' }}", "cannot render the turns .*: .* has no element 9"),
-        ("{{ ''.__class__.__mro__ }}", "cannot render the turns .*: access to attribute '__class__' .* is unsafe"),
+        (
+            "\n{{ messages[9]['content'] + 'x' }}",
+            r"cannot render the turns .*: .* has no element 9 \(line 2 of the template\)",
+        ),
+        ("{{ messages[1]['name'] + 'x' }}", r"writes a field that holds half of a surrogate pair, which is no text"),
+        ("{{ range(messages[1]['count']) }}", r"cannot render the turns .*: Range too big.*"),
     ],
 )
 def test_a_failing_template_names_row_and_turns(section, template, message):
+    turns = [TWO[0], {**TWO[1], "name": "\ud83d", "count": 10**6}, *TWO[2:]]
     with pytest.raises(DataError, match="^a.jsonl:1: the chat template " + ".*" + message):
-        documents(section, byte_bpe(template=template), TWO)
+        documents(section, byte_bpe(template=template), turns)
+
+
+@pytest.mark.parametrize("template", ["{% for m in messages %}{{ m['content'] }", "{{ ''.__class__.__mro__ }}"])
+def test_a_template_that_cannot_be_used_is_named(section, write, template):
+    for written, name in (
+        (None, "the tokenizer's chat template"),
+        (template, "data.chat_template"),
+        (write("t.jinja", template), "data.chat_template t.jinja"),
+    ):
+        with pytest.raises(
+            DataError, match=rf"^{name} cannot be used: (unexpected '\}}'|access to .* is unsafe) \(line 1 of"
+        ):
+            documents(section, byte_bpe(template=template), TWO, chat_template=written)
+
+
+def test_a_template_file_of_any_size_is_not_read(section, write):
+    write("long.jinja", "x" * (2 << 20))
+    with pytest.raises(DataError, match=r"long.jinja has 2,097,152 bytes; at most 1,048,576 are read"):
+        documents(section, byte_bpe(), TWO, chat_template="long.jinja")
 
 
 def test_no_template_at_all(section):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pyarrow
@@ -86,7 +88,20 @@ def test_line_separators_inside_json_do_not_end_a_line(tmp_path, write):
         ("a.json", '{\n  "rows": [{"text": "x"}]\n}', "^a.json holds one JSON object; expected an array of objects"),
         ("a.json", "[]", "^a.json has no rows"),
         ("a.jsonl", " \n\n", "^a.jsonl is empty"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}', r"^a.jsonl:2: not UTF-8: byte 0xff at offset 24"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}', r"^a.jsonl:2: not UTF-8 text: byte 0xff at offset 24"),
+        ("a.txt", b"a\n\nb\0c", r"^a.txt:3: not UTF-8 text: byte 0x00 at offset 4"),
+        ("a.csv", "text\nx\n".encode("utf-16"), r"^a.csv:1: not UTF-8 text: byte 0xff at offset 0"),
+        (
+            "a.jsonl",
+            '{"text": "' + "x" * (4 << 20) + '"}\n',
+            r"^a.jsonl:1: a line of 4,194,316 characters, at most 4,194,304",
+        ),
+        (
+            "a.json",
+            '[{"text": "x"}, {"a": ' + "[" * 64 + "]" * 64 + "}]",
+            r"^a.json\[1\]: .* nested more than 64 levels deep",
+        ),
+        ("a.jsonl", '{"text": "' + "x" * 300 + '" y}\n', r'^a.jsonl:1: not JSON: .* at column 313: \.\.\.x{37}" y}$'),
         ("a.csv", "text,n\nx\n", "^a.csv:2: 1 values for 2 columns"),
         ("a.csv", 'text,n\nx,"1\n', "^a.csv:2: not CSV: unexpected end of data"),
         ("a.csv", "text,text\nx,y\n", "^a.csv:1: column 'text' is there twice"),
@@ -97,6 +112,40 @@ def test_line_separators_inside_json_do_not_end_a_line(tmp_path, write):
 def test_bad_files_say_where(tmp_path, write, name, content, message):
     write(name, content)
     with pytest.raises(DataError, match=message):
+        read(tmp_path, name)
+
+
+def test_64_levels_are_read(tmp_path, write):
+    """Brackets inside a text are no levels."""
+    deep = "[" * 63 + "]" * 63
+    write("a.jsonl", '{"text": ' + deep + "}\n" + '{"text": "' + "[" * 500 + '"}\n')
+    assert len(read(tmp_path, "a.jsonl")) == 2
+    write("a.json", '[{"text": ' + deep + "}]")
+    assert len(read(tmp_path, "a.json")) == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_file_that_is_written_while_it_is_read_is_refused(tmp_path, write, monkeypatch, name):
+    """Planted bug caught: half of the rows are trained on, and nobody knows."""
+    write("a.jsonl", ROWS)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    size = (tmp_path / name).stat().st_size
+    read_bytes, read_table = Path.read_bytes, pyarrow.parquet.read_table
+
+    def written_to(read_it):
+        def reading(path, *arguments, **options):
+            content = read_it(path, *arguments, **options)
+            with open(path, "ab") as file:
+                file.write(b"{}\n")
+            return content
+
+        return reading
+
+    monkeypatch.setattr(Path, "read_bytes", written_to(read_bytes))
+    monkeypatch.setattr(pyarrow.parquet, "read_table", written_to(read_table))
+    with pytest.raises(
+        DataError, match=f"^{name} changed while it was read: {size:,} bytes before, {size + 3:,} after"
+    ):
         read(tmp_path, name)
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from dorakit.errors import RecipeError
 from dorakit.recipe.loader import dump_resolved, explain, load_recipe
+from dorakit.recipe.scalars import scalar
 from dorakit.recipe.schema import Recipe
-from dorakit.recipe.yaml_text import scalar
 
 GOOD = """\
 version: 1
@@ -120,7 +120,10 @@ class TestExtends:
     def test_file_that_is_not_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         write(tmp_path, "a.yaml", "extends: sub/b.yaml\n" + GOOD)
-        assert problems("a.yaml") == ["a.yaml: extends: no such file: sub/b.yaml"]
+        near = f"the nearest directory that exists is {os.path.realpath(tmp_path)}"
+        assert problems("a.yaml") == [f"a.yaml: extends: no such file: sub/b.yaml [{near}]"]
+        write(tmp_path / "sub", "c.yaml", GOOD)
+        assert problems("a.yaml") == ["a.yaml: extends: no such file: sub/b.yaml [did you mean sub/c.yaml?]"]
 
     def test_problems_of_all_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)

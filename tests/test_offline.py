@@ -1,0 +1,76 @@
+"""The network: used only where something of the hub is named, and offline not even there."""
+
+import os
+import socket
+
+import huggingface_hub
+import pytest
+from tiny_runs import tiny_recipe
+from typer.testing import CliRunner
+
+from dorakit import evaluate, merge, quantize, train
+from dorakit.cli.app import app
+from dorakit.data.sources import read_rows
+from dorakit.errors import ResourceError
+from dorakit.evaluation.generation import answer_prompts
+from dorakit.model.source import resolve
+from dorakit.recipe.schema import SourceSection
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every attempt to reach another machine; each fails as if there were no network."""
+    made = []
+
+    def refuse(*arguments, **_):
+        made.append(arguments[-1] if len(arguments) > 1 else arguments)
+        raise OSError(101, "Network is unreachable")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    return made
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """As if nobody had said offline; the tests run with HF_HUB_OFFLINE."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+
+def test_nothing_is_fetched_for_what_is_here(calls, online, tmp_path):
+    """From the recipe to the merged and quantized model, without a name of the hub in it."""
+    run = train(tiny_recipe(tmp_path, "dora"), quiet=True)
+    evaluate(run, quiet=True)
+    answer_prompts(str(run.path), ["one?"], max_new_tokens=2, quiet=True)
+    merged = merge(run, quiet=True)
+    quantize(merged, output=tmp_path / "quantized", recipe=run.recipe, quiet=True)
+    assert calls == []
+
+
+def test_a_name_of_the_hub_is_asked_for_unless_offline(calls, online, monkeypatch):
+    with pytest.raises(ResourceError, match="owner/model is not in the hub cache and the hub cannot be reached: "):
+        resolve("owner/model")
+    assert calls
+    calls.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ResourceError, match=r"owner/model is not in the hub cache .*\(HF_HUB_OFFLINE is set, or --offline\)"
+    ):
+        resolve("owner/model")
+    with pytest.raises(ResourceError, match=r"owner/rows .*HF_HUB_OFFLINE is set(.|\n)*unset HF_HUB_OFFLINE"):
+        read_rows(SourceSection(path="owner/rows", format="text"), "/")
+    assert calls == []
+
+
+def test_the_option_sets_what_the_libraries_read(monkeypatch):
+    """Before they are imported; `test_the_command_line_starts_without_torch` holds that none is."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "0")
+    assert CliRunner().invoke(app, ["schema"]).exit_code == 0
+    assert (os.environ["HF_HUB_OFFLINE"], os.environ["HF_DATASETS_OFFLINE"]) == ("0", "0")
+    assert CliRunner().invoke(app, ["--offline", "schema"]).exit_code == 0
+    assert (os.environ["HF_HUB_OFFLINE"], os.environ["HF_DATASETS_OFFLINE"]) == ("1", "1")
