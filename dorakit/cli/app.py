@@ -12,6 +12,7 @@ import typer
 from dorakit import __version__
 from dorakit.cli import data, evaluate, export, recipe, train
 from dorakit.errors import DorakitError, MachineError, ResourceError
+from dorakit.terminal import printable
 
 app = typer.Typer(
     name="dorakit",
@@ -70,8 +71,8 @@ def main() -> None:
             traceback.print_exc()
         else:
             print(
-                f"error: {type(error).__name__}: {error}\n"
-                "  this is a bug in dorakit; `dorakit --debug ...` shows where it happened",
+                printable(f"error: {type(error).__name__}: {error}\n")
+                + "  this is a bug in dorakit; `dorakit --debug ...` shows where it happened",
                 file=sys.stderr,
             )
         sys.exit(1)
@@ -87,5 +88,5 @@ def _about_files(error: OSError) -> DorakitError:
 
 
 def _headline(error: DorakitError) -> str:
-    text = str(error)
+    text = printable(str(error))  # it may quote a file, or name a tensor of one
     return text if text.startswith("error") or ": error: " in text.split("\n", 1)[0] else f"error: {text}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from dorakit.terminal import json_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +54,7 @@ def data(
             }
             for document, pieces in samples
         ]
-        typer.echo(json.dumps(report, ensure_ascii=False))
+        typer.echo(json_line(report))
         return
 
     from rich.console import Console
@@ -65,7 +66,7 @@ def data(
         if report[name] is not None:
             console.print(_summary(name, report[name]), markup=False)
     for note in [] if quiet else report["notes"]:
-        console.print(f"note: {note}", markup=False)
+        console.print(printable(f"note: {note}"), markup=False, emoji=False)
 
 
 def _report(encoded: Encoded, notes: list[str]) -> dict[str, Any]:
@@ -114,18 +115,13 @@ def _show(console: Console, document: Document, pieces: list[Piece]) -> None:
     from rich.text import Text
 
     heading = f"{document.row} · {len(document)} tokens, {document.num_labels} trained on"
-    console.print(Text(heading, style="bold underline"))
+    console.print(Text(printable(heading), style="bold underline"))
     body = Text()
     for text, is_trained in pieces:
-        visible = _visible(text)
+        visible = printable(text)
         if console.is_terminal and not console.no_color:
             body.append(visible, style="bold bright_green" if is_trained else "dim")
         else:
             body.append(f"⟦{visible}⟧" if is_trained else visible)
     console.print(body)
     console.print()
-
-
-def _visible(text: str) -> str:
-    """Control characters spelled out, so that no row of data can talk to the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dorakit.terminal import printable
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -39,4 +41,4 @@ def progress(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[int],
 def say(line: str, *, quiet: bool) -> None:
     """Print a line to stderr, unless asked to be quiet."""
     if not quiet:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from dorakit.errors import MachineError
 from dorakit.files import write_whole
 from dorakit.recipe.schema import LoggingSection
 from dorakit.run import Run
+from dorakit.terminal import json_line, printable
 
 _SPEED_WINDOW = 20  # logged intervals over which tokens/s is averaged
 
@@ -59,6 +60,7 @@ class Metrics:
 
     def say(self, line: str) -> None:
         """One line for a person, above the bar, and into log.txt."""
+        line = printable(line)
         self._log.write(line + "\n")
         self._log.flush()
         if not self._quiet:
@@ -110,7 +112,7 @@ class Metrics:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl, numbers also to the trackers."""
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._file.write(json_line(entry) + "\n")
         self._file.flush()
         if self._board:
             for name, value in entry.items():
