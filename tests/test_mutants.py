@@ -31,7 +31,7 @@ def test_the_list_fits_the_source(mutants):
     [
         ({"old": "a text that stands nowhere"}, "stands 0 times"),
         ({"old": "import"}, "times in dorakit/files.py, expected once"),
-        ({"new": "("}, "was never closed"),
+        ({"new": "("}, "invalid syntax"),
         ({"promise": "none"}, "no promise 'none'"),
         ({"tests": ("tests/test_mutants.py::test_that_is_not_there",)}, "no test tests/test_mutants.py"),
         ({"tests": ("tests/nowhere.py::test_x",)}, "no test tests/nowhere.py"),
