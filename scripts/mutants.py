@@ -152,7 +152,8 @@ def _cases(test: str, cases: list[ET.Element]) -> list[str | None]:
 
 def check_as_it_is(trees: list[Path], tests: list[str], scratch: Path) -> list[str]:
     """Run the tests on unchanged copies; what does not pass there."""
-    shares = [share for share in (tests[number :: len(trees)] for number in range(len(trees))) if share]
+    size = -(-len(tests) // len(trees))
+    shares = [tests[start : start + size] for start in range(0, len(tests), size)]
     with ThreadPoolExecutor(len(trees)) as pool:
         done = list(pool.map(lambda pair: run_tests(*pair, scratch), zip(trees, shares, strict=False)))
     problems = []

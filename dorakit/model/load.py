@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.errors import ModelError, ResourceError, is_out_of_memory
@@ -85,7 +86,7 @@ def load_base(
                 output_loading_info=True,
                 **arguments,
             )
-    except (ValueError, KeyError, ImportError, OSError, RuntimeError) as error:
+    except (ValueError, KeyError, ImportError, OSError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise  # not the model's fault; the caller says what to lower
         reason = str(error).strip().splitlines()[0]

@@ -38,7 +38,7 @@ def broken_off(monkeypatch):
 def lines(run):
     """(step, loss, learning rate) of every logged step."""
     entries = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
-    return [(entry["step"], entry["train/loss"], entry["train/learning_rate"]) for entry in entries]
+    return [(e["step"], e["train/loss"], e["train/learning_rate"]) for e in entries if "train/loss" in e]
 
 
 @pytest.mark.parametrize("mode", ["qdora", "full"])

@@ -126,7 +126,7 @@ def test_a_model_that_is_only_a_pickle(tmp_path, seed):
     directory = model_directory(tmp_path / "model")
     (directory / "model.safetensors").unlink()
     seed(directory)
-    with pytest.raises(ModelError, match=r"only pickled \.bin weights, which are never read"):
+    with pytest.raises(ModelError, match=r"only pickled .*which are never read"):
         answer_prompts(str(directory), ["x"], max_new_tokens=2, quiet=True)
 
 
@@ -149,5 +149,5 @@ def test_a_pickle_under_the_name_of_a_safetensors_file(trained, tmp_path, seed, 
     (directory / name).unlink()
     seed(directory)
     (directory / "pytorch_model.bin").rename(directory / name)
-    with pytest.raises(ModelError, match=r"damaged|cannot be loaded"):
+    with pytest.raises(ModelError, match=r"safetensors|cannot be loaded"):
         answer_prompts(str(directory), ["x"], max_new_tokens=2, quiet=True)
