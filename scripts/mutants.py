@@ -2,23 +2,24 @@
 
 A bug counts as killed only if every test named for it fails, in its own words: a copy that cannot even be imported says
 nothing about the tests. The named tests run once on the tree as it is, so that none is red for another reason.
+
+Each run is a process of its own, forked from one that has imported the large libraries and nothing of dorakit.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import os
-import queue
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 import tomllib
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,17 @@ LIST = ROOT / "tests" / "mutants.toml"
 SECONDS = 300  # for the tests of one bug; the slowest take a tenth of it
 # Errors of a copy that is broken rather than wrong.
 _BROKEN = ("SyntaxError", "IndentationError", "NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError")
+# What takes most of the time of a test that takes little.
+_LIBRARIES = (
+    "torch",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "pydantic",
+    "pytest",
+)
 _LEFT_OUT = {"runs", "data", "build", "dist", "bench-results", "bench-8b", "__pycache__"}
 
 
@@ -43,12 +55,17 @@ class Mutant:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of one bug."""
+class Outcome:
+    """What pytest made of some tests.
 
-    word: str
+    `code` is its exit code, negative where it was stopped. `said` has an entry for each case of each test: what the failure
+    said, None where it passed.
+    """
+
+    code: int
+    said: dict[str, list[str | None]]
+    output: str
     seconds: float
-    said: str
 
 
 def read_list(path: Path = LIST) -> tuple[dict[str, str], list[Mutant]]:
@@ -90,12 +107,8 @@ def _exists(test: str, root: Path) -> bool:
     path, _, name = test.partition("::")
     if not (root / path).is_file():
         return False
-    functions = [node.name for node in ast.walk(ast.parse((root / path).read_text(encoding="utf-8"))) if _is_test(node)]
-    return name.partition("[")[0] in functions
-
-
-def _is_test(node: ast.AST) -> bool:
-    return isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    nodes = ast.walk(ast.parse((root / path).read_text(encoding="utf-8")))
+    return name.partition("[")[0] in [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
 
 
 def copy_of_the_tree(place: Path) -> Path:
@@ -109,33 +122,82 @@ def copy_of_the_tree(place: Path) -> Path:
     return place
 
 
-def run_tests(tree: Path, tests: Iterable[str], scratch: Path) -> tuple[int, dict[str, list[str | None]], str]:
-    """Run tests in a copy of the tree.
+def run(
+    tasks: list[tuple[Mutant | None, list[str]]], trees: list[Path], scratch: Path
+) -> Iterator[tuple[int, Outcome]]:
+    """Run tests, with a bug planted or without one, as many at once as there are trees.
 
-    Returns:
-        pytest's exit code; for each test named what each of its cases said, None where it passed; and the output.
+    Yields:
+        The number of a task and its outcome, as they end.
     """
-    tests = list(tests)
-    report = scratch / f"{tree.name}.xml"
-    report.unlink(missing_ok=True)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tree),
-        # A planted text may have the length of the one before it and come within the same second.
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-        "DORAKIT_TEST_CACHE": str(scratch / "cache"),
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}"]
-    command += ["-x"] if len(tests) == 1 else []
+    for name in _LIBRARIES:
+        importlib.import_module(name)
+    waiting, free = list(enumerate(tasks)), list(trees)
+    running: dict[int, tuple[int, Path, float, str]] = {}
+    while waiting or running:
+        while waiting and free:
+            number, (mutant, tests) = waiting.pop(0)
+            tree = free.pop()
+            before = _plant(tree, mutant) if mutant else ""
+            running[_fork(tree, tests, scratch)] = number, tree, time.monotonic(), before
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            for late, (_, _, began, _) in running.items():
+                if time.monotonic() - began > SECONDS:
+                    os.killpg(late, signal.SIGKILL)
+            time.sleep(0.05)
+            continue
+        number, tree, began, before = running.pop(pid)
+        mutant, tests = tasks[number]
+        if mutant is not None:
+            (tree / mutant.file).write_text(before, encoding="utf-8")
+        free.append(tree)
+        code = os.waitstatus_to_exitcode(status)
+        yield number, _outcome(code, tree, tests, scratch, time.monotonic() - began)
+
+
+def _plant(tree: Path, mutant: Mutant) -> str:
+    """Put the bug in; returns the text as it was."""
+    before = (tree / mutant.file).read_text(encoding="utf-8")
+    (tree / mutant.file).write_text(before.replace(mutant.old, mutant.new), encoding="utf-8")
+    return before
+
+
+def _fork(tree: Path, tests: list[str], scratch: Path) -> int:
+    """Start pytest in a copy of the tree; its process."""
+    (scratch / f"{tree.name}.xml").unlink(missing_ok=True)
+    sys.stdout.flush()
+    if pid := os.fork():
+        return pid
     try:
-        done = subprocess.run(
-            [*command, *tests], cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return -1, {}, f"not done after {SECONDS} s"
+        os.setpgid(0, 0)
+        for stream in (1, 2):
+            os.dup2(os.open(scratch / f"{tree.name}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
+        os.chdir(tree)
+        os.environ |= {
+            "PYTHONPATH": str(tree),
+            # A planted text may have the length of the one before it and come within the same second.
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "DORAKIT_TEST_CACHE": str(scratch / "cache"),
+        }
+        sys.dont_write_bytecode = True
+        sys.path.insert(0, str(tree))
+        import pytest
+
+        first = ["-x"] if len(tests) == 1 else []
+        report = f"--junitxml={scratch / tree.name}.xml"
+        code = int(pytest.main(["-q", "-p", "no:cacheprovider", "--tb=short", report, *first, *tests]))
+        sys.stdout.flush()
+        os._exit(code)
+    finally:
+        os._exit(9)
+
+
+def _outcome(code: int, tree: Path, tests: list[str], scratch: Path, seconds: float) -> Outcome:
+    report, output = scratch / f"{tree.name}.xml", scratch / f"{tree.name}.txt"
     cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
-    return done.returncode, {test: _cases(test, cases) for test in tests}, done.stdout + done.stderr
+    text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+    return Outcome(code, {test: _cases(test, cases) for test in tests}, text, seconds)
 
 
 def _cases(test: str, cases: list[ET.Element]) -> list[str | None]:
@@ -153,41 +215,29 @@ def _cases(test: str, cases: list[ET.Element]) -> list[str | None]:
 def check_as_it_is(trees: list[Path], tests: list[str], scratch: Path) -> list[str]:
     """Run the tests on unchanged copies; what does not pass there."""
     size = -(-len(tests) // len(trees))
-    shares = [tests[start : start + size] for start in range(0, len(tests), size)]
-    with ThreadPoolExecutor(len(trees)) as pool:
-        done = list(pool.map(lambda pair: run_tests(*pair, scratch), zip(trees, shares, strict=False)))
+    shares: list[tuple[Mutant | None, list[str]]] = [
+        (None, tests[start : start + size]) for start in range(0, len(tests), size)
+    ]
     problems = []
-    for code, found, output in done:
-        bad = [test for test, said in found.items() if not said or any(said)]
+    for _, outcome in run(shares, trees, scratch):
+        bad = [test for test, said in outcome.said.items() if not said or any(said)]
         problems += [f"does not pass as it is: {test}" for test in bad]
-        if code and not bad:
-            problems.append(f"pytest ended with {code}")
-        if code:
-            problems.append(output[-3000:])
+        if outcome.code:
+            problems.append(f"pytest ended with {outcome.code}\n{outcome.output[-3000:]}")
     return problems
 
 
-def try_mutant(mutant: Mutant, tree: Path, scratch: Path) -> Verdict:
-    """Plant one bug, run its tests, take it out again."""
-    file, began = tree / mutant.file, time.monotonic()
-    before = file.read_text(encoding="utf-8")
-    file.write_text(before.replace(mutant.old, mutant.new), encoding="utf-8")
-    try:
-        code, found, output = run_tests(tree, mutant.tests, scratch)
-    finally:
-        file.write_text(before, encoding="utf-8")
-    seconds = time.monotonic() - began
-    if code not in (0, 1):
-        return Verdict("broken", seconds, _last_line(output))
+def judge(outcome: Outcome) -> tuple[str, str]:
+    """killed, survived or broken, and the words that tell."""
+    if outcome.code not in (0, 1):
+        return "broken", _last_line(outcome.output)
     words = []
-    for said in found.values():
+    for said in outcome.said.values():
         failed = [line for line in said if line is not None]
         if not failed:
-            return Verdict("survived", seconds, "")
+            return "survived", ""
         words += [line.splitlines()[0] for line in failed]
-    if all(line.startswith(_BROKEN) for line in words):
-        return Verdict("broken", seconds, words[0])
-    return Verdict("killed", seconds, words[0])
+    return "broken" if all(line.startswith(_BROKEN) for line in words) else "killed", words[0]
 
 
 def _last_line(text: str) -> str:
@@ -239,34 +289,23 @@ def main() -> int:
             print("\n".join(problems))
             return 1
         print(f"they pass ({time.monotonic() - began:.0f} s)\n", flush=True)
-        verdicts = _try_all(chosen, trees, scratch, width)
-    counts = {word: sum(v.word == word for v in verdicts) for word in ("killed", "survived", "broken")}
+        counts = _try_all(chosen, trees, scratch)
     print(f"\n{counts['killed']} of {len(chosen)} bugs noticed, {time.monotonic() - began:.0f} s", end="")
     print(f"; survived: {counts['survived']}, broken copies: {counts['broken']}")
     return int(counts["killed"] != len(chosen))
 
 
-def _try_all(chosen: list[Mutant], trees: list[Path], scratch: Path, width: int) -> list[Verdict]:
-    free: queue.SimpleQueue[Path] = queue.SimpleQueue()
-    for tree in trees:
-        free.put(tree)
-
-    def attempt(mutant: Mutant) -> Verdict:
-        tree = free.get()
-        try:
-            return try_mutant(mutant, tree, scratch)
-        finally:
-            free.put(tree)
-
-    verdicts = []
+def _try_all(chosen: list[Mutant], trees: list[Path], scratch: Path) -> dict[str, int]:
+    width = max(len(mutant.name) for mutant in chosen)
+    counts = dict.fromkeys(("killed", "survived", "broken"), 0)
     print(f"{'mutant':{width}}  {'promise':10}  verdict   seconds  test, and what it said")
-    with ThreadPoolExecutor(len(trees)) as pool:
-        for mutant, verdict in zip(chosen, pool.map(attempt, chosen), strict=True):
-            test = ", ".join(test.partition("::")[2] for test in mutant.tests)
-            row = f"{mutant.name:{width}}  {mutant.promise:10}  {verdict.word:8}  {verdict.seconds:7.1f}  {test}"
-            print(f"{row}: {verdict.said[:90]}" if verdict.said else row, flush=True)
-            verdicts.append(verdict)
-    return verdicts
+    for number, outcome in run([(mutant, list(mutant.tests)) for mutant in chosen], trees, scratch):
+        mutant, (verdict, said) = chosen[number], judge(outcome)
+        counts[verdict] += 1
+        test = ", ".join(test.partition("::")[2] for test in mutant.tests)
+        row = f"{mutant.name:{width}}  {mutant.promise:10}  {verdict:8}  {outcome.seconds:7.1f}  {test}"
+        print(f"{row}: {said[:90]}" if said else row, flush=True)
+    return counts
 
 
 if __name__ == "__main__":

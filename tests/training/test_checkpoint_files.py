@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 
 import pytest
 import torch
@@ -53,12 +52,21 @@ def test_newest_is_the_highest_step_whatever_the_clock_said(run):
 
 def test_what_a_kill_leaves_behind_is_no_checkpoint(run):
     """Whole or half, under any name but step-N. Planted bug caught: the number looked for anywhere in the name."""
-    whole = save(run, 3)
-    for name in (".tmp-step-000000009-0a1b2c3d", ".trash-step-000000008-0a1b2c3d", "step-000000007.old", "step-6"):
-        shutil.copytree(whole, run.checkpoints / name)
+    leftovers = {
+        9: ".tmp-step-000000009-0a1b2c3d",
+        8: ".trash-step-000000008-0a1b2c3d",
+        7: "step-000000007.old",
+        6: "step-6",
+    }
+    for step, name in leftovers.items():
+        save(run, step).rename(run.checkpoints / name)
     (run.checkpoints / ".tmp-step-000000010-0a1b2c3d").mkdir()
+    for step in (1, 2, 3):
+        save(run, step)
     found, rejected = newest_checkpoint(run)
     assert (found.step, rejected) == (3, [])
+    kept = {path.name for path in run.checkpoints.iterdir()} - {*leftovers.values(), ".tmp-step-000000010-0a1b2c3d"}
+    assert kept == {"step-000000002", "step-000000003"}
 
 
 @pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.safetensors", "state.json"])
