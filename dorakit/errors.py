@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dorakit.secrets import redacted
+from dorakit.terminal import printable
 
 
 class DorakitError(Exception):
@@ -33,14 +34,7 @@ class DorakitError(Exception):
 
 def shown(text: str) -> str:
     """A text without secrets, and without characters that would steer a terminal or cannot be written as UTF-8."""
-    return escaped(redacted(text))
-
-
-def escaped(text: str) -> str:
-    """A text with its control characters spelled out; newlines and tabs stay."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(redacted(text))
 
 
 class UsageError(DorakitError):

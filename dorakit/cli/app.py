@@ -97,5 +97,5 @@ def _about_files(error: OSError) -> DorakitError:
 
 
 def _headline(error: DorakitError) -> str:
-    text = str(error)
+    text = str(error)  # a DorakitError shows itself without secrets and control characters
     return text if text.startswith("error") or ": error: " in text.split("\n", 1)[0] else f"error: {text}"

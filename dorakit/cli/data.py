@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dorakit.errors import escaped, shown
+from dorakit.errors import shown
+from dorakit.terminal import json_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +57,7 @@ def data(
             }
             for document, pieces in samples
         ]
-        typer.echo(json.dumps(report, ensure_ascii=False))
+        typer.echo(json_line(report))
         return
 
     from rich.console import Console
@@ -69,7 +69,7 @@ def data(
         if report[name] is not None:
             console.print(_summary(name, report[name]), markup=False)
     for note in [] if quiet else report["notes"]:
-        console.print(f"note: {shown(note)}", markup=False)
+        console.print(shown(f"note: {note}"), markup=False, emoji=False)
 
 
 def _report(encoded: Encoded, notes: list[str]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _show(console: Console, document: Document, pieces: list[Piece]) -> None:
     console.print(Text(heading, style="bold underline"))
     body = Text()
     for text, is_trained in pieces:
-        visible = escaped(text)
+        visible = printable(text)
         if console.is_terminal and not console.no_color:
             body.append(visible, style="bold bright_green" if is_trained else "dim")
         else:

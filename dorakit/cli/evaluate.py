@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from dorakit.errors import UsageError
+from dorakit.terminal import json_line, printable
 
 if TYPE_CHECKING:
     from dorakit.recipe.schema import Recipe
@@ -63,7 +63,7 @@ def evaluate(
         quiet=quiet,
     )
     if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False))
+        typer.echo(json_line(result))
     else:
         _show(result)
     check_gates(gates, result)
@@ -94,7 +94,7 @@ def generate(
         quiet=quiet,
     )
     if as_json:
-        typer.echo(json.dumps({"target": target, "answers": answers}, ensure_ascii=False))
+        typer.echo(json_line({"target": target, "answers": answers}))
         return
     _show_answers(answers, compare=compare)
 
@@ -147,8 +147,10 @@ def _show(result: dict[str, Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{result['target']} · {result['variant']} · {result['data']}", box=box.SIMPLE_HEAD)
+    title = f"{result['target']} · {result['variant']} · {result['data']}"
+    table = Table(title=Text(printable(title)), box=box.SIMPLE_HEAD)
     table.add_column("measure")
     table.add_column("value", justify="right")
     table.add_row("rows", f"{result['rows']}")
@@ -166,16 +168,12 @@ def _show(result: dict[str, Any]) -> None:
     console.print(table)
     for sample in result["samples"]:
         mark = "right" if sample["correct"] else "wrong"
-        console.print(_printable(f"...{sample['prompt_tail'].strip()}"), style="dim", markup=False)
-        console.print(_printable(f"  expected: {sample['answer']}"), markup=False)
-        console.print(_printable(f"  got ({mark}): {sample['generated']}\n"), markup=False)
+        # As Text, in which neither [brackets] nor :colons: mean anything.
+        console.print(Text(printable(f"...{sample['prompt_tail'].strip()}"), style="dim"))
+        console.print(Text(printable(f"  expected: {sample['answer']}")))
+        console.print(Text(printable(f"  got ({mark}): {sample['generated']}\n")))
     if result["output"]:
-        console.print(f"written: {result['output']}", markup=False, soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    """Generated text without control characters, which would steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+        console.print(Text(printable(f"written: {result['output']}")), soft_wrap=True)
 
 
 def _show_answers(answers: list[dict[str, Any]], *, compare: bool) -> None:
@@ -187,11 +185,11 @@ def _show_answers(answers: list[dict[str, Any]], *, compare: bool) -> None:
     for answer in answers:
         if not compare:
             if len(answers) > 1:
-                console.print(Text(f"> {answer['prompt']}", style="dim"))
-            console.print(Text(_printable(answer["text"])), soft_wrap=True)
+                console.print(Text(printable(f"> {answer['prompt']}"), style="dim"))
+            console.print(Text(printable(answer["text"])), soft_wrap=True)
             continue
-        table = Table(title=Text(answer["prompt"]), title_justify="left", expand=True, show_lines=True)
+        table = Table(title=Text(printable(answer["prompt"])), title_justify="left", expand=True, show_lines=True)
         table.add_column("base", ratio=1)
         table.add_column("adapter", ratio=1)
-        table.add_row(Text(_printable(answer["base_text"])), Text(_printable(answer["text"])))
+        table.add_row(Text(printable(answer["base_text"])), Text(printable(answer["text"])))
         console.print(table)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-import json
 from typing import Any
 
 import typer
 
 from dorakit.cli.evaluate import BASE_MODEL, JSON, QUIET, RECIPE, SET, asked_recipe
+from dorakit.terminal import json_line, printable
 
 
 class Onto(enum.StrEnum):
@@ -61,9 +61,9 @@ def merge(
     )
     content = read_receipt(directory, "merge.json")
     if as_json:
-        typer.echo(json.dumps({"output": str(directory), **content}, ensure_ascii=False))
+        typer.echo(json_line({"output": str(directory), **content}))
         return
-    typer.echo(f"merged: {directory}")
+    typer.echo(printable(f"merged: {directory}"))
     _show_receipt(content["receipt"])
 
 
@@ -91,20 +91,21 @@ def quantize(
     )
     content = read_receipt(directory, "quantize.json")
     if as_json:
-        typer.echo(json.dumps({"output": str(directory), **content}, ensure_ascii=False))
+        typer.echo(json_line({"output": str(directory), **content}))
         return
-    typer.echo(f"quantized: {directory}")
+    typer.echo(printable(f"quantized: {directory}"))
     before, after = content["bytes_before"], content["bytes_after"]
     typer.echo(f"size: {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({after / before:.0%})")
     errors = content["relative_error"]
-    typer.echo(f"relative error per layer: mean {errors['mean']:.4f}, largest {errors['max']:.4f} ({errors['worst']})")
+    worst = printable(errors["worst"])
+    typer.echo(f"relative error per layer: mean {errors['mean']:.4f}, largest {errors['max']:.4f} ({worst})")
     perplexity = content["perplexity"]
     if perplexity["before"] is None:
-        typer.echo(f"perplexity: not measured, {perplexity['reason']}")
+        typer.echo(printable(f"perplexity: not measured, {perplexity['reason']}"))
     else:
         typer.echo(
             f"perplexity: {perplexity['before']:.4g} -> {perplexity['after']:.4g} "
-            f"({perplexity['tokens']} tokens of {perplexity['data']})"
+            f"({perplexity['tokens']} tokens of {printable(perplexity['data'])})"
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dorakit.errors import Problem, RecipeError, UsageError, shown
+from dorakit.terminal import json_line, printable
 
 if TYPE_CHECKING:
     from dorakit.recipe.schema import Recipe
@@ -35,7 +36,7 @@ def validate(
         except RecipeError as error:
             failed.append(error)
             reports.append({"path": path, "ok": False, "problems": [_problem(p) for p in error.problems]})
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
             continue
         reports.append(_report(path, recipe, explain))
         if as_json or quiet:
@@ -46,7 +47,7 @@ def validate(
         if explain:
             _print_table(recipe)
     if as_json:
-        typer.echo(json.dumps({"ok": not failed, "recipes": reports}, ensure_ascii=False))
+        typer.echo(json_line({"ok": not failed, "recipes": reports}))
     if failed:
         count = sum(len(error.problems) for error in failed)
         if not as_json and not quiet:
@@ -137,7 +138,7 @@ def _print_table(recipe: Recipe) -> None:
 
     from dorakit.recipe.loader import explain
 
-    rows = explain(recipe)
+    rows = [tuple(map(printable, row)) for row in explain(recipe)]
     if not sys.stdout.isatty():
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         for row in rows:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dorakit.errors import UsageError
+from dorakit.terminal import json_line, printable
 
 
 def train(
@@ -79,8 +79,8 @@ def train(
         typer.echo("stopped at once; `dorakit train --resume RUN` goes on from the last checkpoint", err=True)
         raise
     if as_json:
-        typer.echo(json.dumps({"run": str(finished.path), "result": str(finished.result), **finished.read("run.json")}))
+        typer.echo(json_line({"run": str(finished.path), "result": str(finished.result), **finished.read("run.json")}))
     elif not quiet:
-        typer.echo(f"next:  dorakit eval {finished.path}", err=True)
+        typer.echo(printable(f"next:  dorakit eval {finished.path}"), err=True)
         if plan.method is not None:
-            typer.echo(f"       dorakit merge {finished.path}", err=True)
+            typer.echo(printable(f"       dorakit merge {finished.path}"), err=True)

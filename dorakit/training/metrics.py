@@ -18,6 +18,7 @@ from dorakit.errors import MachineError, shown
 from dorakit.files import write_whole
 from dorakit.recipe.schema import LoggingSection
 from dorakit.run import Run
+from dorakit.terminal import json_line
 
 _SPEED_WINDOW = 20  # logged intervals over which tokens/s is averaged
 
@@ -112,7 +113,7 @@ class Metrics:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl, numbers also to the trackers."""
-        self._append(self._file, json.dumps(entry, ensure_ascii=False))
+        self._append(self._file, json_line(entry))
         if self._board:
             for name, value in entry.items():
                 if name != "step" and isinstance(value, (int, float)):

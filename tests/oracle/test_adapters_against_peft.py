@@ -29,7 +29,7 @@ def base(architecture="llama"):
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_ours_in_peft(tmp_path, method, architecture):
-    """Planted bugs that die here: `.weight` after lora_magnitude_vector; rank_pattern not written; rsLoRA not written."""
+    """Planted bugs that die here: the magnitude not written; rank_pattern not written; rsLoRA not written."""
     model = base(architecture)
     before = model(IDS).logits
     attach_(model, method=method, rank=4, alpha=8, rslora=True, rank_pattern={"q_proj": 2}, target_modules="all-linear")

@@ -42,7 +42,7 @@ def test_attaching_is_the_identity(method, shape, nf4, seed):
 @settings(max_examples=40, deadline=None)
 @given(METHOD, SHAPES, BASES, st.integers(0, 99))
 def test_the_merged_weight_is_the_forward_pass(method, shape, nf4, seed):
-    """Planted bug that dies here: the cached norm kept after B has changed."""
+    """Planted bug that dies here: merging without the magnitude."""
     adapted = layer(method, shape, nf4, seed)
     x = torch.randn(3, shape[1])
     adapted(x)  # fills the norm's cache

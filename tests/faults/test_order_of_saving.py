@@ -1,0 +1,114 @@
+"""What a loss of power would find is a matter of order: files synced, then renamed, then the directory synced.
+
+A shim writes down the calls. That they do on a disk what their names say is the system's promise; no power is cut here.
+"""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from dorakit import Run
+from dorakit.files import whole_directory, write_json
+from dorakit.training.checkpoint import save_checkpoint
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """(what, path, size or target) of every fsync, rename and replace, in their order; a directory's size is its entries."""
+    found = []
+    sync, rename, replace = os.fsync, os.rename, os.replace
+
+    def synced(descriptor):
+        sync(descriptor)
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        size = len(os.listdir(path)) if os.path.isdir(path) else os.fstat(descriptor).st_size
+        found.append(("fsync", path, size))
+
+    def renamed(original):
+        def call(source, target, **options):
+            original(source, target, **options)
+            found.append(("rename", str(source), str(target)))
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed(rename))
+    monkeypatch.setattr(os, "replace", renamed(replace))
+    return found
+
+
+def check_order(calls, place, files):
+    """Every file of `place` was synced at its final size before the rename, its directory too, and the parent after."""
+    moves = [index for index, (what, _, target) in enumerate(calls) if what == "rename" and target == str(place)]
+    assert len(moves) == 1, "the directory takes its name once"
+    move = moves[0]
+    staging = calls[move][1]
+    assert os.path.dirname(staging) == str(place.parent), "a rename across file systems is none"
+    before = [(path, size) for what, path, size in calls[:move] if what == "fsync"]
+    for name, size in files.items():
+        assert (f"{staging}/{name}", size) in before, f"{name} was not synced, or not with all of its content"
+    assert (staging, len(files)) in before, "the directory was not synced, or not with all of its names"
+    after = [path for what, path, _ in calls[move:] if what == "fsync"]
+    assert str(place.parent) in after, "the rename was not synced"
+
+
+def sizes(directory):
+    return {str(p.relative_to(directory)): p.stat().st_size for p in directory.rglob("*") if p.is_file()}
+
+
+def test_a_directory_is_on_the_disk_before_it_has_its_name(tmp_path, calls):
+    """Planted bugs caught: no sync of a file, of the directory, of its parent; the rename before the syncs."""
+    place = tmp_path / "done"
+    with whole_directory(place) as staging:
+        assert staging.parent == tmp_path and not place.exists()
+        (staging / "a").write_text("a" * 5000)
+        (staging / "b").write_text("b")
+    check_order(calls, place, sizes(place))
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, calls):
+    """With its manifest. Planted bug caught: a file written after the last sync."""
+    run = Run(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    place = save(run, 3)
+    names = {"adapter.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
+    assert names <= sizes(place).keys()
+    check_order(calls, place, sizes(place))
+
+
+def save(run, step):
+    tensors = {"w": torch.full((300,), float(step))}
+    state = {"step": step, "best_step": 0}
+    return save_checkpoint(run, trained=tensors, optimizer={"m": tensors["w"] / 2}, state=state, keep=2)
+
+
+def test_a_json_file_is_synced_before_it_replaces_the_old_one(tmp_path, calls):
+    """Planted bug caught: the file opened for writing is the one that others read."""
+    file = tmp_path / "run.json"
+    write_json(file, {"state": "training"})
+    del calls[:]
+    write_json(file, {"state": "finished"})
+    synced = [index for index, call in enumerate(calls) if call[0] == "fsync" and call[2] == file.stat().st_size]
+    moved = [index for index, call in enumerate(calls) if call[0] == "rename" and call[2] == str(file)]
+    assert synced and moved and min(synced) < moved[0]
+    assert calls[synced[0]][1] == calls[moved[0]][1] != str(file)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), ValueError("a bug")])
+def test_a_block_that_fails_leaves_the_old_directory_whole(tmp_path, error):
+    """Planted bug caught: the old directory removed before there is a new one."""
+    place = tmp_path / "result"
+    with whole_directory(place) as staging:
+        (staging / "a").write_text("old")
+    with pytest.raises(type(error)), whole_directory(place) as staging:
+        assert (place / "a").read_text() == "old"
+        (staging / "a").write_text("half")
+        raise error
+    assert (place / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+    with whole_directory(place) as staging:
+        (staging / "b").write_text("new")
+    assert [path.name for path in place.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]

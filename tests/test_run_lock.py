@@ -1,0 +1,50 @@
+"""One writer per run directory."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dorakit import Run
+from dorakit.errors import RunError
+
+HOLD = """
+import sys
+from pathlib import Path
+from dorakit import Run
+with Run(Path(sys.argv[1])).writing():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that writes into the run."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_writer_is_refused_with_the_first_ones_name(tmp_path, holder):
+    """Planted bugs caught: the lock not taken; the refused one empties the file that names the holder."""
+    for _ in range(2):
+        with (
+            pytest.raises(RunError, match=f"being written by process {holder.pid} on ") as caught,
+            Run(tmp_path).writing(),
+        ):
+            pytest.fail("two writers")
+        assert caught.value.exit_code == 3
+
+
+def test_a_killed_writer_leaves_no_lock(tmp_path, holder):
+    """Planted bug caught: a file that is there taken for a lock that is held."""
+    holder.kill()
+    holder.wait()
+    with Run(tmp_path).writing():
+        assert str(os.getpid()) in (tmp_path / "run.lock").read_text()
