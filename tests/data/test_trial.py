@@ -5,6 +5,7 @@
 import os
 import re
 import time
+from pathlib import Path
 
 import pytest
 from made_tokenizers import CHATML, byte_bpe
@@ -44,16 +45,17 @@ def said(template: str) -> str:
 
 
 @pytest.mark.parametrize(("template", "message"), (FORBIDDEN | COSTLY).values(), ids=FORBIDDEN | COSTLY)
-def test_a_template_that_cannot_be_used(template, message):
+def test_a_template_that_cannot_be_used(template, message, monkeypatch):
     """Planted bugs caught: the sandbox is left out; a limit is left out; an unsafe attribute counts as undefined."""
+    started, fork = [], os.fork
+    monkeypatch.setattr(os, "fork", lambda: started.append(fork()) or started[-1])
     began = time.monotonic()
     found = said(template)
     assert found.startswith("data.chat_template t.jinja cannot be used: ")
     assert re.search(message, found), found
     assert "\n  mend it, set data.chat_template to another one" in found
     assert time.monotonic() - began < 15
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # no child is left behind
+    assert len(started) == 1 and not Path(f"/proc/{started[0]}").exists()  # nothing runs on, nothing waits to be reaped
 
 
 def test_the_line_is_named():
