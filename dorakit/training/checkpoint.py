@@ -21,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dorakit.errors import ResourceError, RunError
+from dorakit.errors import ModelError, ResourceError, RunError
 from dorakit.failpoints import reach
 from dorakit.files import FULL, discard, naming, whole_directory, write_json
 from dorakit.model.source import sha256
+from dorakit.model.weights_check import check_weights
 from dorakit.run import Run
 
 _NAME = re.compile(r"step-(\d{9})")
@@ -187,8 +188,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         RunError: It is missing or damaged.
     """
     try:
+        check_weights(path)
         tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ModelError) as error:
         raise RunError(f"{path} cannot be read: {error}\n  put it back, or start a new run") from None
     return tensors
 
