@@ -225,6 +225,13 @@ def gguf_counts(files: Files) -> None:
     gguf_file(files).write_bytes(content[:8] + struct.pack("<QQ", 12, 1 << 60) + content[24:])
 
 
+def gguf_layers(files: Files) -> None:
+    content = bytearray(gguf_file(files).read_bytes())
+    key = b"llama.block_count"
+    struct.pack_into("<I", content, content.index(key) + len(key) + 4, 2**31 - 1)
+    gguf_file(files).write_bytes(content)
+
+
 def zero_b(files: Files) -> None:
     change_tensors(files.tensors, lambda t: {n: torch.zeros_like(v) if "lora_B" in n else v for n, v in t.items()})
 
@@ -282,11 +289,13 @@ CASES = [
     Case(59, "shape against bytes", header(lambda h: entry(h, "shape", [65])), r"F32 of shape \[65\], takes 260 bytes, and its data_offsets are 256 apart"),
     Case(59, "shape that overflows", header(lambda h: entry(h, "shape", [1 << 40, 1 << 40])), r"takes 4,835,703,278,458,516,698,824,704 bytes"),
     Case(59, "negative shape", header(lambda h: entry(h, "shape", [-8, -8])), r"'model.norm.weight' has shape \[-8, -8\]"),
+    Case(59, "a size with a point", header(lambda h: entry(h, "shape", [64.0])), r"'model.norm.weight' has shape \[64.0\]"),
     Case(59, "shape of texts", header(lambda h: entry(h, "shape", ["64"])), r"has shape \['64'\]"),
     Case(59, "no JSON", lambda f: with_header(f.weights, "{" + "x" * 50), r"damaged header: Expecting property name"),
     Case(59, "adapter truncated", truncated(tensors, lambda n: n - 1), r"adapter_model.safetensors is truncated", MERGE),
     Case(59, "GGUF truncated", truncated(gguf_file, lambda n: n - 64), r"model.gguf is truncated: it is .* bytes, its header says", "generate {tmp}/model.gguf -p x"),
     Case(59, "GGUF of 2^60 keys", gguf_counts, r"claims 1,152,921,504,606,846,976 metadata keys in", "generate {tmp}/model.gguf -p x"),
+    Case(59, "GGUF of a billion layers", gguf_layers, r"llama.block_count is 2,147,483,647, more than its 12 tensors bear out", "generate {tmp}/model.gguf -p x"),
     Case(60, "tensors missing", drop("mlp"), r"do not fit, 6 tensors:\n  model.layers.0.mlp.down_proj.weight is not there(\n  .*){4}\n  and 1 more", late=True),
     Case(60, "shapes", config(intermediate_size=96), r"down_proj.weight has shape \(64, 128\), expected \(64, 96\)(\n  .*){4}\n  and 1 more", late=True),
     Case(60, "shapes under NF4", config(intermediate_size=96), r"(\(64, 128\), .* makes it \(64, 96\)|\(128, 64\), .* makes it \(96, 64\))", TRAIN + " --set adapter.mode=qlora", late=True),
