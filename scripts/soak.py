@@ -126,7 +126,7 @@ def digest(run: Path) -> str:
 def main() -> None:
     cycles, seed = int(sys.argv[1]), int(sys.argv[2])
     draw = random.Random(seed)
-    steps = 60 * cycles
+    steps = 15 * cycles
     resolve("tiny:llama")
     home = Path(tempfile.mkdtemp(prefix="dorakit-soak-"))
     killed: Counter[str] = Counter()

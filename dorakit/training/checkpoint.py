@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dorakit.errors import ModelError, ResourceError, RunError
+from dorakit.errors import ResourceError, RunError
 from dorakit.failpoints import reach
 from dorakit.files import FULL, discard, naming, whole_directory, write_json
 from dorakit.model.source import sha256
@@ -188,9 +188,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         RunError: It is missing or damaged.
     """
     try:
-        check_weights(path)
+        check_weights(path, error=RunError, advice="put it back, or start a new run")
         tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError, ModelError) as error:
+    except (OSError, SafetensorError) as error:
         raise RunError(f"{path} cannot be read: {error}\n  put it back, or start a new run") from None
     return tensors
 

@@ -7,7 +7,6 @@
 #   --work DIR    where 16 GB of weights are written once, and 16 GB of merged ones (default: bench-8b)
 #   --layers N    fewer layers, for a trial (default 32)
 #
-# bfloat16 also where the processor has to emulate it, slowly: so memory is the same on every machine.
 # Memory is the peak of the process's anonymous resident memory, sampled: pages of mapped files are not counted.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -43,7 +42,7 @@ words = " ".join(f"word{number}" for number in range(2000))
 (work / "rows.jsonl").write_text(json.dumps({"text": words}) + "\n")
 (work / "recipe.yaml").write_text(f"""version: 1
 output_dir: {work}/run
-model: {{base: {work}/model, dtype: bfloat16}}
+model: {{base: {work}/model}}
 adapter: {{mode: qdora, rank: 16, alpha: 32}}
 data:
   train: [{{path: {work}/rows.jsonl, format: text}}]

@@ -50,6 +50,13 @@ def matrix():
     return lambda *row: _matrix.append(tuple(map(str, row)))
 
 
+def pytest_collection_modifyitems(items):
+    """All of this directory is `scripts/test.sh --faults`, and not of the fast suite."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.faults)
+
+
 def pytest_terminal_summary(terminalreporter):
     if len(_matrix) < 10:
         return

@@ -7,8 +7,6 @@ import signal
 import pytest
 from dying_runs import dorakit, make_site
 
-pytestmark = pytest.mark.faults
-
 
 def content(directory) -> dict[str, str]:
     return {

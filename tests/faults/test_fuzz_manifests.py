@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from dorakit.errors import RunError
 from dorakit.training.checkpoint import read_checkpoint
 
-pytestmark = pytest.mark.faults
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),

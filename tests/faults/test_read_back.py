@@ -2,10 +2,7 @@
 
 import signal
 
-import pytest
 from dying_runs import make_site
-
-pytestmark = pytest.mark.faults
 
 
 def test_a_disk_that_keeps_something_else(tmp_path, matrix):

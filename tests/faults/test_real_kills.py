@@ -7,10 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from dying_runs import digest, make_site
-
-pytestmark = pytest.mark.faults
 
 
 def command(*arguments) -> subprocess.Popen:

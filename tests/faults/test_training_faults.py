@@ -13,7 +13,6 @@ from dying_runs import STEPS, Site, digest, dorakit, make_site
 
 from dorakit.run import Run
 
-pytestmark = pytest.mark.faults
 KILLED = -signal.SIGKILL
 
 
