@@ -39,7 +39,7 @@ def test_a_full_disk_in_the_words_of_safetensors(tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("dorakit.training.loop.save_adapter", full)
+    monkeypatch.setattr("dorakit.training.result.save_adapter", full)
     recipe = tiny_recipe(tmp_path, "lora")
     code, said = said_by(monkeypatch, capsys, "train", recipe.origin.path, "--quiet")
     assert (code, said.splitlines()[0]) == (4, f"error: {tmp_path}/run-lora/adapter: No space left on device")

@@ -226,7 +226,7 @@ class DataSection(Section):
 class NonfiniteSection(Section):
     """How often a loss or gradient that is not finite is passed over."""
 
-    skip: Positive = setting(reads="training/loop.py", says="Steps that may be passed over in all.")
+    skip: Positive = setting(reads="training/nonfinite.py", says="Steps that may be passed over in all.")
 
 
 class TrainingSection(Section):

@@ -212,7 +212,7 @@ TOKENISED = [
     Case(48, r"data\.validation holds out 1 rows of 1: nothing is left to train on", put("max_seq_len: 64", "validation: {rows: 1}")),
     Case(53, r"data\.chat_template t\.jinja cannot be used: unexpected '\}' \(line 2 of the template\)", put("max_seq_len: 64", "chat_template: t.jinja").replace("completion", "chat"), CHAT, files={"t.jinja": "{# one #}\n{{ messages }\n"}),
     Case(53, r"rows\.jsonl:1: the chat template cannot render the turns \(user, assistant\): roles must alternate \(line 1 of the template\)", put("max_seq_len: 64", "chat_template: \"{{ raise_exception('roles must alternate') }}\"").replace("completion", "chat"), CHAT),
-    Case(53, r"data\.chat_template cannot be used: it takes more than 2 seconds", put("max_seq_len: 64", f'chat_template: "{ENDLESS}"').replace("completion", "chat"), CHAT),
+    Case(53, r"data\.chat_template cannot be used: it takes more than (2 seconds|256 MiB)", put("max_seq_len: 64", f'chat_template: "{ENDLESS}"').replace("completion", "chat"), CHAT),
 ]  # fmt: skip
 
 # Said in a line, and no mistake.

@@ -1,11 +1,13 @@
 """The rows of the fault matrix that happen to a merge: its output is complete or absent, and what it reads is untouched."""
 
 import hashlib
+import json
 import shutil
 import signal
 
 import pytest
 from dying_runs import dorakit, make_site
+from safetensors.torch import load_file, save_file
 
 
 def content(directory) -> dict[str, str]:
@@ -66,3 +68,23 @@ def test_a_killed_result_keeps_the_one_before(run, matrix):
     assert dorakit("merge", run, failpoint="directory.synced:1=kill9").code == -signal.SIGKILL
     assert content(run / "merged") == before
     matrix(38, "a second merge killed", "the first is whole", "the first is whole")
+
+
+@pytest.mark.parametrize("how", ["no magnitude", "another rank", "another base"])
+def test_an_adapter_that_does_not_fit(run, matrix, how):
+    """Row 39. Dies if a DoRA without its magnitude is merged as a LoRA, or onto weights that it was not trained on."""
+    file, config = run / "adapter" / "adapter_model.safetensors", run / "adapter" / "adapter_config.json"
+    tensors = load_file(file)
+    if how == "no magnitude":
+        save_file({name: tensor for name, tensor in tensors.items() if "magnitude" not in name}, file)
+    elif how == "another rank":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 8}))
+    else:
+        facts = json.loads((run / "run.json").read_text())
+        facts["base"]["files"] = dict.fromkeys(facts["base"]["files"], "0" * 64)
+        (run / "run.json").write_text(json.dumps(facts))
+    ended = dorakit("merge", run)
+    assert ended.code in (2, 3) and not (run / "merged").exists(), ended.err
+    said = {"no magnitude": "lora_magnitude_vector", "another rank": "rank", "another base": "sha256"}[how]
+    assert said in ended.err and "Traceback" not in ended.err
+    matrix(39, f"merge with {how}", "refused, named", f"exit {ended.code}, named")

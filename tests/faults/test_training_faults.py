@@ -421,3 +421,32 @@ def test_no_room_for_logs(site, unbroken, matrix):
     assert ended.code == 0, ended.err
     assert digest(site.run) == digest(unbroken.run) and ended.err.count("lines are lost") == 1
     matrix(36, "no room for logs", "said once, training goes on", "exit 0, same bytes")
+
+
+@pytest.mark.parametrize(
+    ("looking", "settings"),
+    [
+        ("validated after each step", ["--set", "training.eval_every=1"]),
+        ("saved after each step", ["--set", "training.save_every=1"]),
+        ("--json --quiet", ["--json", "--quiet"]),
+        (
+            "logged rarely, with samples",
+            ["--set", "training.log_every=5", "--set", 'training.sample_prompts=["Say 3: "]'],
+        ),
+    ],
+)
+def test_looking_moves_no_byte(site, unbroken, matrix, looking, settings):
+    """Row 30. Dies if evaluating repacks a weight or draws a number, or if saving does."""
+    ended = site.train(*settings)
+    assert ended.code == 0, ended.err
+    assert digest(site.run) == digest(unbroken.run)
+    assert ("{" in ended.out) == ("--json" in settings)
+    matrix(30, looking, "same bytes", "same bytes")
+
+
+def test_recomputed_activations_draw_the_same(site, unbroken, matrix):
+    """Row 31. Dies if dropout is drawn anew when a layer is computed again."""
+    ended = site.train("--set", "training.gradient_checkpointing=true")
+    assert ended.code == 0, ended.err
+    assert digest(site.run) == digest(unbroken.run)
+    matrix(31, "gradient checkpointing with dropout", "same bytes", "same bytes")
