@@ -156,7 +156,7 @@ def newest_checkpoint(run: Run) -> tuple[Checkpoint | None, list[str]]:
 
 
 def named_checkpoint(run: Run, name: str) -> Checkpoint:
-    """The checkpoint `name` of a run; newer ones are set aside, so that pruning cannot take this one for the oldest.
+    """The checkpoint `name` of a run.
 
     Raises:
         RunError: It is not there, or it is damaged: another one is never taken in its place.
@@ -164,14 +164,17 @@ def named_checkpoint(run: Run, name: str) -> Checkpoint:
     if not _NAME.fullmatch(name) or not (run.checkpoints / name).is_dir():
         there = ", ".join(path.name for path in _checkpoints(run)) or "none"
         raise RunError(f"{run.path} has no checkpoint {name!r}; it has {there}")
-    checkpoint = read_checkpoint(run.checkpoints / name)
+    return read_checkpoint(run.checkpoints / name)
+
+
+def set_newer_aside(run: Run, step: int) -> None:
+    """Rename the checkpoints after `step`, so that pruning does not take the ones that a run writes anew for the oldest."""
     for newer in _checkpoints(run):
-        if newer.name > name:
+        if newer.name > _name(step):
             aside = run.checkpoints / f"aside-{newer.name}"
             if aside.exists():
                 discard(aside)
             newer.rename(aside)
-    return checkpoint
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

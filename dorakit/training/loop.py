@@ -34,6 +34,7 @@ from dorakit.training.checkpoint import (
     restore_trained,
     save_checkpoint,
     save_tensors,
+    set_newer_aside,
     trained_tensors,
 )
 from dorakit.training.checks import (
@@ -355,6 +356,8 @@ class _Training:
             accepted=start.accepted,
             validates_best=self.settings.keep_best,
         )
+        if start.checkpoint:
+            set_newer_aside(run, checkpoint.step)
         self.base.notes += compared.notes
         self.resumes_alike = compared.is_exact
         if compared.notes:
