@@ -54,7 +54,7 @@ def train(
     run, checkpoint = None, None
     if resume is not None:
         place = resume.resolve()
-        if place.parent.name == "checkpoints":
+        if place.parent.name == "checkpoints" and not (place / "run.json").is_file():
             place, checkpoint = place.parents[1], place.name
         run = Run.open(place)
         if twin:

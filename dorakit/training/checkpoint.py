@@ -106,7 +106,8 @@ def save_checkpoint(
         needed = sum(t.numel() * t.element_size() for t in [*trained.values(), *optimizer.values()])
         raise ResourceError(_no_room(run, path, needed, error)) from error
     verify(path)  # before anything older goes
-    for old in _checkpoints(run)[:-keep]:
+    # Newer ones may lie there that could not be used: they must not push out those that can.
+    for old in [earlier for earlier in _checkpoints(run) if earlier.name <= path.name][:-keep]:
         discard(old)
     named = {best_weights(run, _best_step(kept)) for kept in _checkpoints(run)}
     for best in run.best.iterdir() if run.best.is_dir() else []:

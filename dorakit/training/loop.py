@@ -23,6 +23,7 @@ from dorakit.failpoints import reach
 from dorakit.files import whole_directory
 from dorakit.model.generate import check_prompts, generate_ids
 from dorakit.model.load import Base, pick_dtype
+from dorakit.recipe.resolved import settings
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.training.checkpoint import (
@@ -206,9 +207,10 @@ class _Training:
                         self._validate()
                     reach("step")
                     done.seconds = time.monotonic() - began
-                    if stop or _due(done.step, self.settings.save_every, self.total_steps):
+                    stopping = bool(stop)  # asked once: a signal between two questions would stop without saving
+                    if stopping or _due(done.step, self.settings.save_every, self.total_steps):
                         self._save()
-                    if stop and done.step < self.total_steps:
+                    if stopping and done.step < self.total_steps:
                         raise Interrupted(
                             f"stopped after step {done.step} of {self.total_steps}; a checkpoint is saved.\n"
                             f"  go on with: dorakit train --resume {self.directory.path}",
@@ -346,6 +348,7 @@ class _Training:
             self.base.notes += [f"passed over: {reason}" for reason in rejected]
         if checkpoint is None:
             run.record(self.recipe)
+            run.update(base=_base_facts(self.recipe, self.base))
             write_row_digests(run, self.data)
             return
         compared = compare(
@@ -360,12 +363,13 @@ class _Training:
             set_newer_aside(run, checkpoint.step)
         self.base.notes += compared.notes
         self.resumes_alike = compared.is_exact
-        if compared.notes:
+        restore_trained(self.model, checkpoint.trained)
+        self.updater.restore(checkpoint.optimizer, checkpoint.state["optimizer"])
+        # Only now: what a refused resume asked for must not stand in the run.
+        if compared.notes or settings(run.recipe) != self.facts.recipe:
             run.record(self.recipe)
             run.update(base=_base_facts(self.recipe, self.base))
             write_row_digests(run, self.data)
-        restore_trained(self.model, checkpoint.trained)
-        self.updater.restore(checkpoint.optimizer, checkpoint.state["optimizer"])
         known = {name: checkpoint.state[name] for name in vars(self.progress)}
         self.progress = Progress(**known)
         for what, now in computing(self.loss.compute_dtype).items():
