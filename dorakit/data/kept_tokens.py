@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -40,8 +41,11 @@ def kept_between_runs(
     template = str(tokenizer.chat_template)
     if len(samples) < MANY or "strftime_now" in template or not tokenizer.is_fast:
         return make()
-    directory = cached(f"tokens-{_key(samples, tokenizer, train_on)}", lambda staging: _write(staging, *make()))
-    return _read(directory)
+    name = f"tokens-{_key(samples, tokenizer, train_on)}"
+    try:
+        return _read(cached(name, lambda staging: _write(staging, *make())))
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return make()  # a cache that cannot be written, or whose file is damaged, costs time and no training
 
 
 def _key(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, train_on: str) -> str:

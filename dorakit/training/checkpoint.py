@@ -206,7 +206,7 @@ def _name(step: int) -> str:
 def _best_step(checkpoint: Path) -> int:
     try:
         return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["best_step"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return 0  # damaged: it will not be resumed from
 
 
@@ -267,7 +267,11 @@ def verify(path: Path) -> None:
             raise RunError(f"{manifest} says {expected!r:.80} of {name}, expected its bytes and sha256")
         if (size := file.stat().st_size) != expected["bytes"]:
             raise RunError(f"{file} has {size:,} bytes, expected {expected['bytes']!r:.40}")
-        if (found := sha256(file)) != expected["sha256"]:
+        try:
+            found = sha256(file)
+        except OSError as error:
+            raise RunError(f"{file} cannot be read: {error.strerror}") from None
+        if found != expected["sha256"]:
             raise RunError(
                 f"{file} is damaged: its sha256 is {found[:12]}..., the manifest's {expected['sha256']!s:.12}..."
             )

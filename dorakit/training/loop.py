@@ -363,6 +363,7 @@ class _Training:
             set_newer_aside(run, checkpoint.step)
         self.base.notes += compared.notes
         self.resumes_alike = compared.is_exact
+        run.update(state="training")  # it may have failed before
         restore_trained(self.model, checkpoint.trained)
         self.updater.restore(checkpoint.optimizer, checkpoint.state["optimizer"])
         # Only now: what a refused resume asked for must not stand in the run.

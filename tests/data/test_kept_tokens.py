@@ -74,3 +74,12 @@ def test_a_template_that_writes_the_date_is_not_kept(section, write, bpe, tmp_pa
     bpe.chat_template = TEMPLATE + "{% if false %}{{ strftime_now('%d') }}{% endif %}"
     encode(section(CHAT), bpe, seed=0)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_damaged_cache_costs_time_and_no_training(section, write, bpe, tmp_path):
+    """Dies if a cut file ends the run."""
+    write("a.jsonl", [{"prompt": "ab", "completion": "c"}] * 3)
+    before = encode(section(PLAIN), bpe, seed=0).fingerprint
+    (file,) = (tmp_path / "cache").rglob("tokens.safetensors")
+    file.write_bytes(file.read_bytes()[:40])
+    assert encode(section(PLAIN), bpe, seed=0).fingerprint == before

@@ -332,7 +332,8 @@ def test_not_finite_too_often(site, matrix):
     assert ended.code == 5 and "2 steps were passed over before" in ended.err
     shutil.rmtree(site.run)
     assert site.train(*allowed, failpoint="loss:3=nan,step:3=kill9").code == KILLED
-    assert site.resume(failpoint="loss:1=nan,loss:3=nan,loss:5=nan").code == 5
+    ended = site.resume(failpoint="loss:1=nan,loss:3=nan")
+    assert ended.code == 5 and "step 4: the loss is not finite" in ended.err
     shutil.rmtree(site.run)
     ended = site.train(*allowed, failpoint="loss:3=nan,loss:5=nan")
     assert ended.code == 0 and site.facts()["skipped_steps"] == 2 and "passed over, 2 of at most 2" in ended.err
@@ -450,3 +451,30 @@ def test_recomputed_activations_draw_the_same(site, unbroken, matrix):
     assert ended.code == 0, ended.err
     assert digest(site.run) == digest(unbroken.run)
     matrix(31, "gradient checkpointing with dropout", "same bytes", "same bytes")
+
+
+def test_a_damaged_newer_checkpoint_pushes_none_out(half_done, unbroken):
+    """Dies if pruning counts checkpoints that could not be used."""
+    four, six = half_done.checkpoints()
+    damage(six / "adapter.safetensors", "last bit")
+    assert half_done.resume(failpoint="micro:1=sigterm").code == 143
+    assert four.is_dir() and four.with_name("step-000000005").is_dir()
+    ends_alike(half_done, unbroken)
+
+
+def test_a_run_in_a_directory_called_checkpoints(half_done, unbroken):
+    """Dies if a run is taken for a checkpoint of the directory above."""
+    place = half_done.place / "checkpoints" / "run"
+    place.parent.mkdir()
+    half_done.run.rename(place)
+    assert dorakit("train", "--resume", place).code == 0
+    assert digest(place) == digest(unbroken.run)
+
+
+def test_a_refused_resume_leaves_the_recipe(half_done):
+    """Dies if a recipe that the checkpoint does not fit is recorded before it is tried."""
+    file = half_done.run / "recipe.resolved.yaml"
+    before = file.read_text()
+    ended = half_done.resume("--set", "adapter.rank=8", "--accept-change", "adapter.rank")
+    assert ended.code == 3 and "does not fit the model" in ended.err
+    assert file.read_text() == before
