@@ -72,7 +72,7 @@ def reach(place: str) -> bool:
     if action == "kill9":
         os.kill(os.getpid(), signal.SIGKILL)
     elif action in ("sigterm", "sigint"):
-        os.kill(os.getpid(), signal.SIGTERM if action == "sigterm" else signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM if action == "sigterm" else signal.SIGINT)
     elif action in ("enospc", "eacces"):
         number = errno.ENOSPC if action == "enospc" else errno.EACCES
         raise OSError(number, os.strerror(number))

@@ -207,10 +207,11 @@ class _Training:
                         self._validate()
                     reach("step")
                     done.seconds = time.monotonic() - began
-                    stopping = bool(stop)  # asked once: a signal between two questions would stop without saving
-                    if stopping or _due(done.step, self.settings.save_every, self.total_steps):
+                    saved = bool(stop) or _due(done.step, self.settings.save_every, self.total_steps)
+                    if saved:
                         self._save()
-                    if stopping and done.step < self.total_steps:
+                    # A signal that came since the question above waits for the next step unless this one is saved.
+                    if saved and stop and done.step < self.total_steps:
                         raise Interrupted(
                             f"stopped after step {done.step} of {self.total_steps}; a checkpoint is saved.\n"
                             f"  go on with: dorakit train --resume {self.directory.path}",
