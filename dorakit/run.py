@@ -5,7 +5,7 @@ recipe.yaml             the user's file, byte for byte
 recipe.resolved.yaml    every value and where it came from
 environment.json        machine and library versions
 metrics.jsonl           one object per logged step, validation or sample
-rows.safetensors        a digest of each row, by which a resumed run finds the first that changed
+rows/                   a digest of each row, by which a resumed run finds the first that changed
 run.lock                who writes, while somebody does
 nonfinite.jsonl         steps whose loss or gradient was not finite, and their rows
 checkpoints/step-N/     complete or absent (training/checkpoint.py)
@@ -55,7 +55,7 @@ class Run:
         self.nonfinite_file = path / "nonfinite.jsonl"
         self.checkpoints = path / "checkpoints"
         self.best = path / "best"
-        self.rows = path / "rows.safetensors"
+        self.rows = path / "rows"
         self.adapter = path / "adapter"
         self.model = path / "model"
         self.eval = path / "eval"
@@ -181,6 +181,11 @@ class Run:
                 return directory
         raise RunError(f"{self.path} has no result yet: training did not finish.\n  dorakit train --resume {self.path}")
 
+    def row_digests(self, fingerprint: str) -> Path:
+        """File with the digests of the rows of the data that has this fingerprint."""
+        name = "".join(c for c in fingerprint if c.isalnum())  # it may come from a file, and stays inside the run
+        return self.rows / f"{name[:16]}.safetensors"
+
     def read(self, name: str) -> dict[str, Any]:
         """Read one of the run's JSON files."""
         try:
@@ -229,7 +234,7 @@ class Run:
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             lock.flush()
-            for directory in (self.path, self.checkpoints, self.best):
+            for directory in (self.path, self.checkpoints, self.best, self.rows):
                 if directory.is_dir():
                     remove_rubbish(directory)
             try:

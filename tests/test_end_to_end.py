@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dorakit.cli import app
-from dorakit.training import loop
+from dorakit.training import optim
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,8 +40,10 @@ def test_the_whole_way(tmp_path, monkeypatch, dorakit, mode):
     """Each command on what the one before left; the merged directory loads in transformers and measures like the run."""
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        step = loop.Updater.step
-        patch.setattr(loop.Updater, "step", lambda self, rate: (step(self, rate), os.kill(os.getpid(), signal.SIGTERM)))
+        step = optim.Updater.step
+        patch.setattr(
+            optim.Updater, "step", lambda self, rate: (step(self, rate), os.kill(os.getpid(), signal.SIGTERM))
+        )
         _, errors = dorakit("train", ROOT / f"recipes/smoke/{mode}.yaml", "--set", f"output_dir={run}", expect=143)
     assert f"dorakit train --resume {run}" in errors and "stopped after step 1 of 4" in errors
     facts = json.loads(dorakit("train", "--resume", run, "--json", "--quiet")[0])

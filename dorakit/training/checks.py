@@ -54,7 +54,7 @@ def check_recomputed(model: nn.Module) -> None:
             )
 
 
-def check_room(run: Path, *, num_trained: int, optimizer: str, keep: int) -> None:
+def check_room(run: Path, *, num_trained: int, optimizer: str, keep: int, keep_best: bool) -> None:
     """Make sure that the checkpoints to be kept, one more beside them, and the result fit on the disk.
 
     Args:
@@ -62,18 +62,26 @@ def check_room(run: Path, *, num_trained: int, optimizer: str, keep: int) -> Non
         num_trained: Trained parameters, float32 in a checkpoint.
         optimizer: Its name, which says how large its state is.
         keep: Checkpoints to keep.
+        keep_best: Weights of the best validation are kept too: one for each checkpoint may be named, and one more.
 
     Raises:
         ResourceError: They do not; better now than at the first checkpoint.
     """
     states = 0 if optimizer == "sgd" else 1 if optimizer == "lion_8bit" else 2 if "8bit" in optimizer else 8
-    needed = num_trained * ((4 + states) * (keep + 1) + 4)
+    needed = num_trained * ((4 + states) * (keep + 1) + 4 + (4 * (keep + 1) if keep_best else 0))
     place = next(parent for parent in (run.absolute(), *run.absolute().parents) if parent.exists())
-    there = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
+    # What lies there already takes part of that room, or gives it back.
+    ours = [run / name for name in ("checkpoints", "best", "adapter", "model")]
+    there = sum(file.stat().st_size for directory in ours for file in directory.rglob("*") if file.is_file())
     free = shutil.disk_usage(place).free
     if free + there < needed:
+        what = (
+            f"{keep + 1} checkpoints, the best weights and the result"
+            if keep_best
+            else f"{keep + 1} checkpoints and the result"
+        )
         raise ResourceError(
-            f"{run}: {keep + 1} checkpoints and the result need {needed:,} bytes, {free:,} are free\n"
+            f"{run}: {what} need {needed:,} bytes, {free:,} are free\n"
             "  make room, or set output_dir to another disk; --set training.keep_checkpoints=2 is the least"
         )
 

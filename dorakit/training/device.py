@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 import resource
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dorakit.model.load import pick_device
+
+_LIBRARIES = ("dorakit", "torch", "transformers", "bitsandbytes", "numpy")
 
 
 def seed_draws(seed: int, stream: str, *position: int) -> None:
@@ -49,10 +53,21 @@ def computing(dtype: torch.dtype) -> dict[str, str]:
     cuda = pick_device().type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
+        # Kernels choose by what the processor can do, and so does the order of their sums.
+        "processor": f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})",
         "dtype": str(dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
-        **{library: metadata.version(library) for library in ("torch", "transformers", "bitsandbytes")},
+        **{library: metadata.version(library) for library in _LIBRARIES},
     }
+
+
+def _processor() -> str:
+    """The processor's model, as Linux tells it; elsewhere its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def peak_memory_bytes() -> int:

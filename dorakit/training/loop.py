@@ -6,70 +6,36 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from dorakit.build import build_model
-from dorakit.data.asked import encode_asked
-from dorakit.data.batches import Batch, documents_of_step, micro_batches, steps_per_epoch
-from dorakit.data.documents import check_lengths
-from dorakit.data.tokens import Document, Encoded, encode
+from dorakit.data.batches import Batch, documents_of_step, micro_batches
+from dorakit.data.tokens import Document
 from dorakit.errors import Interrupted, RunError
 from dorakit.failpoints import reach
-from dorakit.files import whole_directory
-from dorakit.model.generate import check_prompts, generate_ids
-from dorakit.model.load import Base, pick_dtype
-from dorakit.recipe.resolved import settings
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
-from dorakit.training.checkpoint import (
-    Checkpoint,
-    best_weights,
-    load_tensors,
-    named_checkpoint,
-    newest_checkpoint,
-    restore_trained,
-    save_checkpoint,
-    save_tensors,
-    set_newer_aside,
-    trained_tensors,
-)
-from dorakit.training.checks import (
-    check_magnitudes_moved,
-    check_packing,
-    check_recomputed,
-    check_room,
-    check_trainable_dtype,
-)
-from dorakit.training.compiled import compile_layers_, not_compiled
+from dorakit.training.checkpoint import load_best, room_said, save_checkpoint
+from dorakit.training.checks import check_magnitudes_moved, check_trainable_dtype
+from dorakit.training.compiled import compile_layers_
 from dorakit.training.device import computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
 from dorakit.training.interruptions import out_of_memory_said, stop_requests
-from dorakit.training.loss import SupervisedLoss, mean_loss
-from dorakit.training.metrics import Metrics
+from dorakit.training.metrics import Metrics, check_trackers
 from dorakit.training.nonfinite import is_finite, pass_over
-from dorakit.training.optim import Updater, learning_rate, num_trained
+from dorakit.training.optim import learning_rate, num_trained
+from dorakit.training.prepare import Prepared, prepare
+from dorakit.training.restore import Start, restore
 from dorakit.training.result import check_adapter_moved, write_result
-from dorakit.training.resume import Facts, compare, write_row_digests
+from dorakit.training.resume import Facts
+from dorakit.training.trained import restore_trained, trained_tensors
+from dorakit.training.validation import Validation
 
-_SAMPLE_TOKENS = 64
-_SMALLER = "smaller at the same result: --set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
-
-
-@dataclass
-class Progress:
-    """What a checkpoint keeps besides tensors; everything else is a pure function of the step."""
-
-    step: int = 0
-    num_tokens: int = 0
-    summed_rate: float = 0.0
-    best_loss: float | None = None
-    best_step: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
+_SMALLER = (
+    "smaller, at the same result where adapter.dropout is 0: "
+    "--set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
+)
 
 
 def train(
@@ -96,76 +62,62 @@ def train(
         DataError, ModelError, ResourceError: As their names say; nothing is left of a run that never began.
     """
     check_trainable_dtype(recipe.model.dtype)
-    if resume is None:
-        Run.place(recipe)  # refuse before minutes are spent on loading
-    elif resume.state == "finished":
-        raise RunError(f"{resume.path} is finished; `dorakit train RECIPE` starts another")
+    check_trackers(recipe.logging)
+    place = resume.path if resume else Run.place(recipe)  # refuse before minutes are spent on loading
     with (
         contextlib.ExitStack() as held,
         repeatable(on_cuda=recipe.training.deterministic),
         out_of_memory_said(_SMALLER),
     ):
         vanished = held.enter_context(resume.writing()) if resume else ""
-        base = build_model(recipe)
-        if recipe.training.gradient_checkpointing:
-            check_recomputed(base.model)
-        data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
-        # A row or a prompt that does not fit the model must not be found out after hours.
-        check_lengths([*data.train, *data.validation], base.model.config)
-        check_prompts(base.model, _sample_prompts(recipe, base.tokenizer), _SAMPLE_TOKENS)
-        loss = SupervisedLoss(base.model, pick_dtype(recipe.model.dtype))
-        if recipe.data.packing:
-            check_packing(loss)
-        check_room(
-            resume.path if resume else Run.place(recipe),
-            num_trained=num_trained(base.model),
-            optimizer=recipe.optimizer.name,
-            keep=recipe.training.keep_checkpoints,
-        )
+        if resume and resume.state == "finished":
+            raise RunError(f"{resume.path} is finished; `dorakit train RECIPE` starts another")
+        prepared = prepare(recipe, place)
         if vanished:
-            base.notes.append(
+            prepared.base.notes.append(
                 f"the last writer of this run ({vanished}) vanished: killed, or out of memory. {_SMALLER}"
             )
         run = resume
         if run is None:
-            run = Run.create(recipe, base=_base_facts(recipe, base))
+            run = Run.create(recipe, base=_base_facts(prepared))
             held.enter_context(run.writing())
-        start = _Start(checkpoint, tuple(accept_changes))
-        return _Training(recipe, run, base, data, loss, start, quiet=quiet).run()
+        return _Training(prepared, run, Start(checkpoint, tuple(accept_changes)), quiet=quiet).run()
 
 
-def _base_facts(recipe: Recipe, base: Base) -> dict[str, Any]:
-    return {"name": recipe.model.base, "revision": base.revision, "files": base.identity}
-
-
-@dataclass(frozen=True)
-class _Start:
-    """Where a resumed run goes on: a checkpoint by name, or the newest; and which changes are accepted."""
-
-    checkpoint: str | None
-    accepted: tuple[str, ...]
+def _base_facts(prepared: Prepared) -> dict[str, Any]:
+    base = prepared.base
+    return {"name": prepared.recipe.model.base, "revision": base.revision, "files": base.identity}
 
 
 class _Training:
     """One training: the parts, and the loop over steps in `run`."""
 
-    def __init__(
-        self, recipe: Recipe, run: Run, base: Base, data: Encoded, loss: SupervisedLoss, start: _Start, *, quiet: bool
-    ):
-        self.recipe, self.directory, self.base, self.data, self.loss = recipe, run, base, data, loss
-        self.settings = recipe.training
-        self.model = base.model
-        self.updater = Updater(self.model, recipe.optimizer, recipe.adapter.magnitude)
-        per_epoch = steps_per_epoch(len(data.train), self.settings.batch_size)
-        self.total_steps = math.ceil(self.settings.epochs * per_epoch)
-        if self.settings.max_steps is not None:
-            self.total_steps = min(self.total_steps, self.settings.max_steps)
-        self.progress = Progress()
-        self.facts = Facts.gather(recipe, base.identity, data, base.tokenizer.chat_template)
-        self.resumes_alike = True
-        self._restore(start)
+    def __init__(self, prepared: Prepared, run: Run, start: Start, *, quiet: bool):
+        self.recipe, self.directory = prepared.recipe, run
+        self.base, self.data, self.loss, self.updater = prepared.base, prepared.data, prepared.loss, prepared.updater
+        self.total_steps = prepared.total_steps
+        self.settings, self.model = self.recipe.training, self.base.model
+        self.facts = Facts.gather(self.recipe, self.base.identity, self.data, self.base.tokenizer.chat_template)
+        self.computing = computing(self.loss.compute_dtype)
+        restored = restore(
+            run,
+            self.recipe,
+            start,
+            model=self.model,
+            updater=self.updater,
+            data=self.data,
+            facts=self.facts,
+            base=_base_facts(prepared),
+            computing=self.computing,
+            total_steps=self.total_steps,
+        )
+        self.progress = restored.progress
+        self.base.notes += restored.notes
+        self.validation = Validation(
+            self.recipe, run, self.loss, self.base.tokenizer, self.data.validation, self._micro_batches
+        )
         self.metrics = Metrics(
-            run, recipe.logging, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet
+            run, self.recipe.logging, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet
         )
         if self.settings.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -180,31 +132,10 @@ class _Training:
             with stop_requests() as stop:
                 began = time.monotonic() - self.progress.seconds
                 for step in range(self.progress.step, self.total_steps):
-                    documents = self._documents(step)
-                    batches = self._micro_batches(documents)
-                    rate = learning_rate(step, self.total_steps, self.recipe.optimizer)
-                    losses, grad_norm = self._accumulate(step, batches)
-                    loss = sum(losses) / sum(batch.num_labels for batch in batches)
+                    self._step(step)
                     done = self.progress
-                    if is_finite(losses, grad_norm):
-                        self.updater.step(rate)
-                        done.summed_rate += rate
-                    else:
-                        self._pass_over(step, batches, losses, grad_norm)
-                    num_tokens = sum(map(len, documents))
-                    done.step, done.num_tokens = step + 1, done.num_tokens + num_tokens
-                    self.metrics.step(done.step, num_tokens)
-                    if done.step % self.settings.log_every == 0 or done.step in (1, self.total_steps):
-                        self.metrics.train(
-                            done.step,
-                            loss=loss,
-                            rate=rate,
-                            grad_norm=grad_norm,
-                            num_tokens=done.num_tokens,
-                            memory_bytes=peak_memory_bytes(),
-                        )
                     if _due(done.step, self.settings.eval_every, self.total_steps):
-                        self._validate()
+                        self.validation.look(done, self.metrics)
                     reach("step")
                     done.seconds = time.monotonic() - began
                     saved = bool(stop) or _due(done.step, self.settings.save_every, self.total_steps)
@@ -220,6 +151,31 @@ class _Training:
             return self._finish()
         finally:
             self.metrics.close()
+
+    def _step(self, step: int) -> None:
+        """One update, or one passed over; `step` counts from 0."""
+        documents = self._documents(step)
+        batches = self._micro_batches(documents)
+        rate = learning_rate(step, self.total_steps, self.recipe.optimizer)
+        losses, grad_norm = self._accumulate(step, batches)
+        done = self.progress
+        if is_finite(losses, grad_norm):
+            self.updater.step(rate)
+            done.summed_rate += rate
+        else:
+            self._pass_over(step, batches, losses, grad_norm)
+        num_tokens = sum(map(len, documents))
+        done.step, done.num_tokens = step + 1, done.num_tokens + num_tokens
+        self.metrics.step(done.step, num_tokens)
+        if done.step % self.settings.log_every == 0 or done.step in (1, self.total_steps):
+            self.metrics.train(
+                done.step,
+                loss=sum(losses) / sum(batch.num_labels for batch in batches),
+                rate=rate,
+                grad_norm=grad_norm,
+                num_tokens=done.num_tokens,
+                memory_bytes=peak_memory_bytes(),
+            )
 
     def _accumulate(self, step: int, batches: list[Batch]) -> tuple[list[float], float]:
         """Gradient of the mean loss over the step's supervised tokens; returns the sums of losses and the gradient's norm."""
@@ -254,7 +210,7 @@ class _Training:
         chosen = documents_of_step(len(self.data.train), self.settings.batch_size, self.settings.seed, step)
         return [self.data.train[index] for index in chosen]
 
-    def _micro_batches(self, documents: list[Document]) -> list[Batch]:
+    def _micro_batches(self, documents: Sequence[Document]) -> list[Batch]:
         # With FlashAttention transformers sees the borders of packed documents in a batch of one row only.
         one_row = self.recipe.data.packing and self.recipe.model.attention == "flash_attention_2"
         return micro_batches(
@@ -283,7 +239,7 @@ class _Training:
             f" trained ({trained / total:.2%}), {len(self.data.train):,} rows, {self.total_steps:,} steps"
         )
         if self.progress.step:
-            exactly = self.resumes_alike and is_repeatable(deterministic=self.settings.deterministic)
+            exactly = self.progress.is_exact and is_repeatable(deterministic=self.settings.deterministic)
             self.metrics.say(
                 f"going on after step {self.progress.step} ({'bitwise' if exactly else 'resumable, not bitwise'})"
             )
@@ -292,43 +248,12 @@ class _Training:
         self.metrics.say(line)
         self.directory.note(line)
 
-    def _validate(self) -> None:
-        done = self.progress
-        entry: dict[str, Any] = {"step": done.step}
-        if self.data.validation:
-            batches = self._micro_batches(self.data.validation)
-            with not_compiled():
-                loss, num_labels = mean_loss(self.loss, batches)
-            entry |= {"validation/loss": loss, "validation/tokens": num_labels}
-            self.metrics.say(f"step {done.step}: validation loss {loss:.4f}")
-            if math.isfinite(loss) and (done.best_loss is None or loss < done.best_loss):
-                done.best_loss, done.best_step = loss, done.step
-                if self.settings.keep_best:
-                    with whole_directory(best_weights(self.directory, done.step)) as staging:
-                        save_tensors(staging / "adapter.safetensors", trained_tensors(self.model))
-        if self.settings.sample_prompts:
-            entry["samples"] = self._samples()
-            for sample in entry["samples"]:
-                self.metrics.say(f"  {sample['prompt']!r} -> {sample['text']!r}")
-        if len(entry) > 1:
-            self.metrics.write(entry)
-        self.loss.train()
-        self.metrics.pause_clock()
-
-    def _samples(self) -> list[dict[str, str]]:
-        prompts = self.settings.sample_prompts
-        ids = _sample_prompts(self.recipe, self.base.tokenizer)
-        with self.loss.precision(), not_compiled():
-            new = generate_ids(self.model, self.base.tokenizer, ids, max_new_tokens=_SAMPLE_TOKENS, batch_size=8)
-        texts = self.base.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-
     def _save(self) -> None:
         tensors, numbers = self.updater.state()
         state = {
             **vars(self.progress),
             "optimizer": numbers,
-            "computing": computing(self.loss.compute_dtype),
+            "computing": self.computing,
             "facts": vars(self.facts),
         }
         save_checkpoint(
@@ -340,55 +265,16 @@ class _Training:
         )
         self.metrics.pause_clock()
 
-    def _restore(self, start: _Start) -> None:
-        run = self.directory
-        if start.checkpoint:
-            checkpoint: Checkpoint | None = named_checkpoint(run, start.checkpoint)
-        else:
-            checkpoint, rejected = newest_checkpoint(run)
-            self.base.notes += [f"passed over: {reason}" for reason in rejected]
-        if checkpoint is None:
-            run.record(self.recipe)
-            run.update(base=_base_facts(self.recipe, self.base))
-            write_row_digests(run, self.data)
-            return
-        compared = compare(
-            checkpoint.state["facts"],
-            self.facts,
-            run=run,
-            data=self.data,
-            accepted=start.accepted,
-            validates_best=self.settings.keep_best,
-        )
-        if start.checkpoint:
-            set_newer_aside(run, checkpoint.step)
-        self.base.notes += compared.notes
-        self.resumes_alike = compared.is_exact
-        run.update(state="training")  # it may have failed before
-        restore_trained(self.model, checkpoint.trained)
-        self.updater.restore(checkpoint.optimizer, checkpoint.state["optimizer"])
-        # Only now: what a refused resume asked for must not stand in the run.
-        if compared.notes or settings(run.recipe) != self.facts.recipe:
-            run.record(self.recipe)
-            run.update(base=_base_facts(self.recipe, self.base))
-            write_row_digests(run, self.data)
-        known = {name: checkpoint.state[name] for name in vars(self.progress)}
-        self.progress = Progress(**known)
-        for what, now in computing(self.loss.compute_dtype).items():
-            if (before := checkpoint.state["computing"][what]) != now:
-                self.resumes_alike = False
-                self.base.notes.append(f"{what} was {before} when the checkpoint was made and is {now}")
-
     def _finish(self) -> Run:
         recipe, run = self.recipe, self.directory
         if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
-            best = best_weights(run, self.progress.best_step)
-            restore_trained(self.model, load_tensors(best / "adapter.safetensors"))
+            restore_trained(self.model, load_best(run, self.progress.best_step))
             self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
         if still := check_adapter_moved(self.model, self.progress.summed_rate):
             self._note(f"{len(still)} adapted layers got no gradient and are as they were, the first is {still[0]}")
         check_magnitudes_moved(self.model, self.progress.summed_rate * recipe.adapter.magnitude.learning_rate_ratio)
-        target = write_result(run, recipe, self.base, dtype=self.loss.compute_dtype)
+        with room_said(run, run.path, trained_tensors(self.model).values()):
+            target = write_result(run, recipe, self.base, dtype=self.loss.compute_dtype)
         seconds = self.progress.seconds
         run.update(
             state="finished",
@@ -404,10 +290,6 @@ class _Training:
         )
         self.metrics.say(f"finished {self.progress.step} steps in {seconds / 60:.1f} min -> {target}")
         return run
-
-
-def _sample_prompts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    return encode_asked(recipe.training.sample_prompts, recipe.data, tokenizer, place="training.sample_prompts")
 
 
 def _due(step: int, every: int, total: int) -> bool:

@@ -5,10 +5,12 @@ elsewhere. Nothing here can move a trained byte.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -32,13 +34,12 @@ class Metrics:
         total_steps: For the bar.
         start_step: Steps done before; lines of later steps, from before a crash, are removed.
         quiet: Show nothing; files are written all the same.
-
-    Raises:
-        MachineError: A tracker's package is not installed.
     """
 
     def __init__(self, run: Run, settings: LoggingSection, *, total_steps: int, start_step: int, quiet: bool):
-        self._file = _reopen(run, start_step)
+        for file in (run.metrics_file, run.nonfinite_file):
+            _forget_after(file, start_step)
+        self._file = open(run.metrics_file, "a", encoding="utf-8")
         self._log = open(run.log_file, "a", encoding="utf-8")
         self._board = _tensorboard(run) if "tensorboard" in settings.to else None
         self._quiet = quiet
@@ -150,23 +151,31 @@ class _Lasting(Console):
             os.dup2(nowhere.fileno(), 2)  # for whoever else writes there
 
 
-def _reopen(run: Run, start_step: int) -> TextIO:
-    """metrics.jsonl ready for appending, without lines of steps that a resumed run does again."""
-    if run.metrics_file.exists():
-        kept = []
-        for line in run.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                if json.loads(line)["step"] <= start_step:
-                    kept.append(line)
-            except (ValueError, TypeError, KeyError):  # the last line, cut short by a crash
-                continue
-        write_whole(run.metrics_file, "".join(line + "\n" for line in kept))
-    return open(run.metrics_file, "a", encoding="utf-8")
+def _forget_after(file: Path, step: int) -> None:
+    """Remove the lines of steps that a resumed run does again."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, TypeError, KeyError):  # the last line, cut short by a crash
+            continue
+    write_whole(file, "".join(line + "\n" for line in kept))
+
+
+def check_trackers(settings: LoggingSection) -> None:
+    """Refuse a tracker that is not installed, before anything is loaded.
+
+    Raises:
+        MachineError: It is not.
+    """
+    if "tensorboard" in settings.to and importlib.util.find_spec("tensorboard") is None:
+        raise MachineError("logging.to: tensorboard is not installed\n  pip install 'dorakit[tensorboard]'")
 
 
 def _tensorboard(run: Run) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise MachineError("logging.to: tensorboard is not installed\n  pip install 'dorakit[tensorboard]'") from None
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(run.path / "tensorboard"))

@@ -41,6 +41,11 @@ def learning_rate(step: int, total_steps: int, settings: OptimizerSection) -> fl
     return settings.learning_rate * left
 
 
+def keeps_alike(name: str, other: str) -> bool:
+    """Whether the state of one optimizer can go on as the state of the other: they differ at most in paging."""
+    return _UNPAGED.get(name, name) == _UNPAGED.get(other, other)
+
+
 class Updater:
     """The optimizer with its flat groups.
 

@@ -48,16 +48,35 @@ def write_result(run: Run, recipe: Recipe, base: Base, *, dtype: torch.dtype) ->
 
 
 def _check_model(model: nn.Module, directory: Path) -> None:
-    """Compare what was written with the model, bit for bit; some families have other names on disk than in memory."""
-    own = model.state_dict()
+    """Compare what was written with the model, bit for bit.
+
+    Some families have other names or shapes on disk than in memory: what is not there under its own name is looked for by
+    its bytes, and where that fails too, the number of elements must agree.
+
+    Raises:
+        RunError: A tensor reads back as something else, or is not there.
+    """
+    own: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        own.setdefault(tensor.data_ptr(), (name, tensor))  # tied weights are written once
     written = {name: t for file in sorted(directory.glob("*.safetensors")) for name, t in load_file(file).items()}
+    all_names = model.state_dict()
     for name, tensor in written.items():
-        if name in own and not torch.equal(own[name].cpu(), tensor):
+        if name in all_names and not torch.equal(all_names[name].cpu(), tensor):
             raise RunError(f"{directory.name}: {name} reads back as something else than what was trained")
-    if not own.keys() & written.keys():
-        known = {_digest(tensor) for tensor in own.values()}
-        if not any(_digest(tensor) in known for tensor in written.values()):
-            raise RunError(f"{directory.name}: none of the {len(own)} trained tensors was written")
+    by_name = {all_names[name].data_ptr() for name in written if name in all_names}
+    missing = [(name, tensor) for place, (name, tensor) in own.items() if place not in by_name]
+    if not missing:
+        return
+    known = {_digest(tensor) for name, tensor in written.items() if name not in all_names}
+    lost = [name for name, tensor in missing if _digest(tensor) not in known]
+    had = sum(tensor.numel() for _, tensor in own.values())
+    has = sum(tensor.numel() for tensor in written.values())
+    if lost and had != has:
+        raise RunError(
+            f"{directory.name}: {lost[0]} was not written ({has:,} elements on disk, {had:,} in memory)\n"
+            "  transformers does not write this family as it reads it: train an adapter instead, or report it"
+        )
 
 
 def _digest(tensor: Tensor) -> bytes:

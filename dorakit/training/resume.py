@@ -97,7 +97,7 @@ def compare(
             f"template: the chat template is another one (sha256 {then['template']:.12} then, {now.template:.12} now)"
         )
     if then["data"] != now.data:
-        changes["data"] = "data: " + first_changed_row(run, data)
+        changes["data"] = "data: " + first_changed_row(run, then["data"], data)
     if unknown := [key for key in accepted if key not in changes]:
         what = ", ".join(changes) or "nothing"
         raise UsageError(f"--accept-change {unknown[0]}: that did not change; what changed and is not free: {what}")
@@ -113,20 +113,27 @@ def compare(
 
 
 def write_row_digests(run: Run, data: Encoded) -> None:
-    """Keep a digest of each document, by which a later resume can say which row changed."""
-    staging = run.rows.with_name(f".tmp-{run.rows.name}")
-    with naming(run.rows):
+    """Keep a digest of each document, by which a later resume can say which row changed.
+
+    Named by the data's fingerprint, as checkpoints name it: those of earlier data, whose checkpoints are still the newest
+    ones, stay.
+    """
+    target = run.row_digests(data.fingerprint)
+    target.parent.mkdir(exist_ok=True)
+    staging = target.with_name(f".tmp-{target.name}")
+    with naming(target):
         save_file({"train": _digests(data.train), "validation": _digests(data.validation)}, staging)
     staging.chmod(0o644)
-    staging.replace(run.rows)
+    staging.replace(target)
 
 
-def first_changed_row(run: Run, data: Encoded) -> str:
-    """Which document is the first that is not what it was when the run began."""
+def first_changed_row(run: Run, then: str, data: Encoded) -> str:
+    """Which document is the first that is not what it was in the data with the fingerprint `then`."""
+    digests = run.row_digests(then)
     try:
-        kept = load_file(run.rows)
+        kept = load_file(digests)
     except (OSError, SafetensorError) as error:
-        return f"rows changed; which, cannot be said: {run.rows.name}: {error}"
+        return f"rows changed; which, cannot be said: {digests.name}: {error}"
     for which, documents in (("train", data.train), ("validation", data.validation)):
         before, now = kept[which], _digests(documents)
         shared = min(len(before), len(now))

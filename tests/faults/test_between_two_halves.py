@@ -10,7 +10,7 @@ from tiny_runs import tiny_recipe
 from dorakit import Run, train
 from dorakit.errors import RunError
 from dorakit.model.load import load_base
-from dorakit.training import loop
+from dorakit.training import optim
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def broken_off(monkeypatch):
     """A function that trains and is stopped hard in the middle of the last step; gives the unfinished run."""
 
     def train_and_stop(recipe):
-        own, calls = loop.Updater.step, []
+        own, calls = optim.Updater.step, []
 
         def step(self, rate):
             calls.append(rate)
@@ -27,7 +27,7 @@ def broken_off(monkeypatch):
             own(self, rate)
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop.Updater, "step", step)
+            patch.setattr(optim.Updater, "step", step)
             with pytest.raises(KeyboardInterrupt):
                 train(recipe, quiet=True)
         return Run.open(recipe.output_dir)

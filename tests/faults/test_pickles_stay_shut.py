@@ -14,7 +14,7 @@ from dorakit.errors import ModelError
 from dorakit.evaluation.generation import answer_prompts
 from dorakit.model.load import load_base
 from dorakit.target import open_target
-from dorakit.training import loop
+from dorakit.training import optim
 
 NAMES = [
     "training_args.bin",
@@ -79,7 +79,7 @@ def seed(request, tmp_path):
 
 def test_a_run_is_resumed_evaluated_merged_and_quantized(tmp_path, monkeypatch, seed):
     recipe = tiny_recipe(tmp_path, "dora", ("training.save_every=1",))
-    own, calls = loop.Updater.step, []
+    own, calls = optim.Updater.step, []
 
     def stop_in_the_third(self, rate):
         calls.append(rate)
@@ -88,7 +88,7 @@ def test_a_run_is_resumed_evaluated_merged_and_quantized(tmp_path, monkeypatch, 
         own(self, rate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Updater, "step", stop_in_the_third)
+        patch.setattr(optim.Updater, "step", stop_in_the_third)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, quiet=True)
     run = Run.open(recipe.output_dir)

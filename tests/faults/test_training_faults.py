@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -69,12 +70,13 @@ def test_twice_is_at_once(site, unbroken, matrix, first, second, code):
     matrix(7, f"{first} once / twice", f"saved, {code} / at once, {code}", "both resumed to the same bytes")
 
 
-def test_a_signal_while_saving(site, unbroken, matrix):
-    """Row 8. Dies if a signal can break a save."""
-    ended = site.train(failpoint="checkpoint.written:1=sigterm")
+@pytest.mark.parametrize("place", ["checkpoint.file:1", "checkpoint.written:1", "checkpoint.renamed:1"])
+def test_a_signal_while_saving(site, unbroken, matrix, place):
+    """Row 8. Dies if a signal can break a save, or waits for another step."""
+    ended = site.train(failpoint=f"{place}=sigterm")
     assert ended.code == 143 and [path.name for path in site.checkpoints()] == ["step-000000002"]
     ends_alike(site, unbroken)
-    matrix(8, "SIGTERM inside a save", "save is finished, 143", "143, same bytes")
+    matrix(8, f"SIGTERM at {place}", "save is finished, 143", "143, same bytes")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,18 @@ def test_a_full_disk(site, unbroken, matrix, place):
     assert [path.name for path in (site.run / "checkpoints").iterdir()] == ["step-000000002"]
     ends_alike(site, unbroken)
     matrix(9, f"ENOSPC at {place}", "exit 4, nothing half, numbers", "exit 4, same bytes after")
+
+
+@pytest.mark.parametrize("place", ["directory.written:2", "result.file:1", "result.synced:1"])
+def test_a_full_disk_for_best_weights_and_the_result(site, matrix, place):
+    """Row 9. Dies if they go without numbers, or without the line that goes on."""
+    ended = site.train("--set", "training.keep_best=true", failpoint=f"{place}=enospc")
+    assert ended.code == 4, ended.err
+    assert re.search(r"it needs [\d,]+ bytes, [\d,]+ are free; step-\d+ is whole", ended.err)
+    assert "Traceback" not in ended.err and f"dorakit train --resume {site.run}" in ended.err
+    assert not list(site.run.rglob(".tmp-*")) and not (site.run / "adapter").exists()
+    assert site.resume().code == 0
+    matrix(9, f"ENOSPC at {place}, best weights or result", "exit 4, numbers", "exit 4, resumes")
 
 
 def test_a_real_limit_on_files(site, unbroken, matrix):
@@ -411,12 +425,7 @@ def test_no_room_for_logs(site, unbroken, matrix):
     def full():
         from dorakit.training import metrics
 
-        def reopen(run, _):
-            (run.path / "log.txt").unlink(missing_ok=True)
-            (run.path / "log.txt").symlink_to("/dev/full")
-            return open("/dev/full", "a", encoding="utf-8")
-
-        metrics._reopen = reopen
+        metrics.open = lambda *_, **options: open("/dev/full", "a", **options)
 
     ended = site.train(before=full)
     assert ended.code == 0, ended.err

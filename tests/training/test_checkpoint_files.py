@@ -10,7 +10,8 @@ from torch import nn
 from dorakit import Run
 from dorakit.errors import DorakitError, ResourceError, RunError
 from dorakit.training import checkpoint as module
-from dorakit.training.checkpoint import newest_checkpoint, restore_trained, save_checkpoint
+from dorakit.training.checkpoint import newest_checkpoint, save_checkpoint
+from dorakit.training.trained import restore_trained
 
 
 @pytest.fixture
@@ -37,6 +38,17 @@ def test_the_newest_are_kept(run):
     assert steps(run) == [10, 100]
     save(run, 101, keep=3)
     assert steps(run) == [10, 100, 101]
+
+
+def test_a_damaged_one_is_no_earlier_state(run):
+    """Planted bug caught: it counted among those that are kept, and pushed out the last whole one."""
+    for step in (1, 2):
+        save(run, step)
+    (run.checkpoints / "step-000000002" / "adapter.safetensors").write_bytes(b"")
+    save(run, 3)
+    assert steps(run) == [1, 2, 3]
+    save(run, 4)
+    assert steps(run) == [3, 4]
 
 
 def test_newest_is_the_highest_step_whatever_the_clock_said(run):

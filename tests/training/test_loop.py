@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dorakit import Run, train
 from dorakit.errors import GateError, Interrupted, ModelError, RunError
-from dorakit.training import loop
+from dorakit.training import loop, loss, optim, prepare, validation
 
 MODES = ["full", "lora", "dora", "qlora", "qdora"]
 OPTIMIZERS = ["adamw", "sgd", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"]
@@ -27,7 +27,7 @@ def same(a: Run, b: Run) -> bool:
 
 def stop_after(monkeypatch, step: int) -> None:
     """Make the loop see a SIGTERM once `step` steps are done."""
-    original = loop.Updater.step
+    original = optim.Updater.step
     count = 0
 
     def counted(self, rate):
@@ -40,7 +40,7 @@ def stop_after(monkeypatch, step: int) -> None:
 
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop.Updater, "step", counted)
+    monkeypatch.setattr(optim.Updater, "step", counted)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -139,7 +139,7 @@ def test_every_optimizer_learns(make_recipe, name):
 def test_base_bytes_never_change(monkeypatch, make_recipe, mode):
     """Dies if anything writes to the frozen base, evaluation included."""
     seen = {}
-    original = loop.build_model
+    original = prepare.build_model
 
     def keep(recipe):
         base = original(recipe)
@@ -147,7 +147,7 @@ def test_base_bytes_never_change(monkeypatch, make_recipe, mode):
         seen["tensors"], seen["before"] = frozen, {n: t.clone() for n, t in frozen.items()}
         return base
 
-    monkeypatch.setattr(loop, "build_model", keep)
+    monkeypatch.setattr(prepare, "build_model", keep)
     train(make_recipe(f"adapter.mode={mode}", "training.eval_every=2"), quiet=True)
     assert len(seen["tensors"]) > 20
     for name, tensor in seen["tensors"].items():
@@ -206,28 +206,36 @@ def _fail_after(step, save):
 
 
 def test_best_weights_that_are_gone(monkeypatch, make_recipe):
-    """Planted bug caught: FileNotFoundError, called a bug of dorakit."""
+    """Or damaged. Planted bugs caught: found out after the last step, or never."""
     recipe = make_recipe("training.keep_best=true", "training.eval_every=1")
     worse = itertools.count(1.0)
-    monkeypatch.setattr(loop, "mean_loss", lambda *_: (next(worse), 10))
+    monkeypatch.setattr(validation, "mean_loss", lambda *_: (next(worse), 10))
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Interrupted):
             train(recipe, quiet=True)
     run = Run.open(recipe.output_dir.replace("{name}", "small"))
-    (run.best / "step-000000001" / "adapter.safetensors").unlink()
-    with pytest.raises(RunError, match=r"best.step-000000001.*cannot be read"):
-        train(run.recipe, resume=run, quiet=True)
+    file = run.best / "step-000000001" / "adapter.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    monkeypatch.setattr(optim.Updater, "step", None)
+    for harm in (lambda: file.write_bytes(content), file.unlink):
+        harm()
+        with pytest.raises(RunError, match=r"best weights so far, of step 1, cannot be used(.|\n)*keep_best=false"):
+            train(run.recipe, resume=run, quiet=True)
+    monkeypatch.undo()
+    without = run.recipe_with(["training.keep_best=false"])
+    train(without, resume=run, accept_changes=["training.keep_best"], quiet=True)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(monkeypatch, make_recipe):
     """Dies if the optimizer steps first: the message promises that it did not."""
     steps = []
-    original = loop.Updater.step
-    monkeypatch.setattr(loop.Updater, "step", lambda self, rate: (steps.append(rate), original(self, rate)))
-    forward = loop.SupervisedLoss.forward
+    original = optim.Updater.step
+    monkeypatch.setattr(optim.Updater, "step", lambda self, rate: (steps.append(rate), original(self, rate)))
+    forward = loss.SupervisedLoss.forward
     monkeypatch.setattr(
-        loop.SupervisedLoss,
+        loss.SupervisedLoss,
         "forward",
         lambda self, *batch: forward(self, *batch) * (float("nan") if len(steps) == 2 else 1.0),
     )
@@ -241,7 +249,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(monkeypatch, make_recip
 
 def test_a_magnitude_that_never_moved_is_an_error(monkeypatch, make_recipe):
     """A DoRA that trained as LoRA must not be saved as DoRA."""
-    original = loop.build_model
+    original = prepare.build_model
 
     def frozen(recipe):
         base = original(recipe)
@@ -250,7 +258,7 @@ def test_a_magnitude_that_never_moved_is_an_error(monkeypatch, make_recipe):
                 parameter.requires_grad_(False)
         return base
 
-    monkeypatch.setattr(loop, "build_model", frozen)
+    monkeypatch.setattr(prepare, "build_model", frozen)
     with pytest.raises(GateError, match="never moved"):
         train(make_recipe(), quiet=True)
 
@@ -318,7 +326,7 @@ def test_nothing_is_left_of_a_run_that_never_began(make_recipe):
 
 def test_a_place_where_no_run_can_be_made_is_found_first(monkeypatch, make_recipe):
     """Planted bug caught: OSError after the model was loaded and the rows were read."""
-    monkeypatch.setattr(loop, "build_model", None)
+    monkeypatch.setattr(prepare, "build_model", None)
     file = _place(make_recipe, "rows.jsonl")
     for place, reason in ((file / "run", "Not a dir"), ("/proc/run", "")):
         with pytest.raises(RunError, match=rf"cannot be made: .*{reason}.*\n  set output_dir"):
@@ -415,14 +423,14 @@ def test_tensorboard_holds_what_metrics_do(make_recipe):
 def test_float32_masters_always_compute_in_the_dtype_of_training(monkeypatch, make_recipe):
     """Planted bug caught: checks at the start or sample prompts outside autocast, which flash_attention_2 refuses."""
     seen = set()
-    original = loop.build_model
+    original = prepare.build_model
 
     def watched(recipe):
         base = original(recipe)
         base.model.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
         return base
 
-    monkeypatch.setattr(loop, "build_model", watched)
+    monkeypatch.setattr(prepare, "build_model", watched)
     overrides = [
         "adapter.mode=full",
         "model.dtype=bfloat16",

@@ -1,0 +1,69 @@
+"""What a training needs before it has a run: the model with its adapters, the rows, the optimizer, and every check of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from dorakit.build import build_model
+from dorakit.data.batches import steps_per_epoch
+from dorakit.data.documents import check_lengths
+from dorakit.data.tokens import Encoded, encode
+from dorakit.model.load import Base, pick_dtype
+from dorakit.recipe.schema import Recipe
+from dorakit.training.checks import check_packing, check_recomputed, check_room
+from dorakit.training.loss import SupervisedLoss
+from dorakit.training.optim import Updater, num_trained
+from dorakit.training.validation import sample_prompts
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The parts of a training. `total_steps` is what the recipe asks for, from the first step on."""
+
+    recipe: Recipe
+    base: Base
+    data: Encoded
+    loss: SupervisedLoss
+    updater: Updater
+    total_steps: int
+
+
+def prepare(recipe: Recipe, place: Path) -> Prepared:
+    """Load the model, encode the rows, make the optimizer.
+
+    What can fail fails here: a run that could not begin leaves nothing, and a row, a prompt or a disk that does not fit is
+    not found out after hours.
+
+    Args:
+        recipe: What is to be trained.
+        place: Where the run is or will be.
+
+    Raises:
+        DataError, ModelError, ResourceError: As their names say.
+    """
+    base = build_model(recipe)
+    if recipe.training.gradient_checkpointing:
+        check_recomputed(base.model)
+    data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
+    check_lengths([*data.train, *data.validation], base.model.config)
+    loss = SupervisedLoss(base.model, pick_dtype(recipe.model.dtype))
+    sample_prompts(recipe, loss, base.tokenizer)
+    if recipe.data.packing:
+        check_packing(loss)
+    check_room(
+        place,
+        num_trained=num_trained(base.model),
+        optimizer=recipe.optimizer.name,
+        keep=recipe.training.keep_checkpoints,
+        keep_best=recipe.training.keep_best,
+    )
+    updater = Updater(base.model, recipe.optimizer, recipe.adapter.magnitude)
+    return Prepared(recipe, base, data, loss, updater, _total_steps(recipe, len(data.train)))
+
+
+def _total_steps(recipe: Recipe, num_documents: int) -> int:
+    asked = recipe.training
+    steps = math.ceil(asked.epochs * steps_per_epoch(num_documents, asked.batch_size))
+    return steps if asked.max_steps is None else min(steps, asked.max_steps)

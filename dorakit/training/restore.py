@@ -1,0 +1,154 @@
+"""Where a run begins: anew, or after the checkpoint that it goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from dorakit.data.tokens import Encoded
+from dorakit.errors import RunError
+from dorakit.recipe.resolved import settings
+from dorakit.recipe.schema import Recipe
+from dorakit.run import Run
+from dorakit.training.checkpoint import (
+    Checkpoint,
+    check_best,
+    named_checkpoint,
+    newest_checkpoint,
+    set_newer_aside,
+)
+from dorakit.training.optim import Updater, keeps_alike
+from dorakit.training.resume import Facts, compare, write_row_digests
+from dorakit.training.trained import restore_trained
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps besides tensors; everything else is a pure function of the step.
+
+    `is_exact` is False once anything changed that may have moved a trained byte.
+    """
+
+    step: int = 0
+    num_tokens: int = 0
+    summed_rate: float = 0.0
+    best_loss: float | None = None
+    best_step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    is_exact: bool = True
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a resumed run goes on: a checkpoint by name, or the newest; and which changes are accepted."""
+
+    checkpoint: str | None = None
+    accepted: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was put back; `notes` are lines to print and record."""
+
+    progress: Progress = field(default_factory=Progress)
+    notes: list[str] = field(default_factory=list)
+
+
+def restore(
+    run: Run,
+    recipe: Recipe,
+    start: Start,
+    *,
+    model: nn.Module,
+    updater: Updater,
+    data: Encoded,
+    facts: Facts,
+    base: dict[str, Any],
+    computing: dict[str, str],
+    total_steps: int,
+) -> Restored:
+    """Put the trained tensors and the optimizer's state of a checkpoint back; without a checkpoint the run begins.
+
+    Nothing is changed, in the run or in the model, before everything that is refused has been looked for.
+
+    Args:
+        run: The run, locked by the caller.
+        recipe: What is to be done now.
+        start: Which checkpoint, and which changes since are accepted.
+        model: Its trained parameters are overwritten.
+        updater: Its state is overwritten.
+        data: Encoded rows of now.
+        facts: What the run now depends on.
+        base: Facts of the base for run.json.
+        computing: What the bytes of a step hang on besides its inputs, now.
+        total_steps: Steps that the recipe now asks for.
+
+    Raises:
+        RunError: The checkpoint is damaged, something changed that is not accepted, or the change cannot be carried out.
+        UsageError: Something was accepted that did not change.
+    """
+    if start.checkpoint:
+        checkpoint: Checkpoint | None = named_checkpoint(run, start.checkpoint)
+        notes = []
+    else:
+        checkpoint, rejected = newest_checkpoint(run)
+        notes = [f"passed over: {reason}" for reason in rejected]
+    if checkpoint is None:
+        _record(run, recipe, base, data)
+        return Restored(notes=notes)
+    state = checkpoint.state
+    compared = compare(
+        state["facts"],
+        facts,
+        run=run,
+        data=data,
+        accepted=start.accepted,
+        validates_best=recipe.training.keep_best,
+    )
+    notes += compared.notes
+    if checkpoint.step > total_steps:
+        raise RunError(
+            f"the recipe now asks for {total_steps} steps and the checkpoint is of step {checkpoint.step}\n"
+            "  raise training.max_steps or training.epochs, or go on from an earlier one: --resume RUN/checkpoints/step-N"
+        )
+    then, now = state["facts"]["recipe"]["optimizer.name"], recipe.optimizer.name
+    if not keeps_alike(then, now):
+        raise RunError(
+            f"optimizer.name: {then} then, {now} now: the state of the one cannot go on as that of the other\n"
+            "  put it back, or train anew with the other optimizer"
+        )
+    progress = Progress(**{name: state.get(name, value) for name, value in vars(Progress(is_exact=False)).items()})
+    progress.is_exact = progress.is_exact and compared.is_exact
+    if recipe.training.keep_best and progress.best_step:
+        if state["facts"]["recipe"].get("training.keep_best") == "false":
+            # Its weights were not kept, so it could not be gone back to.
+            notes.append(
+                f"the best validation so far, {progress.best_loss:.4f} at step {progress.best_step}, kept no weights: "
+                "the best is counted from here on"
+            )
+            progress.best_loss, progress.best_step = None, 0
+        elif progress.best_step != checkpoint.step:
+            check_best(run, progress.best_step)
+    restore_trained(model, checkpoint.trained)
+    updater.restore(checkpoint.optimizer, state["optimizer"])
+    # Only now: a refused resume leaves the run as it was.
+    if start.checkpoint:
+        set_newer_aside(run, checkpoint.step)
+    run.update(state="training")  # it may have failed before
+    if compared.notes or settings(run.recipe) != facts.recipe:
+        _record(run, recipe, base, data)
+    for what, is_now in computing.items():
+        if (was := state["computing"].get(what, "not told")) != is_now:
+            progress.is_exact = False
+            notes.append(f"{what} was {was} when the checkpoint was made and is {is_now}")
+    return Restored(progress, notes)
+
+
+def _record(run: Run, recipe: Recipe, base: dict[str, Any], data: Encoded) -> None:
+    run.record(recipe)
+    run.update(base=base)
+    write_row_digests(run, data)

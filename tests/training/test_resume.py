@@ -1,0 +1,230 @@
+"""What a resumed run refuses, says and keeps."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dorakit import Run, train
+from dorakit.errors import GateError, Interrupted, MachineError, ResourceError, RunError
+from dorakit.training import checks, loss, metrics, optim, result
+from dorakit.training.checks import check_room
+from dorakit.training.trained import restore_trained
+
+
+@pytest.fixture
+def stopped(make_recipe, monkeypatch):
+    """A function that trains until `step` steps are done, and gives the run."""
+
+    def stop(step: int, *overrides: str) -> Run:
+        own, done = optim.Updater.step, []
+
+        def counted(self, rate):
+            own(self, rate)
+            done.append(1)
+            _signal_after(done, step)
+
+        recipe = make_recipe(*overrides)
+        with monkeypatch.context() as patch:
+            patch.setattr(optim.Updater, "step", counted)
+            with pytest.raises(Interrupted):
+                train(recipe, quiet=True)
+        return Run.open(recipe.output_dir.replace("{name}", "small"))
+
+    return stop
+
+
+def notes(run: Run) -> str:
+    return "\n".join(run.read("run.json")["notes"])
+
+
+def test_another_optimizer_is_refused_even_if_accepted(stopped):
+    """Its state cannot be carried over. Planted bug caught: KeyError, called a bug of dorakit."""
+    run = stopped(2)
+    for name in ("sgd", "adamw_8bit"):
+        changed = run.recipe_with([f"optimizer.name={name}"])
+        with pytest.raises(RunError, match=rf"optimizer.name: adamw then, {name} now.*\n  put it back"):
+            train(changed, resume=run, accept_changes=["optimizer.name"], quiet=True)
+    assert run.recipe.optimizer.name == "adamw"
+
+
+def test_paging_is_no_other_optimizer(stopped):
+    """Dies if names are compared where only paging differs."""
+    run = stopped(2, "optimizer.name=adamw_8bit")
+    paged = run.recipe_with(["optimizer.name=paged_adamw_8bit"])
+    assert train(paged, resume=run, accept_changes=["optimizer.name"], quiet=True).state == "finished"
+
+
+def test_fewer_steps_than_done(stopped):
+    """Planted bug caught: `finished`, with the steps that it was told not to take."""
+    run = stopped(4, "training.epochs=2")
+    shorter = run.recipe_with(["training.max_steps=3"])
+    with pytest.raises(RunError, match=r"asks for 3 steps and the checkpoint is of step 4\n"):
+        train(shorter, resume=run, accept_changes=["training.max_steps"], quiet=True)
+    assert run.state == "training"
+
+
+def test_not_bitwise_stays_said(stopped, monkeypatch):
+    """Planted bug caught: the second resume called it bitwise again."""
+    run = stopped(2, "training.epochs=2")
+    smaller = run.recipe_with(["training.micro_batch_size=2"])
+    own, done = optim.Updater.step, []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            optim.Updater, "step", lambda self, rate: (own(self, rate), done.append(1), _signal_after(done, 2))
+        )
+        with pytest.raises(Interrupted):
+            train(smaller, resume=run, quiet=True)
+    train(run.recipe, resume=run, quiet=True)
+    said = run.log_file.read_text()
+    assert "step 2 (resumable, not bitwise)" in said and "step 4 (resumable, not bitwise)" in said
+
+
+def _signal_after(done: list[int], step: int) -> None:
+    if len(done) == step:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_best_is_counted_from_where_its_weights_are_kept(stopped):
+    """Planted bug caught: a best step whose weights nobody kept, found out after the last step."""
+    # A rate that harms at once, so that the first validation stays the best.
+    run = stopped(3, "training.eval_every=1", "optimizer.schedule=constant", "optimizer.learning_rate=1")
+    best = run.recipe_with(["training.keep_best=true"])
+    finished = train(best, resume=run, accept_changes=["training.keep_best"], quiet=True)
+    assert "kept no weights: the best is counted from here on" in notes(run)
+    assert finished.read("run.json")["best_step"] > 3
+
+
+def test_best_weights_that_only_a_checkpoint_set_aside_names_stay(stopped):
+    """Planted bug caught: removed, and the checkpoint that was set aside could not be used."""
+    overrides = [
+        "training.eval_every=1",
+        "training.save_every=2",
+        "training.keep_best=true",
+        "training.max_steps=8",
+        "training.epochs=2",
+    ]
+    run = stopped(6, *overrides)
+    state = json.loads((run.checkpoints / "step-000000006" / "state.json").read_text())
+    train(run.recipe, resume=run, checkpoint="step-000000004", quiet=True)
+    assert (run.checkpoints / "aside-step-000000006").is_dir()
+    assert (run.best / f"step-{state['best_step']:09d}").is_dir()
+
+
+def test_digests_of_rows_outlive_a_change_that_was_accepted_and_lost(stopped, monkeypatch, tmp_path):
+    """Planted bug caught: overwritten at once, so that a run killed before its next save cannot say which row changed."""
+    run = stopped(2)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("Third.", "Fourth."))
+    with monkeypatch.context() as patch:
+        patch.setattr(optim.Updater, "step", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(run.recipe, resume=run, accept_changes=["data"], quiet=True)
+    with pytest.raises(RunError, match=r"data: train row 3 is the first that changed, now rows.jsonl:3"):
+        train(run.recipe, resume=run, quiet=True)
+
+
+def _killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_facts_of_the_base_are_those_of_the_process_that_trained(make_recipe, monkeypatch):
+    """A run that died before its first checkpoint begins anew. Planted bug caught: with the facts of the first beginning."""
+    recipe = make_recipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(optim.Updater, "step", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, quiet=True)
+    run = Run.open(recipe.output_dir.replace("{name}", "small"))
+    true = run.read("run.json")["base"]
+    run.update(base={**true, "files": {"config.json": "of another base"}})
+    train(run.recipe, resume=run, quiet=True)
+    assert run.read("run.json")["base"] == true
+
+
+def test_steps_done_again_are_told_once_in_nonfinite(stopped, monkeypatch):
+    """Planted bug caught: the step that failed stands there twice after a resume that fails again."""
+    run = stopped(2)
+    forward = loss.SupervisedLoss.forward
+    monkeypatch.setattr(loss.SupervisedLoss, "forward", lambda self, *batch: forward(self, *batch) * float("nan"))
+    for _ in range(2):
+        with pytest.raises(GateError, match="step 3"):
+            train(run.recipe, resume=run, quiet=True)
+    assert len(run.nonfinite_file.read_text().splitlines()) == 1
+
+
+def test_a_tracker_that_is_missing_leaves_no_run(make_recipe, monkeypatch, tmp_path):
+    """Planted bug caught: found out when the run was made, which then was an unfinished one."""
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MachineError, match="pip install 'dorakit\\[tensorboard\\]'") as caught:
+        train(make_recipe("logging.to=[tensorboard]"), quiet=True)
+    assert caught.value.exit_code == 3 and not (tmp_path / "runs").exists()
+
+
+def test_an_optimizer_that_cannot_be_made_leaves_no_run(make_recipe, monkeypatch, tmp_path):
+    """Planted bug caught: memory for its buffers was asked for after the run was made."""
+
+    def too_large(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(optim.Updater, "__init__", too_large)
+    with pytest.raises(ResourceError, match="out of memory"):
+        train(make_recipe(), quiet=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_tensors_of_another_shape_write_nothing():
+    """Planted bug caught: the ones before the odd one were already overwritten."""
+    model = nn.Linear(3, 2)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(RunError, match=r"bias is \(5,\), expected \(2,\)"):
+        restore_trained(model, {"weight": torch.ones(2, 3), "bias": torch.ones(5)})
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_room_is_what_checkpoints_give_back(tmp_path, monkeypatch):
+    """Planted bugs caught: whatever lies in the run counted as room; best weights forgotten."""
+    run = tmp_path / "run"
+    (run / "merged").mkdir(parents=True)
+    (run / "merged" / "model.safetensors").write_bytes(bytes(1000))
+    usage = shutil.disk_usage(tmp_path)
+    asked = {"num_trained": 10, "optimizer": "adamw", "keep": 2}
+    exact = 10 * (12 * 3 + 4)
+
+    def free(number):
+        monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage._replace(free=number))
+
+    free(exact - 1)
+    with pytest.raises(ResourceError, match=f"3 checkpoints and the result need {exact} bytes, {exact - 1} are free"):
+        check_room(run, **asked, keep_best=False)
+    free(exact)
+    check_room(run, **asked, keep_best=False)
+    with pytest.raises(ResourceError, match=r"the best weights and the result need 520 bytes"):
+        check_room(run, **asked, keep_best=True)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "file").write_bytes(bytes(120))
+    check_room(run, **asked, keep_best=True)
+
+
+@pytest.mark.parametrize("harm", ["lost", "changed", "renamed", "none"])
+def test_a_full_model_is_read_back_whole(tmp_path, harm):
+    """Planted bug caught: only names in common compared, so that a tensor that was not written passed."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    tensors = {name: t.clone() for name, t in model.state_dict().items()}
+    if harm == "lost":
+        del tensors["1.bias"]
+    elif harm == "changed":
+        tensors["1.bias"] += 1
+    elif harm == "renamed":  # as some families are on disk
+        tensors["other.name"] = tensors.pop("1.bias")
+    save_file(tensors, tmp_path / "model.safetensors")
+    if harm in ("lost", "changed"):
+        with pytest.raises(RunError, match="1.bias was not written" if harm == "lost" else "1.bias reads back"):
+            result._check_model(model, tmp_path)
+    else:
+        result._check_model(model, tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == tensors.keys()
