@@ -1,4 +1,9 @@
-"""Files and directories that are at any instant the old ones or the new ones, whole; and errors that say where."""
+"""Files and directories that are whole or not there, and errors that say where.
+
+A file is at any instant the old one or the new one: one rename puts it there. A directory that is new too. One that
+replaces another takes two renames, since the system's rename does not put a directory over a full one: between them its
+name stands for nothing. The old one then lies beside it as `.old-NAME-...`, and whoever writes there next puts it back.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,7 @@ from dorakit.failpoints import reach
 
 # What a full disk, a quota, or a limit on the size of files says.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REPLACED = re.compile(r"\.old-(.+)-[0-9a-f]{8}")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -50,13 +56,20 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_directory(path: Path, *, what: str = "directory") -> Iterator[Path]:
+def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool = False) -> Iterator[Path]:
     """Give a staging directory that becomes `path` if the block succeeds and vanishes if it does not.
 
     Every file is synced before the rename and the parent after it, so that even after a crash of the system the name
-    stands for whole files. An existing `path` is replaced only at that moment. `what` begins the names of its failpoints.
+    stands for whole files. An existing `path` is replaced only at that moment; what a process that was killed while it
+    replaced it left is put back first.
+
+    Args:
+        path: What it becomes.
+        what: Begins the names of its failpoints.
+        keep_existing: Where another process made `path` in the meantime, its directory stays and this one goes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _put_back(path.parent, only=path.name)
     staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
     staging.mkdir()
     try:
@@ -66,21 +79,27 @@ def whole_directory(path: Path, *, what: str = "directory") -> Iterator[Path]:
             for place in [staging, *staging.rglob("*")]:
                 sync(place)
             reach(f"{what}.synced")
-            if path.exists():
-                old = _discarded(path)
+            if not keep_existing and path.exists():
+                old = _renamed(path, "old")
+                reach(f"{what}.replacing")
                 staging.rename(path)
                 shutil.rmtree(old)
             else:
-                staging.rename(path)
+                try:
+                    staging.rename(path)
+                except OSError:
+                    if not (keep_existing and path.is_dir()):
+                        raise
             reach(f"{what}.renamed")
             sync(path.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        _put_back(path.parent, only=path.name)
 
 
 def discard(directory: Path) -> None:
     """Remove a directory so that it is at any instant whole or gone."""
-    rubbish = _discarded(directory)
+    rubbish = _renamed(directory, "trash")
     reach("prune")
     shutil.rmtree(rubbish)
 
@@ -88,19 +107,30 @@ def discard(directory: Path) -> None:
 def remove_rubbish(directory: Path) -> None:
     """Remove what a process that was killed here left: staging directories, and what it was removing.
 
-    Only for a directory that nobody else writes into.
+    What it was replacing is put back where the new one did not get its name. Only for a directory that nobody else
+    writes into.
     """
-    for item in [*directory.glob(".tmp-*"), *directory.glob(".trash-*")]:
+    _put_back(directory)
+    for item in [*directory.glob(".tmp-*"), *directory.glob(".trash-*"), *directory.glob(".old-*")]:
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
         else:
             item.unlink()
 
 
-def _discarded(directory: Path) -> Path:
-    rubbish = directory.with_name(f".trash-{directory.name}-{uuid.uuid4().hex[:8]}")
-    directory.rename(rubbish)
-    return rubbish
+def _put_back(directory: Path, *, only: str | None = None) -> None:
+    """Give the directories that were being replaced here their names again, where nothing has them."""
+    for old in directory.glob(".old-*"):
+        found = _REPLACED.fullmatch(old.name)
+        if found and only in (None, found[1]) and not (place := directory / found[1]).exists():
+            with contextlib.suppress(FileNotFoundError):  # another process was as quick
+                old.rename(place)
+
+
+def _renamed(directory: Path, why: str) -> Path:
+    other = directory.with_name(f".{why}-{directory.name}-{uuid.uuid4().hex[:8]}")
+    directory.rename(other)
+    return other
 
 
 @contextlib.contextmanager

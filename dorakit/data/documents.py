@@ -51,7 +51,8 @@ class Tally:
 
     `over` were longer than max_seq_len, of which `bare` had no supervised token left after the cut; `unsupervised` had
     none to begin with; `open_ended` conversations got a stop token that their template does not write, and `endless`
-    turns before the last did not. `conversations` counts the rows that went through the chat template.
+    turns before the last did not. `conversations` counts the rows that went through the chat template. `remarks` are lines
+    about the making itself.
     """
 
     over: list[str] = field(default_factory=list)
@@ -60,10 +61,11 @@ class Tally:
     open_ended: int = 0
     endless: int = 0
     conversations: int = 0
+    remarks: list[str] = field(default_factory=list)
 
     def notes(self, num_rows: int, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Lines to print and record."""
-        notes = []
+        notes = list(self.remarks)
         if self.over:
             what = "dropped" if data.overlength == "drop" else "cut to it"
             notes.append(f"{len(self.over)} of {num_rows} documents are longer than {data.max_seq_len} tokens: {what}")
@@ -149,7 +151,8 @@ def make_documents(
         passages = [sample for sample in samples if isinstance(sample, Passage)]
         return _encode_passages(passages, encoder, train_on_all=data.train_on == "all"), {}
 
-    pairs, counts = kept_between_runs(samples, tokenizer, train_on=data.train_on, make=make)
+    pairs, counts, remarks = kept_between_runs(samples, tokenizer, train_on=data.train_on, make=make)
+    tally.remarks += remarks
     tally.conversations += counts.get("conversations", 0)
     tally.endless += counts.get("endless", 0)
     tally.open_ended += counts.get("open_ended", 0)

@@ -2,11 +2,12 @@
 
 The key is a hash of everything that the ids depend on: the texts, the tokenizer, the chat template, `train_on`, the
 libraries, and the code that encodes. Nothing is kept of small data sets, of templates that write today's date, and of
-tokenizers that cannot be serialized.
+tokenizers that cannot be serialized. A digest beside the files tells damage, so that a flipped bit trains nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -18,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from dorakit.cache import cached
+from dorakit import cache
 from dorakit.data.encoder import Ids, Mask
 from dorakit.data.formats import Passage, Sample
 
 MANY = 20_000  # fewer samples are tokenised in seconds
-_FILE = "tokens.safetensors"
-_CODE = ("chat.py", "documents.py", "encoder.py")
+_FILE, _COUNTS, _DIGEST = "tokens.safetensors", "counts.json", "blake2b.txt"
+_CODE = ("chat.py", "documents.py", "encoder.py", "kept_tokens.py")
 
 Pairs = list[tuple[Ids, Mask]]
 Counts = dict[str, int]
@@ -36,16 +37,27 @@ def kept_between_runs(
     *,
     train_on: str,
     make: Callable[[], tuple[Pairs, Counts]],
-) -> tuple[Pairs, Counts]:
-    """What `make` returns for these samples, from the cache where an earlier run made it: (ids, mask) pairs, and counts."""
+) -> tuple[Pairs, Counts, list[str]]:
+    """What `make` returns for these samples, from the cache where an earlier run made it: (ids, mask) pairs, and counts.
+
+    The third value holds lines to print and record: a damaged entry was replaced. A cache that cannot be written costs
+    time and no training.
+    """
     template = str(tokenizer.chat_template)
     if len(samples) < MANY or "strftime_now" in template or not tokenizer.is_fast:
-        return make()
-    name = f"tokens-{_key(samples, tokenizer, train_on)}"
-    try:
-        return _read(cached(name, lambda staging: _write(staging, *make())))
-    except (OSError, ValueError, KeyError, SafetensorError):
-        return make()  # a cache that cannot be written, or whose file is damaged, costs time and no training
+        return *make(), []
+    name, notes = f"tokens-{_key(samples, tokenizer, train_on)}", []
+    if (entry := cache.find(name)) is not None:
+        try:
+            return *_read(entry), []
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            notes.append(f"the token ids kept in {entry} are damaged ({error}): they were made again")
+    pairs, counts = make()
+    with contextlib.suppress(OSError, SafetensorError):
+        if notes:
+            cache.forget(name)
+        cache.keep(name, lambda staging: _write(staging, pairs, counts))
+    return pairs, counts, notes
 
 
 def _key(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, train_on: str) -> str:
@@ -76,12 +88,22 @@ def _write(directory: Path, pairs: Pairs, counts: Counts) -> None:
         "lengths": np.asarray([len(ids) for ids, _ in pairs], dtype=np.int64),
     }
     save_file(arrays, directory / _FILE)
-    (directory / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+    (directory / _COUNTS).write_text(json.dumps(counts), encoding="utf-8")
+    (directory / _DIGEST).write_text(_digest(directory), encoding="utf-8")
 
 
 def _read(directory: Path) -> tuple[Pairs, Counts]:
+    if _digest(directory) != (directory / _DIGEST).read_text(encoding="utf-8"):
+        raise ValueError(f"{_DIGEST} tells another digest")
     arrays = load_file(directory / _FILE)
     borders = np.cumsum(arrays["lengths"])[:-1]
     mask = np.unpackbits(arrays["mask"], count=len(arrays["ids"])).astype(bool)
-    counts = json.loads((directory / "counts.json").read_text(encoding="utf-8"))
+    counts = json.loads((directory / _COUNTS).read_text(encoding="utf-8"))
     return list(zip(np.split(arrays["ids"], borders), np.split(mask, borders), strict=True)), counts
+
+
+def _digest(directory: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in (_FILE, _COUNTS):
+        digest.update((directory / name).read_bytes())
+    return digest.hexdigest()

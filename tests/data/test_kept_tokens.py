@@ -76,10 +76,37 @@ def test_a_template_that_writes_the_date_is_not_kept(section, write, bpe, tmp_pa
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_damaged_cache_costs_time_and_no_training(section, write, bpe, tmp_path):
-    """Dies if a cut file ends the run."""
+@pytest.mark.parametrize("damage", ["cut", "bit", "count", "missing"])
+def test_a_damaged_entry_is_said_and_replaced(damage, section, write, bpe, tmp_path, no_tokenising):
+    """Dies if a cut file ends the run, if a flipped bit is trained on, or if the damage stays, in silence or not."""
     write("a.jsonl", [{"prompt": "ab", "completion": "c"}] * 3)
-    before = encode(section(PLAIN), bpe, seed=0).fingerprint
-    (file,) = (tmp_path / "cache").rglob("tokens.safetensors")
-    file.write_bytes(file.read_bytes()[:40])
-    assert encode(section(PLAIN), bpe, seed=0).fingerprint == before
+    before = encode(section(PLAIN), bpe, seed=0)
+    (entry,) = (tmp_path / "cache").iterdir()
+    name = {"count": "counts.json", "missing": "blake2b.txt"}.get(damage, "tokens.safetensors")
+    content = (entry / name).read_bytes()
+    if damage == "missing":
+        (entry / name).unlink()
+    else:
+        # The last byte but one belongs to the ids, or to the counts.
+        changed = {"cut": content[:40], "bit": content[:-2] + bytes([content[-2] ^ 1]) + content[-1:], "count": b"{} "}
+        (entry / name).write_bytes(changed[damage])
+    after = encode(section(PLAIN), bpe, seed=0)
+    assert after.fingerprint == before.fingerprint
+    (said,) = [note for note in after.notes if note not in before.notes]
+    assert said.startswith(f"the token ids kept in {entry} are damaged (") and said.endswith("): they were made again")
+    assert (entry / name).read_bytes() == content
+    no_tokenising()
+    assert encode(section(PLAIN), bpe, seed=0).notes == before.notes
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_no_training(section, write, bpe, tmp_path, monkeypatch):
+    """Dies if a full disk ends the run, or if the rows are tokenised twice for it."""
+    write("a.jsonl", [{"prompt": "ab", "completion": "c"}] * 3)
+    (tmp_path / "cache").write_text("a file in the place of the directory")
+    calls = []
+    own = Encoder.texts
+    monkeypatch.setattr(Encoder, "texts", lambda *given: calls.append(1) or own(*given))
+    found = encode(section(PLAIN), bpe, seed=0)
+    once = len(calls)
+    monkeypatch.setattr(kept_tokens, "MANY", 10)
+    assert encode(section(PLAIN), bpe, seed=0).fingerprint == found.fingerprint and len(calls) == 2 * once

@@ -5,12 +5,15 @@ A shim writes down the calls. That they do on a disk what their names say is the
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from dorakit import Run
-from dorakit.files import whole_directory, write_json
+from dorakit.files import remove_rubbish, whole_directory, write_json
 from dorakit.training.checkpoint import save_checkpoint
 
 
@@ -112,3 +115,37 @@ def test_a_block_that_fails_leaves_the_old_directory_whole(tmp_path, error):
         (staging / "b").write_text("new")
     assert [path.name for path in place.iterdir()] == ["b"]
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+@pytest.mark.parametrize("next_writer", ["remove_rubbish", "whole_directory"])
+def test_a_kill_while_replacing_loses_nothing(tmp_path, next_writer):
+    """Planted bugs caught: the old directory, renamed out of the way, taken for rubbish; nobody gives it its name back."""
+    place = tmp_path / "merged"
+    for name in ("merged", "merged-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("old")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom dorakit.files import whole_directory\n"
+        "with whole_directory(Path(sys.argv[1])) as staging:\n    (staging / 'a').write_text('new')\n"
+    )
+    environment = os.environ | {"DORAKIT_FAILPOINT": "directory.replacing:1=kill9"}
+    assert subprocess.run([sys.executable, "-c", code, place], env=environment).returncode == -signal.SIGKILL
+    assert not place.exists()
+    if next_writer == "remove_rubbish":
+        remove_rubbish(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "merged-2"]
+    else:
+        with pytest.raises(KeyError), whole_directory(place):
+            raise KeyError
+    assert (place / "a").read_text() == "old"
+
+
+def test_of_two_that_make_the_same_one_stays(tmp_path):
+    """Planted bug caught: the second takes the first one's directory away while it is read."""
+    place = tmp_path / "entry"
+    with whole_directory(place, keep_existing=True) as late:
+        (late / "a").write_text("late")
+        with whole_directory(place, keep_existing=True) as early:
+            (early / "a").write_text("early")
+    assert (place / "a").read_text() == "early"
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
