@@ -18,22 +18,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from dorakit.errors import RunError
-from dorakit.failpoints import reach
 from dorakit.files import naming, remove_rubbish, write_json, write_whole
+from dorakit.lock import hold
 from dorakit.recipe.loader import dump_resolved
 from dorakit.recipe.schema import Recipe
 
@@ -162,12 +160,29 @@ class Run:
         return self.recipe_with([])
 
     def recipe_with(self, overrides: list[str]) -> Recipe:
-        """The run's recipe with `section.key=value` overrides, for commands that measure the finished run."""
+        """The run's recipe with `section.key=value` overrides.
+
+        The revision of its base is the commit that was loaded, unless an override names another revision, or another
+        base: that is the one of its branch main.
+        """
         facts = self.read("run.json")
         recipe = Recipe.from_yaml(str(self.path / "recipe.resolved.yaml"), overrides, twin=bool(facts.get("is_twin")))
+        keys = {override.partition("=")[0].strip() for override in overrides}
+        if "model.revision" in keys:
+            return recipe
         # A branch may have moved on since.
         commit = facts.get("base", {}).get("revision") or recipe.model.revision
-        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": commit})})
+        revision = "main" if "model.base" in keys else commit
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": revision})})
+
+    def refuse_finished(self) -> None:
+        """Refuse to train what is finished.
+
+        Raises:
+            RunError: It is.
+        """
+        if self.state == "finished":
+            raise RunError(f"{self.path} is finished; `dorakit train RECIPE` starts another")
 
     @property
     def result(self) -> Path:
@@ -217,39 +232,16 @@ class Run:
         Raises:
             RunError: Another process holds it.
         """
-        with naming(self.path), open(self.path / "run.lock", "a+", encoding="utf-8") as lock:
-            reach("lock")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"{self.path} is being written by {_content(lock) or 'another process'}\n  wait for it, or stop it"
-                ) from None
-            except OSError as error:
-                raise RunError(
-                    f"{self.path}: the file system cannot lock files ({error.strerror}), so two writers could not be kept apart\n"
-                    "  put output_dir on a local disk"
-                ) from None
-            vanished = _content(lock)
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-            lock.flush()
-            for directory in (self.path, self.checkpoints, self.best, self.rows):
-                if directory.is_dir():
-                    remove_rubbish(directory)
-            try:
-                yield vanished
-            finally:  # which a killed process does not come to
-                lock.truncate(0)
+        with hold(self.path / "run.lock", of=self.path) as vanished:
+            with naming(self.path):
+                for directory in (self.path, self.checkpoints, self.best, self.rows):
+                    if directory.is_dir():
+                        remove_rubbish(directory)
+            yield vanished
 
     def record(self, recipe: Recipe) -> None:
         """Put another recipe in the place of the one that the run began with, which recipe.yaml still is."""
         write_whole(self.path / "recipe.resolved.yaml", dump_resolved(recipe))
-
-
-def _content(lock: TextIO) -> str:
-    lock.seek(0)
-    return lock.read(1000).strip()
 
 
 def _check_writable(path: Path) -> None:

@@ -14,7 +14,7 @@ ORDER = [
     {"secrets", "terminal"},
     {"errors"},
     {"recipe", "failpoints"},
-    {"files", "cache"},
+    {"files", "cache", "lock"},
     {"run"},
     {"model", "adapters"},
     {"data", "build"},

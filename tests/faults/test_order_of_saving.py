@@ -136,6 +136,7 @@ def test_a_kill_while_replacing_loses_nothing(tmp_path, next_writer):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "merged-2"]
     else:
         with pytest.raises(KeyError), whole_directory(place):
+            assert (place / "a").read_text() == "old"
             raise KeyError
     assert (place / "a").read_text() == "old"
 

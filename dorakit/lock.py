@@ -1,0 +1,62 @@
+"""One writer at a time: a lock that ends with its process, in a file that says who holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from dorakit.errors import RunError
+from dorakit.failpoints import reach
+from dorakit.files import naming
+
+
+@contextlib.contextmanager
+def hold(file: Path, *, of: Path) -> Iterator[str]:
+    """Hold the lock of the directory `of` during the block.
+
+    Gives what the file says of an earlier holder that did not let go: one that was killed. Else "".
+
+    Raises:
+        RunError: Another process holds it, or the file system has no locks.
+    """
+    with naming(of):
+        lock = open(file, "a+", encoding="utf-8")
+    with lock:
+        # What fails within the block may be anything's, so it is not named after the directory.
+        with naming(of):
+            vanished = _take(lock, of)
+        try:
+            yield vanished
+        finally:  # which a killed process does not come to
+            lock.truncate(0)
+
+
+def _take(lock: TextIO, of: Path) -> str:
+    reach("lock")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(
+            f"{of} is being written by {_content(lock) or 'another process'}\n  wait for it, or stop it"
+        ) from None
+    except OSError as error:
+        raise RunError(
+            f"{of}: the file system cannot lock files ({error.strerror}), so two writers could not be kept apart\n"
+            "  put output_dir on a local disk"
+        ) from None
+    vanished = _content(lock)
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    lock.flush()
+    return vanished
+
+
+def _content(lock: TextIO) -> str:
+    lock.seek(0)
+    return lock.read(1000).strip()

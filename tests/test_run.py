@@ -1,0 +1,37 @@
+"""The run directory: the recipe that it gives, and whose errors it takes for its own."""
+
+import pytest
+from tiny_runs import tiny_recipe
+
+from dorakit import Run
+
+COMMIT = "0123456789" * 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "base", "revision"),
+    [
+        ([], "owner/name", COMMIT),
+        (["training.log_every=3"], "owner/name", COMMIT),
+        (["model.revision=v2"], "owner/name", "v2"),
+        ([" model.revision = main"], "owner/name", "main"),
+        (["model.base=owner/other"], "owner/other", "main"),
+        (["model.base=owner/other", "model.revision=v2"], "owner/other", "v2"),
+    ],
+)
+def test_the_commit_is_that_of_the_base_that_is_asked_for(tmp_path, overrides, base, revision):
+    """Dies if `--resume RUN --set model.revision=` loads the old commit in silence, or looks for it in another base."""
+    recipe = tiny_recipe(tmp_path, "lora", base="owner/name")
+    run = Run.create(recipe, base={"name": "owner/name", "revision": COMMIT, "files": {}})
+    model = run.recipe_with(overrides).model
+    assert (model.base, model.revision) == (base, revision)
+
+
+def test_what_fails_while_a_run_is_written_is_not_named_after_it(tmp_path):
+    """Dies if a disk that cannot be read, wherever it is, is told as the run directory's; or a lock's own error is not."""
+    with pytest.raises(OSError) as caught, Run(tmp_path).writing():
+        raise OSError(5, "Input/output error")
+    assert caught.value.filename is None
+    with pytest.raises(OSError) as caught, Run(tmp_path / "absent").writing():
+        pytest.fail("locked what is not there")
+    assert str(tmp_path / "absent") in str(caught.value.filename)
