@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from dorakit.model.nf4 import dense_weight as dense_weight
     from dorakit.recipe.schema import Recipe as Recipe
     from dorakit.run import Run as Run
-    from dorakit.training.loop import train as train
+    from dorakit.training.start import train as train
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Recipe": "dorakit.recipe.schema",
     "Run": "dorakit.run",
-    "train": "dorakit.training.loop",
+    "train": "dorakit.training.start",
     "evaluate": "dorakit.evaluation.task",
     "merge": "dorakit.export.merge",
     "quantize": "dorakit.export.quantize",

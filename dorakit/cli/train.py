@@ -43,9 +43,10 @@ def train(
 
         dorakit train --resume runs/latest --set optimizer.learning_rate=5e-5 --accept-change optimizer.learning_rate
     """
-    from dorakit.data.precheck import check_rows
     from dorakit.recipe.schema import Recipe
     from dorakit.run import Run
+    from dorakit.training import start
+    from dorakit.training.interruptions import StoppedAtOnce
 
     if recipe is None and resume is None:
         raise UsageError("give a recipe, or --resume with a run directory")
@@ -53,10 +54,10 @@ def train(
         raise UsageError("--accept-change is for --resume: a new run has nothing that could have changed")
     run, checkpoint = None, None
     if resume is not None:
-        place = resume.resolve()
-        if place.parent.name == "checkpoints" and not (place / "run.json").is_file():
-            place, checkpoint = place.parents[1], place.name
-        run = Run.open(place)
+        directory = resume.resolve()
+        if directory.parent.name == "checkpoints" and not (directory / "run.json").is_file():
+            directory, checkpoint = directory.parents[1], directory.name
+        run = Run.open(directory)
         if twin:
             raise UsageError("--twin is for new runs: a resumed one keeps its base")
     if recipe is not None:
@@ -65,18 +66,15 @@ def train(
     else:
         assert run is not None
         plan = run.recipe_with(overrides or [])
-    if run is None:
-        # Said at once, before torch is imported and the base is loaded.
-        Run.place(plan)
-        check_rows(plan)
-
-    from dorakit.training import loop
-    from dorakit.training.interruptions import StoppedAtOnce
-
+    # Where a second signal stops it before there is a Run to ask.
+    place = Run.place(plan) if run is None else run.path
     try:
-        finished = loop.train(plan, resume=run, checkpoint=checkpoint, accept_changes=accept_changes or [], quiet=quiet)
+        finished = start.train(
+            plan, resume=run, checkpoint=checkpoint, accept_changes=accept_changes or [], quiet=quiet
+        )
     except StoppedAtOnce:
-        typer.echo("stopped at once; `dorakit train --resume RUN` goes on from the last checkpoint", err=True)
+        line = f"stopped at once; from the last checkpoint it goes on with: dorakit train --resume {place}"
+        typer.echo(printable(line), err=True)
         raise
     if as_json:
         typer.echo(json_line({"run": str(finished.path), "result": str(finished.result), **finished.read("run.json")}))

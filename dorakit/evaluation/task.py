@@ -38,7 +38,7 @@ _TAIL = 200
 _MEASURES = ("accuracy", "loss", "perplexity", "unparsed", "unfinished")
 
 
-@out_of_memory_said("smaller at the same result: --batch-size 1 --set training.micro_batch_size=1")
+@out_of_memory_said("smaller, with the same result up to rounding: --batch-size 1 --set training.micro_batch_size=1")
 def evaluate(
     target: Run | Path | str,
     *,

@@ -1,0 +1,62 @@
+"""The beginning of a training, without torch: what can be refused at once is refused before anything large is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dorakit.data.precheck import check_rows
+from dorakit.errors import RunError
+from dorakit.recipe.schema import Recipe
+from dorakit.run import Run
+
+_ASIDE = "aside-"  # as training/checkpoint.py calls them
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: Run | None = None,
+    checkpoint: str | None = None,
+    accept_changes: Sequence[str] = (),
+    quiet: bool = False,
+) -> Run:
+    """Train as the recipe says and return the finished run.
+
+    Args:
+        recipe: What to do; for a resumed run, the run's own recipe, or one with changes that a resumed run may have.
+        resume: An unfinished run to go on with, from its newest valid checkpoint.
+        checkpoint: Name of the checkpoint to go on from instead.
+        accept_changes: What may have changed since: keys of the recipe, `data`, `base`, `template`.
+        quiet: Show nothing.
+
+    Raises:
+        RunError: The run directory is taken, locked, changed or damaged.
+        GateError: A loss or gradient is not finite; no step was taken.
+        Interrupted: Stopped by a signal; a checkpoint was saved.
+        DataError, ModelError, ResourceError: As their names say; nothing is left of a run that never began.
+    """
+    if resume is None:
+        Run.place(recipe)
+    else:
+        resume.refuse_finished()
+        if checkpoint is not None and checkpoint.startswith(_ASIDE):
+            raise RunError(_how_to_use(resume, checkpoint))
+    check_rows(recipe)
+
+    from dorakit.training import loop
+
+    return loop.train(recipe, resume=resume, checkpoint=checkpoint, accept_changes=accept_changes, quiet=quiet)
+
+
+def _how_to_use(run: Run, aside: str) -> str:
+    """What to do with a checkpoint that `training/checkpoint.py: set_newer_aside` renamed."""
+    own = run.checkpoints / aside.removeprefix(_ASIDE)
+    if not (run.checkpoints / aside).is_dir():
+        return f"{run.path} has no checkpoint {aside!r}"
+    taken = f"\n  mv {own} {own.with_name(f'other-{own.name}')}" if own.exists() else ""
+    return (
+        f"{run.checkpoints / aside} was set aside when the run went on from an older checkpoint\n"
+        f"  to go on from it, give it its name back:{taken}\n"
+        f"  mv {run.checkpoints / aside} {own}\n"
+        f"  dorakit train --resume {own}"
+    )
