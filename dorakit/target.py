@@ -308,6 +308,7 @@ def _fit_vocabulary_(base: Base, directory: Path) -> None:
     from transformers import AutoTokenizer
 
     from dorakit.adapters.peft_format import check_adapter
+    from dorakit.model.load import pad_
 
     if (directory / "tokenizer_config.json").is_file():
         try:
@@ -315,8 +316,7 @@ def _fit_vocabulary_(base: Base, directory: Path) -> None:
         except Exception as error:  # what a stranger's tokenizer.json may hold raises all kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"{directory}: the tokenizer cannot be used: {reason}") from None
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        pad_(tokenizer)
         base.tokenizer = tokenizer
     embedding = base.model.get_input_embeddings()
     name = next(name for name, module in base.model.named_modules() if module is embedding)

@@ -77,7 +77,7 @@ def load_base(
     compute_dtype = pick_dtype(dtype)
     source = resolve(base, revision=revision, dtype=compute_dtype)
     config = _config(base, source)
-    tokenizer = load_tokenizer(base, source=source)
+    tokenizer, notes = _tokenizer(base, source)
     form = nf4
     if is_nf4(stated := read_object(source.directory / "config.json")):
         skipped = skipped_modules(stated)
@@ -116,20 +116,30 @@ def load_base(
         select(present, [name for name in nf4.skip_modules if name != "lm_head"], setting="quantization.skip_modules")
     if attention == "auto":
         use_own_attention_(model)
-    notes = []
     if unused := sorted(report["unexpected_keys"]):
         notes.append(f"{base}: {len(unused)} tensors in the files are not part of the model, the first is {unused[0]}")
     model.requires_grad_(False)
     return Base(model, tokenizer, source.revision, source.identity, notes)
 
 
-def load_tokenizer(base: str, *, revision: str = "main", source: Source | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerBase:
     """The base's tokenizer, with a padding token that is never trained on.
 
     Raises:
         ModelError: The base has none.
     """
-    source = source or resolve(base, revision=revision, dtype=pick_dtype("auto"))
+    return _tokenizer(base, resolve(base, revision=revision, dtype=pick_dtype("auto")))[0]
+
+
+def pad_(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Give a tokenizer that pads with nothing the end-of-text token for it; the line that says so."""
+    if tokenizer.pad_token_id is not None:
+        return []
+    tokenizer.pad_token = tokenizer.eos_token  # padding carries no label and no attention, so any token will do
+    return [f"the tokenizer has no padding token: {tokenizer.eos_token} is used, which is not trained where it pads"]
+
+
+def _tokenizer(base: str, source: Source) -> tuple[PreTrainedTokenizerBase, list[str]]:
     if not any(path for pattern in _TOKENIZERS for path in source.directory.glob(pattern)):
         raise ModelError(
             f"{base}: no tokenizer: {source.directory} has none of {', '.join(_TOKENIZERS)}\n"
@@ -141,9 +151,7 @@ def load_tokenizer(base: str, *, revision: str = "main", source: Source | None =
         raise ModelError(f"{base}: no usable tokenizer: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{base}: the tokenizer has no end-of-text token, so a model could not learn to stop")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding carries no label and no attention, so any token will do
-    return tokenizer
+    return tokenizer, pad_(tokenizer)
 
 
 def pick_device() -> torch.device:

@@ -37,6 +37,7 @@ from made_models import (
 )
 from tiny_runs import tiny_recipe
 
+from dorakit import Run
 from dorakit.cli import app
 from dorakit.model.load import AutoModelForCausalLM
 from dorakit.model.source import resolve
@@ -384,6 +385,18 @@ def test_what_is_said(case, files, monkeypatch, capsys):
     assert "Traceback" not in said and "this is a bug" not in said
     assert code == case.code
     assert len(said) < 2000
+
+
+def test_a_tokenizer_that_pads_with_nothing(files, monkeypatch, capsys):
+    """Entry 64. Dies if what is used instead is not said, or not recorded, or keeps a run from being quantized."""
+    change_json(files.model / "tokenizer_config.json", pad_token=None)
+    run = files.tmp / "recipe" / "run-lora"
+    code, _, said = run_command([*files.arguments(TRAIN), "--set", f"output_dir={run}"], monkeypatch, capsys)
+    assert code == 0, said
+    (note,) = [note for note in Run.open(run).read("run.json")["notes"] if "padding token" in note]
+    assert note.startswith("the tokenizer has no padding token: <|im_end|> is used")
+    code, _, said = run_command(["quantize", files.model, "--output", files.tmp / "small"], monkeypatch, capsys)
+    assert code == 0 and note in said.replace("\n", ""), said
 
 
 def test_the_table_is_complete():
