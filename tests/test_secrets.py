@@ -118,3 +118,23 @@ def test_a_recipe_with_a_secret_is_refused_whatever_else_is_wrong(tmp_path, secr
     with pytest.raises(RecipeError, match=r"r.yaml:3:\d+: error: this looks like an? ") as caught:
         load_recipe(str(tmp_path / "r.yaml"), [])
     assert "Canary" not in str(caught.value) and "ABCDEFGH" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "r.yaml", "--token={}"],
+        ["{}"],
+        ["data", "r.yaml", "--rows", "{}\x1b[2J"],
+        ["eval", "runs/x", "--limit", "{}\x1b[2J"],
+        ["train", "a.yaml", "{}\x1b[2J"],
+    ],
+)
+def test_a_command_line_that_typer_does_not_understand(monkeypatch, capsys, arguments):
+    """Dies if Typer's own words go out as they are: they quote what was typed."""
+    monkeypatch.setattr("sys.argv", ["dorakit", *(text.format(SECRETS["hub"]) for text in arguments)])
+    with pytest.raises(SystemExit) as left:
+        app.main()
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.startswith("error: ") and "Traceback" not in said
+    assert CANARY not in said and "\x1b" not in said

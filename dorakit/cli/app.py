@@ -8,6 +8,7 @@ import sys
 import traceback
 
 import typer
+from typer.exceptions import TyperException
 
 from dorakit import __version__
 from dorakit.cli import data, evaluate, export, recipe, train
@@ -54,7 +55,10 @@ def _options(
 def main() -> None:
     """Run the command line and exit with its code."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        _say_usage(error)
+        sys.exit(error.exit_code)
     except DorakitError as error:
         _print_trace()
         print(_headline(error), file=sys.stderr)
@@ -77,6 +81,17 @@ def main() -> None:
                 file=sys.stderr,
             )
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say_usage(error: TyperException) -> None:
+    """Say what Typer does not understand, in our form: it quotes what was typed, which may hold a secret or controls."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed
+        return
+    print(f"error: {shown(error.format_message())}", file=sys.stderr)
+    if context is not None:
+        print(f"  {context.get_usage()}\n  {context.command_path} --help says more", file=sys.stderr)
 
 
 def _print_trace() -> bool:
