@@ -8,6 +8,7 @@ rewrites earlier turns is an error, never a wrong mask.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass, replace
@@ -21,13 +22,14 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from dorakit.data.formats import Conversation
 from dorakit.data.hub import missing
 from dorakit.data.quoting import quoted
-from dorakit.data.trial import line_of, try_template
+from dorakit.data.trial import MAX_TEXT, line_of, try_template
 from dorakit.data.turns import fault_in
 from dorakit.errors import DataError
 from dorakit.recipe.paths import is_template_text
 from dorakit.recipe.schema import DataSection
 
 _MAX_TEMPLATE = 1024 * 1024  # bytes; the longest that models come with have some twenty thousand
+_GROWTH = 4  # characters written for one of the conversation; tools may be written once as schema and once as text
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -217,10 +219,22 @@ class ChatRenderer:
 
 
 def _checked(text: str, conversation: Conversation) -> str:
-    """The text, unless it is none: templates also write names, tools and arguments, which nobody has looked at."""
+    """The text, unless it is none: templates also write names, tools and arguments, which nobody has looked at.
+
+    Nor one that is far longer than what was said, though the template behaved in its trial.
+    """
+    if len(text) > MAX_TEXT and len(text) > MAX_TEXT + _GROWTH * (said := _length(conversation)):
+        raise DataError(
+            f"{conversation.row}: the chat template writes {len(text):,} characters for a conversation of {said:,}\n"
+            "  mend it, or set data.chat_template to another one"
+        )
     if fault := fault_in(text):
         raise DataError(f"{conversation.row}: the chat template writes a field that holds {fault}, which is no text")
     return text
+
+
+def _length(conversation: Conversation) -> int:
+    return len(json.dumps([conversation.messages, conversation.tools], default=str))
 
 
 def _failure(conversation: Conversation, count: int, error: Exception) -> DataError:

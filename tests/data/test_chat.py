@@ -273,3 +273,16 @@ def test_the_recipe_may_bring_the_template(section, write):
         documents(section, byte_bpe(), TWO, chat_template="bad.jinja")
     with pytest.raises(DataError, match=r"data.chat_template: no such file: chta.jinja (.|\n)*did you mean chat.jinja"):
         documents(section, byte_bpe(), TWO, chat_template="chta.jinja")
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["plain", "marked"])
+def test_a_template_that_behaves_in_its_trial_only(section, monkeypatch, template):
+    """Dies if what is written for a row has no limit; or if a long row is refused for its own length."""
+    monkeypatch.setattr("dorakit.data.chat.MAX_TEXT", 1000)
+    long = [{"role": "user", "content": "word " * 1000}, TWO[1]]
+    assert documents(section, byte_bpe(template=template), long, max_seq_len=100_000)
+    grown = "{% for m in messages if m.content == 'one?' %}{{ 'x' * 5000 }}{% endfor %}"
+    with pytest.raises(
+        DataError, match=r"a.jsonl:1: the chat template writes 5,\d\d\d characters for a conversation of 1\d\d"
+    ):
+        documents(section, byte_bpe(template=template + grown), TWO, max_seq_len=100_000)
