@@ -37,6 +37,12 @@ def shown(text: str) -> str:
     return printable(redacted(text))
 
 
+def listed(problems: list[str], *, most: int = 5) -> str:
+    """The first problems, a line each, and how many there are more."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return "\n  ".join([*problems[:most], *more])
+
+
 class UsageError(DorakitError):
     """The command line asks for something that cannot be carried out."""
 

@@ -24,7 +24,7 @@ from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
 from dorakit.adapters.lora import LoRALinear
 from dorakit.adapters.peft_config import CONFIG, read_config
-from dorakit.errors import ModelError
+from dorakit.errors import ModelError, listed
 from dorakit.model.configs import read_object
 from dorakit.model.names import has_suffix, pattern_value
 from dorakit.model.nf4 import BLOCK_SIZES, NF4Format, NF4Linear
@@ -157,11 +157,8 @@ def _check_ranks(path: Path, config: dict[str, Any], stored: dict[str, Stored]) 
         if found != stated:
             wrong.append(f"{name} has shape {tensor.shape}, and the config says rank {stated}")
     if wrong:
-        more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ModelError(
-            f"{path / WEIGHTS} does not fit r = {config['r']} and rank_pattern of {CONFIG}:\n  "
-            + "\n  ".join(wrong[:5])
-            + more
+            f"{path / WEIGHTS} does not fit r = {config['r']} and rank_pattern of {CONFIG}:\n  {listed(wrong)}"
         )
 
 
@@ -294,6 +291,5 @@ def _matched(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> 
         if tensors[name].shape != wanted[name].shape
     ]
     if problems:
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ModelError(f"{path / WEIGHTS} does not fit:\n  " + "\n  ".join(problems[:5]) + more)
+        raise ModelError(f"{path / WEIGHTS} does not fit:\n  {listed(problems)}")
     return wanted

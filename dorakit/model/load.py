@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dorakit.errors import DorakitError, ModelError, ResourceError, is_out_of_memory
+from dorakit.errors import DorakitError, ModelError, ResourceError, is_out_of_memory, listed
 from dorakit.model.attention import use_own_attention_
 from dorakit.model.configs import read_object
 from dorakit.model.names import select
@@ -212,11 +212,8 @@ def _check_complete(base: str, report: dict[str, Any]) -> None:
     ]
     problems += [f"{name} is not there" for name in sorted(report["missing_keys"])]
     if problems:
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ModelError(
-            f"{base}: config.json and the weights do not fit, {len(problems)} tensors:\n  "
-            + "\n  ".join(problems[:5])
-            + more
+            f"{base}: config.json and the weights do not fit, {len(problems)} tensors:\n  {listed(problems)}"
         )
 
 

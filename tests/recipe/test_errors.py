@@ -8,24 +8,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from good_recipe import GOOD
 
 from dorakit.errors import RecipeError
 from dorakit.recipe.loader import load_recipe
-
-GOOD = """\
-version: 1
-model:
-  base: tiny:llama
-adapter:
-  mode: qdora
-  rank: 16
-data:
-  train:
-    - path: train.jsonl
-      format: chat
-optimizer:
-  learning_rate: 2e-4
-"""
 
 
 def errors(tmp_path: Path, text: str | bytes, *overrides: str, twin: bool = False) -> list[str]:

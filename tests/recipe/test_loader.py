@@ -10,26 +10,12 @@ import re
 from pathlib import Path
 
 import pytest
+from good_recipe import GOOD
 
 from dorakit.errors import RecipeError
 from dorakit.recipe.loader import dump_resolved, explain, load_recipe
 from dorakit.recipe.scalars import scalar
 from dorakit.recipe.schema import Recipe
-
-GOOD = """\
-version: 1
-model:
-  base: tiny:llama
-adapter:
-  mode: qdora
-  rank: 16
-data:
-  train:
-    - path: train.jsonl
-      format: chat
-optimizer:
-  learning_rate: 2e-4
-"""
 
 
 def write(directory: Path, name: str, text: str) -> str:
