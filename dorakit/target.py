@@ -1,14 +1,14 @@
-"""What eval, generate, merge and quantize are pointed at: a run, an adapter, a model directory, the name of a base."""
+"""What eval, generate, merge and quantize are pointed at, loaded: a run, an adapter, a model directory, a base."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dorakit.errors import ModelError, ResourceError, RunError, UsageError
+from dorakit.place import Kind, Place, find_target
 from dorakit.run import Run
 
 if TYPE_CHECKING:
@@ -17,30 +17,6 @@ if TYPE_CHECKING:
     from dorakit.model.load import Base
     from dorakit.model.nf4 import NF4Format
     from dorakit.recipe.schema import Recipe
-
-Kind = Literal["run", "adapter", "model"]
-# Directories of a run, and the command that makes each.
-_MAKERS = {"merged": "merge", "quantized": "quantize", "adapter": "train --resume", "model": "train --resume"}
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a target's text names, before anything is loaded.
-
-    `path` is its directory, None for a hub id, `pkg:`, `tiny:` or a .gguf file. `run` is the run that it is or lies in.
-    `kind` is run for a run and its adapter/ or model/, adapter for any other adapter, else model.
-    """
-
-    text: str
-    kind: Kind
-    path: Path | None
-    run: Run | None
-
-    @property
-    def is_absent(self) -> bool:
-        """Whether nothing of this name is on this machine: it can only be a hub id."""
-        is_named = self.text.startswith(("tiny:", "pkg:"))
-        return self.path is None and not is_named and not Path(os.path.expanduser(self.text)).is_file()
 
 
 @dataclass
@@ -64,63 +40,6 @@ class Target:
     base: str
     adapter: Path | None = None
     notes: list[str] = field(default_factory=list)
-
-
-def find_target(text: str) -> Place:
-    """Say what a target is, from the files alone.
-
-    Raises:
-        UsageError: A recipe.
-        RunError: A checkpoint, or a run that is not there.
-        ModelError: A directory that is neither a run, an adapter nor a model.
-    """
-    path = Path(os.path.expanduser(text))
-    if path.is_file():
-        if path.suffix in (".yaml", ".yml"):
-            raise UsageError(
-                f"{text} is a recipe file, not a run or a model\n  `dorakit train {text}` makes a run of it: name that"
-            )
-        return Place(text, "model", None, None)
-    if not path.is_dir():
-        if "/" in text and (run := run_around(text)) is not None:
-            hint = f"\n  `dorakit {_MAKERS[path.name]} {run.path}` makes it" if path.name in _MAKERS else ""
-            raise RunError(f"no such directory: {text}{hint}")
-        beside = sorted(file.parent.name for file in path.parent.glob("*/run.json") if not file.parent.is_symlink())
-        if "/" in text and beside:
-            raise RunError(f"no such run: {text}\n  {path.parent} holds {', '.join(beside[:8])}")
-        # A hub id has one slash at most; where a directory of the first name is here, it is what is meant.
-        if text.startswith((".", "/", "~")) or text.count("/") > 1 or ("/" in text and path.parent.is_dir()):
-            if not text.startswith(("tiny:", "pkg:")):
-                raise RunError(f"no such run or directory: {text}")
-        return Place(text, "model", None, None)
-    if (path / "run.json").is_file():
-        return Place(text, "run", path, Run.open(path))
-    run = run_around(text)
-    if run is not None and path.resolve().is_relative_to(run.checkpoints.resolve()):
-        raise RunError(
-            f"{text} is a checkpoint, which only `dorakit train --resume {run.path}` reads\n"
-            f"  when training has finished, point at {run.path}"
-        )
-    if (path / "adapter_config.json").is_file():
-        is_own = run is not None and path.resolve() == run.adapter.resolve()
-        return Place(text, "run" if is_own else "adapter", path, run if is_own else None)
-    if (path / "config.json").is_file():
-        is_own = run is not None and path.resolve() == run.model.resolve()
-        return Place(text, "run" if is_own else "model", path, run)
-    inside = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
-    raise ModelError(
-        f"{text} is not a run (run.json), an adapter (adapter_config.json) or a model (config.json); it holds {inside}"
-    )
-
-
-def run_around(text: str) -> Run | None:
-    """The run that a path is, or lies in; None for any other place."""
-    path = Path(os.path.expanduser(text))
-    if not path.exists() and not path.parent.exists():
-        return None
-    # As typed first, so that messages and results name the run as its user does.
-    found = next((p for p in (path, *path.parents, *path.resolve().parents) if (p / "run.json").is_file()), None)
-    return None if found is None else Run.open(found)
 
 
 def open_target(

@@ -16,6 +16,7 @@ ORDER = [
     {"recipe", "failpoints"},
     {"files", "cache", "lock"},
     {"run"},
+    {"place"},
     {"model", "adapters"},
     {"data", "build"},
     {"training"},
@@ -107,6 +108,6 @@ def test_the_command_line_starts_without_torch():
 
 def test_files_stay_readable():
     """Near 300 lines a file is asking to be split; these asked, and are one thing each."""
-    allowed = {"recipe/schema.py", "recipe/foreign.py", "target.py"}
+    allowed = {"recipe/schema.py", "recipe/foreign.py"}
     long = {str(path) for path, _, _ in modules() if len((ROOT / path).read_text().splitlines()) > 300}
     assert long <= allowed

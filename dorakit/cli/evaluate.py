@@ -109,7 +109,7 @@ def asked_recipe(target: str, path: str | None, overrides: list[str] | None) -> 
 
     if path is None and not overrides:
         return None
-    from dorakit.target import run_around
+    from dorakit.place import run_around
 
     run = run_around(target)
     for override in overrides or [] if run else []:

@@ -24,9 +24,10 @@ from dorakit.evaluation.progress import say
 from dorakit.evaluation.rows import HeldOut, file_rows, validation_rows
 from dorakit.files import write_json
 from dorakit.model.generate import check_prompts
+from dorakit.place import find_target
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
-from dorakit.target import Target, find_target, open_target
+from dorakit.target import Target, open_target
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:

@@ -33,9 +33,10 @@ from dorakit.files import whole_directory, write_json
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format, stored_format
 from dorakit.model.streaming import packed_weights_on_disk
+from dorakit.place import Place, find_target
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run
-from dorakit.target import Place, find_target, open_target
+from dorakit.target import open_target
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:

@@ -33,9 +33,10 @@ from dorakit.files import whole_directory, write_json
 from dorakit.model.load import load_base
 from dorakit.model.names import has_suffix
 from dorakit.model.nf4 import NF4Format, NF4Linear
+from dorakit.place import Place, find_target
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run
-from dorakit.target import Place, Target, find_target, open_target
+from dorakit.target import Target, open_target
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
@@ -153,9 +154,7 @@ def _source(place: Place, *, quiet: bool) -> tuple[str, str, Literal["trained", 
             return str(run.path), "adapter, merged in memory onto the original weights", "original"
     if place.kind == "adapter":
         return place.text, "adapter, merged in memory onto the original weights", "original"
-    if place.kind != "run" or run is None:
-        return place.text, "model", "trained"
-    if run.result == run.model:
+    if place.kind != "run" or run is None or run.result == run.model:
         return place.text, "model", "trained"
     if run.recipe.is_quantized:
         return place.text, "adapter, merged in memory onto the original weights", "original"

@@ -9,7 +9,8 @@ from tiny_runs import IDS, tiny_recipe
 from dorakit import Run, build, evaluate, merge, quantize
 from dorakit.errors import ModelError, ResourceError, RunError, UsageError
 from dorakit.model.load import load_base
-from dorakit.target import adapter_base, find_target, open_target, run_around
+from dorakit.place import find_target, run_around
+from dorakit.target import adapter_base, open_target
 
 
 def logits(target):
