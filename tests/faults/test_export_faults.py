@@ -70,6 +70,20 @@ def test_a_killed_result_keeps_the_one_before(run, matrix):
     matrix(38, "a second merge killed", "the first is whole", "the first is whole")
 
 
+@pytest.mark.parametrize("how", ["kill9", "enospc"])
+def test_a_result_that_is_being_replaced(run, matrix, how):
+    """Row 38. Dies if a second merge that ends between its two renames costs the first one."""
+    assert dorakit("merge", run).code == 0
+    before = content(run)
+    ended = dorakit("merge", run, failpoint=f"directory.replacing:1={how}")
+    assert ended.code == (-signal.SIGKILL if how == "kill9" else 4)
+    if how == "kill9":
+        assert not (run / "merged").exists()
+        assert dorakit("merge", run, failpoint="shard:1=enospc").code == 4
+    assert content(run) == before
+    matrix(38, f"a second merge: {how} between its renames", "the first is put back", "the first is put back")
+
+
 @pytest.mark.parametrize("how", ["no magnitude", "another rank", "another base"])
 def test_an_adapter_that_does_not_fit(run, matrix, how):
     """Row 39. Dies if a DoRA without its magnitude is merged as a LoRA, or onto weights that it was not trained on."""
