@@ -109,7 +109,7 @@ class Tally:
         )
 
 
-def check_lengths(documents: Sequence[Document], config: PretrainedConfig) -> None:
+def check_documents_fit(documents: Sequence[Document], config: PretrainedConfig) -> None:
     """Refuse documents that the model cannot take: longer than it has positions, or with ids that it has no row for.
 
     A model that states no number of either takes any.

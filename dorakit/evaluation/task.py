@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dorakit.data.documents import check_lengths
+from dorakit.data.documents import check_documents_fit
 from dorakit.data.precheck import check_test_rows
 from dorakit.errors import GateError, ModelError, UsageError
 from dorakit.evaluation.generation import Prediction, answer_questions, summary
@@ -191,7 +191,7 @@ def _measure(
     assert target.recipe is not None
     section = target.recipe.evaluation
     chooses = section.metric == "option_likelihood"
-    check_lengths(rows.documents, target.model.config)
+    check_documents_fit(rows.documents, target.model.config)
     for question in rows.questions:
         try:
             check_prompts(target.model, [question.prompt_ids], 1 if chooses else section.max_new_tokens)

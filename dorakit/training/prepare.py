@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dorakit.build import build_model
 from dorakit.data.batches import steps_per_epoch
-from dorakit.data.documents import check_lengths
+from dorakit.data.documents import check_documents_fit
 from dorakit.data.tokens import Encoded, encode
 from dorakit.model.load import Base, pick_dtype
 from dorakit.recipe.schema import Recipe
@@ -47,7 +47,7 @@ def prepare(recipe: Recipe, place: Path) -> Prepared:
     if recipe.training.gradient_checkpointing:
         check_recomputed(base.model)
     data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
-    check_lengths([*data.train, *data.validation], base.model.config)
+    check_documents_fit([*data.train, *data.validation], base.model.config)
     loss = SupervisedLoss(base.model, pick_dtype(recipe.model.dtype))
     sample_prompts(recipe, loss, base.tokenizer)
     if recipe.data.packing:

@@ -3,7 +3,7 @@ import pytest
 from made_tokenizers import byte_bpe, trained_text
 from transformers import BloomConfig, LlamaConfig, XLNetConfig
 
-from dorakit.data.documents import Document, check_lengths
+from dorakit.data.documents import Document, check_documents_fit
 from dorakit.data.sources import Row
 from dorakit.data.tokens import encode, encode_prompts, encode_rows
 from dorakit.errors import DataError, ModelError
@@ -206,7 +206,7 @@ def test_a_model_without_a_number_of_positions_takes_any_length():
     """Planted bug caught: a model that states no positions (Bloom, Mamba) refused, or failed on."""
     document = Document(np.zeros(9, dtype=np.int32), np.ones(9, dtype=bool), "a.jsonl:1")
     for config in (BloomConfig(), XLNetConfig()):
-        check_lengths([document], config)
-    check_lengths([document], LlamaConfig(max_position_embeddings=9))
+        check_documents_fit([document], config)
+    check_documents_fit([document], LlamaConfig(max_position_embeddings=9))
     with pytest.raises(ModelError, match=r"a\.jsonl:1: 9 tokens, and the model has 8 positions"):
-        check_lengths([document], LlamaConfig(max_position_embeddings=8))
+        check_documents_fit([document], LlamaConfig(max_position_embeddings=8))
