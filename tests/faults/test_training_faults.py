@@ -14,7 +14,7 @@ from dying_runs import STEPS, Site, digest, dorakit, make_site
 
 from dorakit.data.order import VALIDATION, shuffled
 from dorakit.run import Run
-from dorakit.training import loop
+from dorakit.training import prepare
 
 KILLED = -signal.SIGKILL
 
@@ -133,7 +133,7 @@ def test_no_room_is_said_before_training(site, monkeypatch, matrix):
 
 def loads_nothing():
     """End the process, with a code that nothing else has, where a base would be loaded."""
-    loop.build_model = lambda *_: os._exit(99)
+    prepare.build_model = lambda *_: os._exit(99)
 
 
 def test_a_run_that_may_not_be_written(half_done, matrix):

@@ -6,12 +6,12 @@ from tiny_runs import tiny_recipe
 from dorakit import Run, train
 from dorakit.cli import app
 from dorakit.errors import DataError, RunError
-from dorakit.training import loop
+from dorakit.training import prepare
 
 
 @pytest.fixture
 def no_loading(monkeypatch):
-    monkeypatch.setattr(loop, "build_model", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(prepare, "build_model", lambda *_: pytest.fail("the base was loaded"))
 
 
 def begun(place):
