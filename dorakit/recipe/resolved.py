@@ -11,6 +11,8 @@ from dorakit.recipe.tree import PathKey
 from dorakit.recipe.unread import unread_settings
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./~]([A-Za-z0-9_./+-]|:(?=[A-Za-z0-9_.+-]))*")
+# A value ends at the first "  # " outside quotes.
+_LINE = re.compile(r'((?:[^"]|"(?:\\.|[^"\\])*")*?)  # (.*)')
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
@@ -49,6 +51,33 @@ def dump_resolved(recipe: Recipe) -> str:
     lines += [f"# {note}" for note in recipe.origin.notes]
     _dump_section(recipe, (), "", lines, recipe.origin.sources, _unread(recipe))
     return "\n".join(lines) + "\n"
+
+
+def read_resolved(text: str) -> list[tuple[str, str, str]]:
+    """What `dump_resolved` wrote, as rows of dotted key, value as YAML and source; lines of another form are left out.
+
+    Nothing is checked, so that a recipe of another version can be shown too. For a recipe to run, there is the loader.
+    """
+    rows = []
+    above: list[tuple[int, str]] = []  # column and name of each section, and number of each entry, that a line is in
+    counts: dict[tuple[str, ...], int] = {}
+    for line in text.split("\n"):
+        column = len(line) - len(line.lstrip(" "))
+        body = line[column:]
+        above = [(start, name) for start, name in above if start < column]
+        if body.startswith("- "):
+            place = tuple(name for _, name in above)
+            counts[place] = counts.get(place, -1) + 1
+            above.append((column, str(counts[place])))
+            column, body = column + 2, body[2:]
+        key, colon, rest = body.partition(":")
+        if body.startswith("#") or not colon:
+            continue
+        if not rest:
+            above.append((column, key))
+        elif rest.startswith(" ") and (found := _LINE.fullmatch(rest[1:])):
+            rows.append((".".join([*(name for _, name in above), key]), found[1], found[2]))
+    return rows
 
 
 def json_schema() -> dict[str, Any]:
