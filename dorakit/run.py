@@ -32,7 +32,7 @@ from typing import Any
 from dorakit.errors import RunError
 from dorakit.files import naming, remove_rubbish, write_json, write_whole
 from dorakit.lock import hold
-from dorakit.recipe.loader import dump_resolved
+from dorakit.recipe.resolved import dump_resolved, with_first_sources
 from dorakit.recipe.schema import Recipe
 
 SCHEMA_VERSION = 1
@@ -166,7 +166,8 @@ class Run:
         base: that is the one of its branch main.
         """
         facts = self.read("run.json")
-        recipe = Recipe.from_yaml(str(self.path / "recipe.resolved.yaml"), overrides, twin=bool(facts.get("is_twin")))
+        file = str(self.path / "recipe.resolved.yaml")
+        recipe = with_first_sources(Recipe.from_yaml(file, overrides, twin=bool(facts.get("is_twin"))))
         keys = {override.partition("=")[0].strip() for override in overrides}
         if "model.revision" in keys:
             return recipe

@@ -27,6 +27,19 @@ def test_the_commit_is_that_of_the_base_that_is_asked_for(tmp_path, overrides, b
     assert (model.base, model.revision) == (base, revision)
 
 
+def test_sources_outlive_being_recorded_anew(tmp_path):
+    """Planted bug caught: after a resume each value came from RUN/recipe.resolved.yaml, a path of this machine."""
+    recipe = tiny_recipe(tmp_path, "lora")
+    run = Run.create(recipe)
+    before = (run.path / "recipe.resolved.yaml").read_text()
+    run.record(run.recipe)
+    assert (run.path / "recipe.resolved.yaml").read_text() == before
+    run.record(run.recipe_with(["training.log_every=7"]))
+    after = (run.path / "recipe.resolved.yaml").read_text()
+    changed = [line for line in after.splitlines() if line not in before.splitlines()]
+    assert changed == ["  log_every: 7  # --set"] and "recipe.resolved.yaml" not in after
+
+
 def test_what_fails_while_a_run_is_written_is_not_named_after_it(tmp_path):
     """Dies if a disk that cannot be read, wherever it is, is told as the run directory's; or a lock's own error is not."""
     with pytest.raises(OSError) as caught, Run(tmp_path).writing():

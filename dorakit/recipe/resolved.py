@@ -11,6 +11,7 @@ from dorakit.recipe.tree import PathKey
 from dorakit.recipe.unread import unread_settings
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./~]([A-Za-z0-9_./+-]|:(?=[A-Za-z0-9_.+-]))*")
+_HEADER = re.compile(r"# (.*), resolved: every value and where it came from\n")
 # A value ends at the first "  # " outside quotes.
 _LINE = re.compile(r'((?:[^"]|"(?:\\.|[^"\\])*")*?)  # (.*)')
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -78,6 +79,23 @@ def read_resolved(text: str) -> list[tuple[str, str, str]]:
         elif rest.startswith(" ") and (found := _LINE.fullmatch(rest[1:])):
             rows.append((".".join([*(name for _, name in above), key]), found[1], found[2]))
     return rows
+
+
+def with_first_sources(recipe: Recipe) -> Recipe:
+    """A recipe that was loaded from what `dump_resolved` wrote, with the file and the sources that are told there.
+
+    So that written out once more it says where its values came from, and not that they came from itself.
+    """
+    origin = recipe.origin
+    told = {key: source for key, _, source in read_resolved(origin.text)}
+    sources = {
+        key: told.get(key, source) if source.startswith(f"{origin.path}:") else source
+        for key, source in origin.sources.items()
+    }
+    header = _HEADER.match(origin.text)
+    found = recipe.model_copy()
+    found._origin = origin.model_copy(update={"sources": sources, "path": header[1] if header else origin.path})
+    return found
 
 
 def json_schema() -> dict[str, Any]:
