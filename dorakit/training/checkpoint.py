@@ -110,7 +110,7 @@ def room_said(run: Run, path: Path, tensors: Iterable[Tensor]) -> Iterator[None]
         whole = [earlier.name for earlier in _checkpoints(run) if _is_whole(earlier)]
         left = f"{whole[-1]} is whole" if whole else "no checkpoint is there yet"
         raise ResourceError(
-            f"{path} could not be written: {error.strerror}; it needs {needed:,} bytes, "
+            f"{error.filename or path} could not be written: {error.strerror}; it needs {needed:,} bytes, "
             f"{shutil.disk_usage(run.path).free:,} are free; {left}.\n"
             f"  make room, then: dorakit train --resume {run.path}"
         ) from error

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dorakit.data.batches import Batch, documents_of_step, micro_batches
 from dorakit.data.tokens import Document
-from dorakit.errors import Interrupted, RunError
+from dorakit.errors import Interrupted
 from dorakit.failpoints import reach
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
@@ -46,21 +46,7 @@ def train(
     accept_changes: Sequence[str] = (),
     quiet: bool = False,
 ) -> Run:
-    """Train as the recipe says and return the finished run.
-
-    Args:
-        recipe: What to do; for a resumed run, the run's own recipe, or one with changes that a resumed run may have.
-        resume: An unfinished run to go on with, from its newest valid checkpoint.
-        checkpoint: Name of the checkpoint to go on from instead.
-        accept_changes: What may have changed since: keys of the recipe, `data`, `base`, `template`.
-        quiet: Show nothing.
-
-    Raises:
-        RunError: The run directory is taken, locked, changed or damaged.
-        GateError: A loss or gradient is not finite; no step was taken.
-        Interrupted: Stopped by a signal; a checkpoint was saved.
-        DataError, ModelError, ResourceError: As their names say; nothing is left of a run that never began.
-    """
+    """Train, as `training/start.py: train` says: it looks first for what can be refused without torch, and calls this."""
     check_trainable_dtype(recipe.model.dtype)
     check_trackers(recipe.logging)
     place = resume.path if resume else Run.place(recipe)  # refuse before minutes are spent on loading
@@ -70,8 +56,8 @@ def train(
         out_of_memory_said(_SMALLER),
     ):
         vanished = held.enter_context(resume.writing()) if resume else ""
-        if resume and resume.state == "finished":
-            raise RunError(f"{resume.path} is finished; `dorakit train RECIPE` starts another")
+        if resume:
+            resume.refuse_finished()  # which another process may have made it since
         prepared = prepare(recipe, place)
         if vanished:
             prepared.base.notes.append(
