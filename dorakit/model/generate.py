@@ -1,7 +1,8 @@
-"""Greedy generation in batches, from which rows leave when they are done.
+"""Deterministic generation in batches: greedy, or the best of some beams.
 
-The loop is ours because in transformers' `generate` a batch lasts as long as its longest answer; cache, masks and
-positions are transformers' own. Models that keep another state than keys and values go through `generate`.
+The greedy loop is ours, and rows leave it when they are done, because in transformers' `generate` a batch lasts as long
+as its longest answer; cache, masks and positions are transformers' own. Beams, and models that keep another state than
+keys and values, go through `generate`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,10 +29,11 @@ def generate_ids(
     *,
     max_new_tokens: int,
     batch_size: int,
+    num_beams: int = 1,
     progress: Callable[[int], None] | None = None,
     stop_ids: Iterable[int] | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt greedily until a stop token or `max_new_tokens`.
+    """Continue each prompt until a stop token or `max_new_tokens`, greedily or by beam search.
 
     Prompts are batched by length, longest first, so that a batch that does not fit in memory fails at once. The model's
     own generation_config (sampling, penalties) plays no part.
@@ -41,6 +44,7 @@ def generate_ids(
         prompts: Token ids, at least one each.
         max_new_tokens: New tokens a prompt at most.
         batch_size: Prompts a batch.
+        num_beams: 1 is greedy; with more, the finished beam of the highest mean log-probability per token is the answer.
         progress: Called after each batch with the number of prompts done so far.
         stop_ids: Tokens that end an answer; None for `stop_token_ids(model, tokenizer)`.
 
@@ -58,7 +62,7 @@ def generate_ids(
         pad_id = stops[0] if stops else 0
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
-    answer = _greedy if has_plain_cache(model) else _generate
+    answer = _greedy if num_beams == 1 and has_plain_cache(model) else partial(_generate, num_beams=num_beams)
     with _ready_to_generate(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -125,12 +129,24 @@ def _greedy(
 
 
 def _generate(
-    model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, max_new_tokens: int, stops: list[int], pad_id: int
+    model: PreTrainedModel,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    max_new_tokens: int,
+    stops: list[int],
+    pad_id: int,
+    *,
+    num_beams: int,
 ) -> list[list[int]]:
-    """The same through transformers; rows that are done are padded up to the longest."""
+    """The same through transformers, of any number of beams; rows that are done are padded up to the longest."""
     form = GenerationConfig(
         do_sample=False,
-        num_beams=1,
+        num_beams=num_beams,
+        num_return_sequences=1,
+        # With beams: the sum of a beam's log-probabilities is divided by its length, and a row goes on while a beam that
+        # is not finished could still win.
+        length_penalty=1.0,
+        early_stopping=False,
         max_new_tokens=max_new_tokens,
         use_cache=True,
         eos_token_id=stops or None,
@@ -143,6 +159,14 @@ def _generate(
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens that end an answer: the tokenizer's, the model's, and the one that ends a turn in the chat template."""
+    found = end_of_text_ids(model, tokenizer)
+    if (turn_end := _turn_end(tokenizer)) is not None:
+        found.add(turn_end)
+    return found
+
+
+def end_of_text_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that end a text: the tokenizer's and the model's."""
     found: set[int] = set()
     generation = getattr(model, "generation_config", None)
     for stated in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)):
@@ -150,8 +174,6 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
             found.add(stated)
         elif stated is not None:
             found.update(stated)
-    if (turn_end := _turn_end(tokenizer)) is not None:
-        found.add(turn_end)
     return found
 
 

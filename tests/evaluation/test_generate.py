@@ -97,3 +97,48 @@ def test_models_with_another_state_go_through_transformers(tiny, monkeypatch):
     monkeypatch.setattr(type(tiny.model), "_supports_default_dynamic_cache", classmethod(lambda _: False))
     found = generate_ids(tiny.model, tiny.tokenizer, PROMPTS, max_new_tokens=8, batch_size=4, stop_ids=[])
     assert found == expected
+
+
+def best_beam(model, prompt, width, count, stops):
+    """The definition: no cache, no batch, no padding. The sum of a beam's log-probabilities is divided by its length."""
+    running, finished = [(0.0, [])], []
+    for length in range(1, count + 1):
+        with torch.no_grad():
+            logits = [model(torch.tensor([prompt + new])).logits[0, -1].float() for _, new in running]
+        scored = [
+            (score + float(value), [*new, token])
+            for (score, new), row in zip(running, logits, strict=True)
+            for token, value in enumerate(row.log_softmax(dim=-1))
+        ]
+        scored = sorted(scored, key=lambda beam: -beam[0])[: (len(stops) + 1) * width]
+        done = [new[-1] in stops or length == count for _, new in scored]
+        # A beam that ends counts if it is among the best; those beyond only keep the search going.
+        finished += [
+            (score / length, new) for (score, new), over in zip(scored[:width], done[:width], strict=True) if over
+        ]
+        finished = sorted(finished, key=lambda beam: -beam[0])[:width]
+        running = [beam for beam, over in zip(scored, done, strict=True) if not over][:width]
+        if not running or (len(finished) == width and running[0][0] / length <= finished[-1][0]):
+            break
+    new = finished[0][1]
+    return new[:-1] if new[-1] in stops else new
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["few stops", "many stops"])
+def test_beams_in_batches_of_any_size_are_the_definition(tiny, monkeypatch, many):
+    """Planted bugs caught: one beam; no stop token, or the model's own settings; a sum that is not divided by its length;
+    pad on the right."""
+    own = tiny.model.generation_config
+    for name, value in (("length_penalty", 0.0), ("early_stopping", True), ("repetition_penalty", 5.0)):
+        monkeypatch.setattr(own, name, value)
+    stops = [best_beam(tiny.model, prompt, 4, 6, ())[3] for prompt in PROMPTS[:2]]
+    stops += range(100, 130) if many else ()
+    expected = [best_beam(tiny.model, prompt, 4, 6, stops) for prompt in PROMPTS]
+    assert 6 in map(len, expected) and min(map(len, expected)) < 6
+    assert expected != [greedy(tiny.model, prompt, 6, stops) for prompt in PROMPTS]
+    for batch_size in (1, 4, 8):
+        found = generate_ids(
+            tiny.model, tiny.tokenizer, PROMPTS, max_new_tokens=6, batch_size=batch_size, num_beams=4, stop_ids=stops
+        )
+        assert found == expected
+    assert tiny.model.generation_config is own
