@@ -27,9 +27,25 @@ QUIET = typer.Option(False, "--quiet", "-q", help="No progress, no notes.")
 
 def evaluate(
     target: str = TARGET,
+    task: str | None = typer.Option(
+        None,
+        "--task",
+        help="Accuracy on tasks by their published protocol, separated by commas: commonsense (all of the next eight), "
+        "boolq, piqa, social_i_qa, hellaswag, winogrande, ARC-Easy, ARC-Challenge, openbookqa, AddSub, gsm8k, orca-math, "
+        "or lm-eval:NAME for lm-evaluation-harness. No recipe is needed.",
+    ),
+    scoring: str | None = typer.Option(
+        None,
+        "--scoring",
+        help="Of tasks with options: beam (the paper's, and the default: 4 beams, 32 tokens) or logprob (the likeliest "
+        "option; many times faster).",
+    ),
     base: bool = typer.Option(False, "--base", help="Measure the frozen base: the adapter is switched off."),
     data: str | None = typer.Option(
-        None, "--data", help="File or data set of test rows, in the form of the training rows."
+        None,
+        "--data",
+        help="File or data set of test rows, in the form of the training rows. With --task: the directory with "
+        "TASK/test.json or TASK.test.json, or a hub data set.",
     ),
     recipe: str | None = RECIPE,
     set_: list[str] | None = SET,
@@ -46,13 +62,17 @@ def evaluate(
     as_json: bool = JSON,
     quiet: bool = QUIET,
 ) -> None:
-    """Measure loss, perplexity and accuracy of a run or a model on test rows."""
+    """Measure loss, perplexity and accuracy of a run or a model on test rows, or accuracy on tasks."""
     gates = [*_gates(minimum, "--min"), *_gates(maximum, "--max")]
+    if task is not None:
+        _check_task(task, data, scoring, limit, set_)
     from dorakit.evaluation.task import check_gates, evaluate
 
     check_gates(gates, None)
     result = evaluate(
         target,
+        task=task,
+        scoring=scoring,
         base=base,
         data=data,
         limit=limit,
@@ -65,7 +85,9 @@ def evaluate(
     if as_json:
         typer.echo(json_line(result))
     else:
-        _show(result)
+        from dorakit.cli.tables import show_rows, show_tasks
+
+        (show_rows if task is None else show_tasks)(result)
     check_gates(gates, result)
 
 
@@ -128,6 +150,20 @@ def asked_recipe(target: str, path: str | None, overrides: list[str] | None) -> 
     return run.recipe_with(overrides or [])
 
 
+def _check_task(
+    task: str, data: str | None, scoring: str | None, limit: int | None, overrides: list[str] | None
+) -> None:
+    """What can be known of tasks without torch: their names, and rows that lie here."""
+    from dorakit.evaluation.tasks.rows import read_tasks
+    from dorakit.evaluation.tasks.table import HARNESS
+
+    for override in overrides or []:
+        if override.partition(".")[0].strip() in ("evaluation", "data"):
+            raise UsageError(f"--set {override}: --task says itself what is asked and how it is judged")
+    if not task.startswith(HARNESS):  # which imports torch
+        read_tasks(task, data, scoring=scoring, limit=limit, hub=False)
+
+
 def _gates(texts: list[str] | None, flag: str) -> list[tuple[str, str, float]]:
     """Parse METRIC=VALUE; gives (flag, metric, value)."""
     gates = []
@@ -141,39 +177,6 @@ def _gates(texts: list[str] | None, flag: str) -> list[tuple[str, str, float]]:
             raise UsageError(f"{flag} {text}: expected METRIC=VALUE, as in {flag} accuracy=0.8")
         gates.append((flag, metric.strip(), value))
     return gates
-
-
-def _show(result: dict[str, Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    title = f"{result['target']} · {result['variant']} · {result['data']}"
-    table = Table(title=Text(printable(title)), box=box.SIMPLE_HEAD)
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_row("rows", f"{result['rows']}")
-    table.add_row("supervised tokens", f"{result['tokens']}")
-    if result["loss"] is not None:
-        table.add_row("loss", f"{result['loss']:.4f}")
-        table.add_row("perplexity", f"{result['perplexity']:.4g}")
-    if result["accuracy"] is not None:
-        table.add_row(
-            f"accuracy ({result['metric']})", f"{result['accuracy']:.1%} ± {result['accuracy_standard_error']:.1%}"
-        )
-        table.add_row("answers with nothing to judge", f"{result['unparsed']}")
-        table.add_row("answers cut off", f"{result['unfinished']}")
-    console = Console(highlight=False)
-    console.print(table)
-    for sample in result["samples"]:
-        mark = "right" if sample["correct"] else "wrong"
-        # As Text, in which neither [brackets] nor :colons: mean anything.
-        console.print(Text(printable(f"...{sample['prompt_tail'].strip()}"), style="dim"))
-        console.print(Text(printable(f"  expected: {sample['answer']}")))
-        console.print(Text(printable(f"  got ({mark}): {sample['generated']}\n")))
-    if result["output"]:
-        console.print(Text(printable(f"written: {result['output']}")), soft_wrap=True)
 
 
 def _show_answers(answers: list[dict[str, Any]], *, compare: bool) -> None:

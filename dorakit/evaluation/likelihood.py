@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,11 +37,12 @@ def choose_options(
     options: list[str],
     batch_size: int,
     quiet: bool = False,
+    keep: Callable[[int, Prediction], None] | None = None,
 ) -> list[Prediction]:
     """Choose for each question the likeliest among its expected answer with each option in the place of the right one.
 
     Only options that the prompt itself names are candidates, where it names the right one: "answer5" is none where four
-    answers are given.
+    answers are given. `keep` receives the number of a question and its prediction, as soon as there is one.
 
     Raises:
         DataError: An expected answer that holds no option.
@@ -58,26 +60,31 @@ def choose_options(
     ]
     encoded = iter(Encoder(tokenizer).continuations([text for some in texts for text in some]))
     candidates = [[next(encoded).tolist() for _ in some] for some in texts]
-    found = log_likelihoods(
-        model, [question.prompt_ids for question in questions], candidates, batch_size=batch_size, quiet=quiet
-    )
-    predictions = []
-    for question, right, some, answers, scores in zip(questions, rights, offered, texts, found, strict=True):
+
+    def chosen(number: int, scores: Sequence[float]) -> Prediction:
+        question, some = questions[number], offered[number]
         best = max(range(len(some)), key=scores.__getitem__)
-        predictions.append(
-            Prediction(
-                row=question.row,
-                prompt=question.text,
-                answer=question.answer,
-                generated=answers[best],
-                expected=right,
-                parsed=some[best],
-                correct=some[best] == right,
-                finished=True,
-                log_likelihoods={option: round(score, 6) for option, score in zip(some, scores, strict=True)},
-            )
+        return Prediction(
+            row=question.row,
+            prompt=question.text,
+            answer=question.answer,
+            generated=texts[number][best],
+            expected=rights[number],
+            parsed=some[best],
+            correct=some[best] == rights[number],
+            finished=True,
+            log_likelihoods={option: round(score, 6) for option, score in zip(some, scores, strict=True)},
         )
-    return predictions
+
+    found = log_likelihoods(
+        model,
+        [question.prompt_ids for question in questions],
+        candidates,
+        batch_size=batch_size,
+        quiet=quiet,
+        scored=None if keep is None else lambda number, scores: keep(number, chosen(number, scores)),
+    )
+    return [chosen(number, scores) for number, scores in enumerate(found)]
 
 
 def log_likelihoods(
@@ -87,6 +94,7 @@ def log_likelihoods(
     *,
     batch_size: int,
     quiet: bool = False,
+    scored: Callable[[int, list[float]], None] | None = None,
 ) -> list[list[float]]:
     """Log p(candidate | prompt), natural logarithm, summed over the candidate's tokens, for each candidate of each prompt.
 
@@ -99,6 +107,7 @@ def log_likelihoods(
         candidates: For each prompt, token ids of what could follow, at least one each.
         batch_size: Rows a forward pass.
         quiet: No progress bar.
+        scored: Called with a prompt's number and its results after the forward pass that completes them.
     """
     rows: dict[tuple[int, tuple[int, ...]], list[tuple[int, int]]] = {}
     for number, some in enumerate(candidates):
@@ -106,6 +115,7 @@ def log_likelihoods(
             rows.setdefault((number, tuple(ids[:-1])), []).append((place, ids[-1]))
     check_prompts(model, [[*prompts[number], *begun] for number, begun in rows], 1)
     result = [[0.0] * len(some) for some in candidates]
+    missing = Counter(number for number, _ in rows)
     order = sorted(rows, key=lambda key: -len(prompts[key[0]]) - len(key[1]))
     was_training = model.training
     model.eval()
@@ -133,6 +143,9 @@ def log_likelihoods(
                 for place, token in rows[number, begun]:
                     result[number][place] = shared + float(logits_NV[at, token] - log_total_N[at])
                 at += 1
+                missing[number] -= 1
+                if scored is not None and not missing[number]:
+                    scored(number, result[number])
             tell(start + len(chosen))
     model.train(was_training)
     return result

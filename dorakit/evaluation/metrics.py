@@ -43,12 +43,17 @@ def judge_of(section: EvaluationSection) -> Judge | None:
         return _exact_match
     if section.metric == "last_number":
         return _last_number
-    wanted = option_pattern(section.options)
+    return option_judge(section.options)
+
+
+def option_judge(options: list[str]) -> Judge:
+    """The judge that compares the first of the options in each text, as whole words and with case."""
+    wanted = option_pattern(options)
 
     def first_option(expected: str, generated: str, row: str) -> Verdict:
         right = wanted.search(expected)
         if right is None:
-            raise DataError(f"{row}: the answer {_short(expected)} holds none of evaluation.options")
+            raise DataError(f"{row}: the answer {_short(expected)} holds none of the options {', '.join(options)}")
         found = wanted.search(generated)
         parsed = found.group() if found else None
         return Verdict(parsed == right.group(), right.group(), parsed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from dorakit.evaluation.metrics import judge_of
 from dorakit.evaluation.perplexity import perplexity, token_loss
 from dorakit.evaluation.progress import say
 from dorakit.evaluation.rows import HeldOut, file_rows, validation_rows
+from dorakit.evaluation.written import beside, free_name, output_file
 from dorakit.files import write_json
 from dorakit.model.generate import check_prompts
 from dorakit.place import find_target
@@ -43,6 +43,8 @@ _MEASURES = ("accuracy", "loss", "perplexity", "unparsed", "unfinished")
 def evaluate(
     target: Run | Path | str,
     *,
+    task: str | None = None,
+    scoring: str | None = None,
     base: bool = False,
     data: str | None = None,
     limit: int | None = None,
@@ -54,14 +56,18 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a run, an adapter or a model on test rows.
 
-    The rows are `data`, else the recipe's evaluation.path, else what data.validation held out. Loss and perplexity are
-    over supervised tokens; with evaluation.metric set, answers are generated greedily, or chosen among
+    With `task`, what is measured is accuracy by a published protocol (evaluation/tasks, evaluation/harness.py), and no
+    recipe is needed. Else the rows are `data`, else the recipe's evaluation.path, else what data.validation held out. Loss
+    and perplexity are over supervised tokens; with evaluation.metric set, answers are generated greedily, or chosen among
     options by their likelihood, and judged.
 
     Args:
         target: A run, an adapter directory, a model directory, or a base as in `model.base`.
+        task: Names of tasks or groups, separated by commas; after "lm-eval:" those of lm-evaluation-harness.
+        scoring: beam or logprob, where the tasks' options allow both.
         base: Measure the base without the adapter; for a run in mode full, the base that it began with.
         data: File or data set of rows, relative to the working directory. The recipe's offset and limit are not read.
+            For tasks, a directory that holds theirs.
         limit: At most this many rows.
         recipe: Names rows and metric where the target belongs to no run; instead of the run's own where it does.
         batch_size: Rows per generation batch, instead of the recipe's.
@@ -82,6 +88,24 @@ def evaluate(
         GateError: The loss is not finite.
     """
     text = str(target.path if isinstance(target, Run) else target)
+    if task is not None:
+        from dorakit.evaluation.tasks.measure import evaluate_tasks
+
+        return evaluate_tasks(
+            text,
+            task,
+            scoring=scoring,
+            data=data,
+            limit=limit,
+            base=base,
+            recipe=recipe,
+            batch_size=batch_size,
+            base_model=base_model,
+            output=output,
+            quiet=quiet,
+        )
+    if scoring is not None:
+        raise UsageError(f"--scoring {scoring} goes with --task; a recipe's rows are scored by its evaluation.metric")
     place = find_target(text)
     if recipe is None and place.is_absent and "/" not in text:
         raise UsageError(
@@ -91,7 +115,7 @@ def evaluate(
         raise UsageError(
             f"{text} belongs to no run, so nothing says what rows to measure on\n  name a recipe: --recipe FILE"
         )
-    destination = _destination(output)
+    destination = output_file(output)
     known = recipe if recipe is not None else place.run.recipe  # type: ignore[union-attr]
     check_test_rows(known, None if data is None else os.path.abspath(os.path.expanduser(data)))
     opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
@@ -115,9 +139,9 @@ def evaluate(
     if destination is None and place.run is not None:
         destination = _place_in(place.run.eval, opened.variant, rows)
         # Of an earlier evaluation, which this result replaces. Only here: what lies beside --output is the user's.
-        _beside(destination).unlink(missing_ok=True)
+        beside(destination).unlink(missing_ok=True)
     result["output"] = None if destination is None else str(destination)
-    result["predictions"] = str(_beside(destination)) if destination is not None and predictions else None
+    result["predictions"] = str(beside(destination)) if destination is not None and predictions else None
     if destination is not None:
         _write(destination, result, predictions)
     return result
@@ -172,11 +196,10 @@ def check_gates(gates: Iterable[tuple[str, str, float]], result: dict[str, Any] 
             raise UsageError(f"{flag} {measure}={bound:g}: no such measure; there are {', '.join(_MEASURES)}")
         if result is None:
             continue
-        found = result[measure]
+        found = result.get(measure)
         if found is None:
-            raise UsageError(
-                f"{flag} {measure}={bound:g}: not measured; the recipe's evaluation.metric is {result['metric']}"
-            )
+            why = f"the recipe's evaluation.metric is {result['metric']}" if "metric" in result else "tasks have none"
+            raise UsageError(f"{flag} {measure}={bound:g}: not measured; {why}")
         # Written so that a NaN does not pass.
         met = found >= bound if flag == "--min" else found <= bound
         if not met:
@@ -236,54 +259,21 @@ def _measure(
     return result, predictions
 
 
-def _destination(output: Path | str | None) -> Path | None:
-    """Where `--output` goes, refused before anything is measured if nothing can be written there."""
-    if output is None:
-        return None
-    path = Path(os.path.expanduser(output))
-    if path.suffix != ".json":
-        raise UsageError(
-            f"--output {output}: name a .json file; the predictions go into a .predictions.jsonl file beside it"
-        )
-    if path.is_dir():
-        raise UsageError(f"--output {output}: that is a directory; name a file in it: {path / 'result.json'}")
-    above = next(parent for parent in path.parents if parent.exists())
-    if not above.is_dir():
-        raise UsageError(
-            f"--output {output}: {above} is a file, so nothing can be written below it; name another place"
-        )
-    return path
-
-
 def _place_in(directory: Path, variant: str, rows: HeldOut) -> Path:
     """VARIANT-NAME.json, or the next longer name where that is the result of other rows whose file has the same name."""
-    short = name = f"{variant}-{Path(rows.name).stem}"
+    names = [f"{variant}-{Path(rows.name).stem}"]
     if rows.path is not None and (parent := Path(rows.path).parent.name):
-        name = f"{variant}-{parent}-{Path(rows.name).stem}"
-    numbered = (f"{name}-{number}" for number in itertools.count(2))
-    files = (directory / f"{stem}.json" for stem in itertools.chain((short, name), numbered))
-    return next(file for file in files if not file.exists() or _is_of(file, rows))
-
-
-def _is_of(file: Path, rows: HeldOut) -> bool:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return bool((content["data_path"], content["data_split"]) == (rows.path, rows.split))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # of a version that did not tell, or no result at all
-
-
-def _beside(path: Path) -> Path:
-    return path.with_suffix(".predictions.jsonl")
+        names.append(f"{variant}-{parent}-{Path(rows.name).stem}")
+    return free_name(directory, names, {"data_path": rows.path, "data_split": rows.split})
 
 
 def _write(path: Path, result: dict[str, Any], predictions: Sequence[Prediction]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if predictions:
-        beside = _beside(path)
-        staging = beside.with_name(f".tmp-{beside.name}")
+        file_beside = beside(path)
+        staging = file_beside.with_name(f".tmp-{file_beside.name}")
         with open(staging, "w", encoding="utf-8") as file:
             for prediction in predictions:
                 file.write(json.dumps(prediction.as_dict(), ensure_ascii=False) + "\n")
-        staging.replace(beside)
+        staging.replace(file_beside)
     write_json(path, result)

@@ -127,7 +127,7 @@ def best_beam(model, prompt, width, count, stops):
 @pytest.mark.parametrize("many", [False, True], ids=["few stops", "many stops"])
 def test_beams_in_batches_of_any_size_are_the_definition(tiny, monkeypatch, many):
     """Planted bugs caught: one beam; no stop token, or the model's own settings; a sum that is not divided by its length;
-    pad on the right."""
+    an end as soon as four beams are done; pad on the right."""
     own = tiny.model.generation_config
     for name, value in (("length_penalty", 0.0), ("early_stopping", True), ("repetition_penalty", 5.0)):
         monkeypatch.setattr(own, name, value)

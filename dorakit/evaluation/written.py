@@ -1,0 +1,59 @@
+"""Where the result of an evaluation goes, and its predictions beside it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dorakit.errors import UsageError
+
+
+def output_file(output: Path | str | None) -> Path | None:
+    """Where `--output` goes, refused before anything is measured if nothing can be written there.
+
+    Raises:
+        UsageError: It is no .json file, a directory, or below a file.
+    """
+    if output is None:
+        return None
+    path = Path(os.path.expanduser(output))
+    if path.suffix != ".json":
+        raise UsageError(
+            f"--output {output}: name a .json file; the predictions go into a .predictions.jsonl file beside it"
+        )
+    if path.is_dir():
+        raise UsageError(f"--output {output}: that is a directory; name a file in it: {path / 'result.json'}")
+    above = next(parent for parent in path.parents if parent.exists())
+    if not above.is_dir():
+        raise UsageError(
+            f"--output {output}: {above} is a file, so nothing can be written below it; name another place"
+        )
+    return path
+
+
+def free_name(directory: Path, names: Iterable[str], same: dict[str, Any]) -> Path:
+    """The first of the names, then the last of them with a number, that is free or the result of the same thing.
+
+    `same` are fields of the result with the values that say so.
+    """
+    tried = list(names)
+    numbered = (f"{tried[-1]}-{number}" for number in itertools.count(2))
+    files = (directory / f"{stem}.json" for stem in itertools.chain(tried, numbered))
+    return next(file for file in files if not file.exists() or _has(file, same))
+
+
+def beside(path: Path, name: str = "") -> Path:
+    """Where the predictions of a result go; of several, those of one `name`."""
+    return path.with_suffix(f".{name}.predictions.jsonl" if name else ".predictions.jsonl")
+
+
+def _has(file: Path, fields: dict[str, Any]) -> bool:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return all(content[field] == value for field, value in fields.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # of a version that did not tell, or no result at all
