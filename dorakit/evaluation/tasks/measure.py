@@ -18,7 +18,8 @@ from dorakit.evaluation.tasks.rows import TaskRows, data_path, read_tasks
 from dorakit.evaluation.tasks.table import HARNESS
 from dorakit.evaluation.written import beside, free_name, output_file
 from dorakit.files import write_json
-from dorakit.target import Target, find_target, open_target
+from dorakit.place import find_target
+from dorakit.target import Target, open_target
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
