@@ -11,7 +11,7 @@ nonfinite.jsonl         steps whose loss or gradient was not finite, and their r
 checkpoints/step-N/     complete or absent (training/checkpoint.py)
 best/step-N/            the weights of the lowest validation loss that a checkpoint names, with keep_best
 adapter/ or model/      the result; exists only when training finished
-eval/  merged/  quantized/
+eval/  merged/  quantized/  report.html
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Run:
         self.eval = path / "eval"
         self.merged = path / "merged"
         self.quantized = path / "quantized"
+        self.report = path / "report.html"
 
     @classmethod
     def place(cls, recipe: Recipe) -> Path:

@@ -23,6 +23,7 @@ ORDER = [
     {"target"},
     {"evaluation"},
     {"export"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]
@@ -102,6 +103,15 @@ def test_public_names_are_the_surface():
 
 def test_the_command_line_starts_without_torch():
     code = "import sys, dorakit, dorakit.cli.app; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_report_is_written_without_torch():
+    """Planted bug caught: a room that loads models, imported by a page that shows files."""
+    code = (
+        "import sys, dorakit.report.page; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

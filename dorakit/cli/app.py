@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dorakit import __version__
-from dorakit.cli import data, evaluate, export, recipe, train
+from dorakit.cli import data, evaluate, export, recipe, report, train
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("generate")(evaluate.generate)
 app.command("merge")(export.merge)
 app.command("quantize")(export.quantize)
+app.command("report")(report.report)
 app.command("validate")(recipe.validate)
 app.command("data")(data.data)
 app.command("schema")(recipe.schema)
