@@ -134,12 +134,12 @@ def scatter_chart(
     name: str,
     x_name: str,
     y_name: str,
-    slope: float | None = None,
+    line: tuple[float, float] | None = None,
     note: str = "",
     entries: Sequence[tuple[str, str]] = (),
     height: int = _HEIGHT,
 ) -> Markup:
-    """Points, and where `slope` is given the line of that slope through their mean, where least squares puts it.
+    """Points, and where it is given the line fitted to them, as a <figure>.
 
     Args:
         title: Heading of the figure.
@@ -147,21 +147,16 @@ def scatter_chart(
         name: Of the chart on its page; no other has it.
         x_name: What the horizontal axis is.
         y_name: What the vertical axis is.
-        slope: Of the line.
+        line: Slope and intercept.
         note: Behind the title.
         entries: Of the legend: class of the colour, text.
         height: In pixels.
     """
     x_scale, y_scale = scale_of(dot.x for dot in dots), scale_of(dot.y for dot in dots)
     parts = [_grid(x_scale, y_scale, height, x_name, y_name)]
-    if slope is not None:
-        middle = sum(dot.x for dot in dots) / len(dots), sum(dot.y for dot in dots) / len(dots)
-        ends = _clipped(slope, middle, x_scale, y_scale)
-        places = [(x_scale.percent(x), round(100 - y_scale.percent(y), 2)) for x, y in ends]
-        if len(places) == 2:
-            (x1, y1), (x2, y2) = places
-            line = Markup('<line class="fit" x1="{}%" y1="{}%" x2="{}%" y2="{}%"/>')
-            parts.append(line.format(x1, y1, x2, y2))
+    if line is not None and (ends := _ends(*line, x_scale, y_scale)):
+        (x1, y1), (x2, y2) = ((x_scale.percent(x), round(100 - y_scale.percent(y), 2)) for x, y in ends)
+        parts.append(Markup('<line class="fit" x1="{}%" y1="{}%" x2="{}%" y2="{}%"/>').format(x1, y1, x2, y2))
     for dot in dots:
         css = f"s{dot.colour % NUM_COLOURS + 1} open"
         parts.append(_circle(x_scale.percent(dot.x), 100 - y_scale.percent(dot.y), css, dot.name))
@@ -172,13 +167,14 @@ def scatter_chart(
     return _figure(title, note, name, described, entries, parts, height, " scatter")
 
 
-def _clipped(slope: float, middle: tuple[float, float], x_scale: Scale, y_scale: Scale) -> list[tuple[float, float]]:
-    """The ends of the part of a line through `middle` that lies in the plot."""
+def _ends(slope: float, intercept: float, x_scale: Scale, y_scale: Scale) -> list[tuple[float, float]]:
+    """The ends of the part of a line that lies in the plot, from left to right; none where no part of it does."""
     left, right = x_scale.low, x_scale.high
     if slope:
-        at = sorted(middle[0] + (y - middle[1]) / slope for y in (y_scale.low, y_scale.high))
+        at = sorted((y - intercept) / slope for y in (y_scale.low, y_scale.high))
         left, right = max(left, at[0]), min(right, at[1])
-    return [(x, middle[1] + slope * (x - middle[0])) for x in (left, right)] if left < right else []
+    ends = [(x, intercept + slope * x) for x in (left, right)]
+    return ends if left < right and all(-0.1 <= y_scale.percent(y) <= 100.1 for _, y in ends) else []
 
 
 def _grid(x_scale: Scale, y_scale: Scale, height: int, x_name: str, y_name: str = "", *, whole: bool = False) -> Markup:

@@ -36,7 +36,7 @@ class Evaluation:
     file: str
     variant: str
     data: str
-    rows: tuple[str, str]  # path and split: two results with the same can be compared
+    rows: tuple[str, ...]  # path, split, task and limit: two results with the same can be compared
     values: dict[str, Any]
     samples: list[dict[str, Any]]
 
@@ -65,8 +65,8 @@ class Content:
     evaluations: list[Evaluation]
     merge: dict[str, Any]
     quantize: dict[str, Any]
+    analysis: dict[str, Any]
     changes: list[Change]
-    correlations: list[dict[str, Any]]
     nonfinite: list[dict[str, Any]]
     num_nonfinite: int
     unreadable: list[str] = field(default_factory=list)
@@ -87,7 +87,7 @@ def read_content(run: Run) -> Content:
     unreadable: list[str] = []
     series, samples = _metrics(run.metrics_file, unreadable)
     nonfinite, num_nonfinite = _nonfinite(run.nonfinite_file, unreadable)
-    changes, correlations = _analysis(_json(run.path / "analysis.json", unreadable))
+    analysis = _json(run.path / "analysis.json", unreadable)
     return Content(
         path=run.path,
         facts=_json(run.path / "run.json", unreadable),
@@ -98,8 +98,8 @@ def read_content(run: Run) -> Content:
         evaluations=_evaluations(run.eval, unreadable),
         merge=_json(run.merged / "merge.json", unreadable),
         quantize=_json(run.quantized / "quantize.json", unreadable),
-        changes=changes,
-        correlations=correlations,
+        analysis=analysis,
+        changes=_changes(as_list(analysis.get("matrices"))),
         nonfinite=nonfinite,
         num_nonfinite=num_nonfinite,
         unreadable=unreadable,
@@ -196,23 +196,24 @@ def _evaluations(directory: Path, unreadable: list[str]) -> list[Evaluation]:
             continue
         data = str(values.get("data") or values.get("task") or file.stem)
         variant = str(values.get("variant") or file.stem)
-        rows = str(values.get("data_path") or data), str(values.get("data_split"))
+        rows = tuple(str(values.get(key)) for key in ("data_path", "data_split", "task", "limit"))
         samples = [as_dict(sample) for sample in as_list(values.get("samples"))]
         found.append(Evaluation(file.name, variant, data, rows, values, [sample for sample in samples if sample]))
 
-    def order(one: Evaluation) -> tuple[str, tuple[str, str], int]:
+    def order(one: Evaluation) -> tuple[str, tuple[str, ...], int]:
         known = one.variant in _FIRST_VARIANTS
         return one.data, one.rows, _FIRST_VARIANTS.index(one.variant) if known else len(_FIRST_VARIANTS)
 
     return sorted(found, key=order)
 
 
-def _analysis(content: dict[str, Any]) -> tuple[list[Change], list[dict[str, Any]]]:
+def _changes(entries: list[Any]) -> list[Change]:
+    """Of each matrix that moved: correlations are over those, too."""
     changes = []
-    for entry in map(as_dict, as_list(content.get("changes"))):
+    for entry in map(as_dict, entries):
         magnitude, direction = finite(entry.get("delta_m")), finite(entry.get("delta_d"))
-        if magnitude is None or direction is None:
+        if magnitude is None or direction is None or entry.get("moved") is False:
             continue
         module, kind, step = str(entry.get("module", "")), str(entry.get("kind", "")), finite(entry.get("step"))
         changes.append(Change(module, kind, int(step or 0), magnitude, direction))
-    return changes, [entry for entry in map(as_dict, as_list(content.get("correlations"))) if entry]
+    return changes

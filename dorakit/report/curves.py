@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from dorakit.report.charts import NUM_COLOURS, Dot, Points, Series, averaged, line_chart, scatter_chart, thinned
-from dorakit.report.content import Change, Content
+from dorakit.report.content import Change, Content, as_dict, as_list
 from dorakit.report.numbers import figure, finite
 
 _MEANS = 100  # of a noisy curve
@@ -67,12 +67,12 @@ def change_charts(content: Content, *, prefix: str, limit: int) -> list[Markup]:
     kinds: dict[str, list[Change]] = {}
     for change in content.changes:
         kinds.setdefault(change.kind, []).append(change)
-    by_kind = {str(entry.get("kind")): entry for entry in content.correlations}
+    correlations = as_dict(content.analysis.get("kinds"))
     steps = sorted({change.step for change in content.changes})
     colours = {step: number * min(NUM_COLOURS, len(steps)) // len(steps) for number, step in enumerate(steps)}
     charts = []
     for number, (kind, changes) in enumerate(sorted(kinds.items())[:_MAX_KINDS]):
-        known = by_kind.get(kind, {})
+        known = as_dict(correlations.get(kind))
         every = math.ceil(len(changes) / limit)
         dots = [Dot(c.direction, c.magnitude, f"{c.module}, step {c.step}", colours[c.step]) for c in changes[::every]]
         charts.append(
@@ -82,30 +82,34 @@ def change_charts(content: Content, *, prefix: str, limit: int) -> list[Markup]:
                 name=f"{prefix}-{number}",
                 x_name="ΔD, direction",
                 y_name="ΔM, magnitude",
-                slope=finite(known.get("slope")),
-                note=correlation_told(known),
+                line=_line(known),
+                note=_correlation(known),
                 entries=_step_entries(colours) if number == 0 and len(steps) > 1 else [],
             )
         )
     return charts
 
 
-def other_correlations(content: Content) -> list[tuple[str, str]]:
-    """Correlations of more than one kind of matrix, which no chart shows: what of, and the figures."""
-    kinds = {change.kind for change in content.changes}
-    entries = [entry for entry in content.correlations if str(entry.get("kind")) not in kinds]
-    return [(str(entry.get("kind", "–")), told) for entry in entries if (told := correlation_told(entry))]
+def changes_told(content: Content) -> list[tuple[str, str]]:
+    """What the charts do not show: the correlation over all matrices, and which never moved."""
+    rows = [("all matrices", _correlation(as_dict(content.analysis.get("all"))))]
+    still = [str(name) for name in as_list(content.analysis.get("never_moved"))]
+    rows.append((f"never moved: {len(still)}", ", ".join(still)))
+    return [row for row in rows if row[1]]
 
 
-def correlation_told(entry: dict[str, Any]) -> str:
-    """A correlation in words: r, its interval, and over how many points."""
-    r, interval, number = finite(entry.get("r")), entry.get("interval"), finite(entry.get("n"))
+def _correlation(known: dict[str, Any]) -> str:
+    """Pearson's r with its interval, and over how many points."""
+    r, low, high, number = (finite(known.get(key)) for key in ("r", "r_low", "r_high", "n"))
     if r is None:
         return ""
-    told = f"r = {r:.2f}"
-    if isinstance(interval, list) and len(interval) == 2 and None not in (ends := [finite(end) for end in interval]):
-        told += f" [{ends[0]:.2f}, {ends[1]:.2f}]"
+    told = f"r = {r:.2f}" + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
     return told + ("" if number is None else f", n = {figure(number)}")
+
+
+def _line(known: dict[str, Any]) -> tuple[float, float] | None:
+    slope, intercept = finite(known.get("slope")), finite(known.get("intercept"))
+    return None if slope is None or intercept is None else (slope, intercept)
 
 
 def _step_entries(colours: dict[int, int]) -> list[tuple[str, str]]:

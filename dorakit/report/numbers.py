@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-# Of the normal distribution: 95 % lie within.
-_Z = 1.959964
+# Standard deviations to each side within which 95 % of the normal distribution lie.
+Z = 1.959964
 # Nothing that is measured comes near it, and differences of larger numbers overflow.
 _LARGEST = 1e200
 
@@ -70,7 +70,7 @@ def duration(value: Any) -> str:
 def wilson_interval(correct: int, answered: int) -> tuple[float, float]:
     """The 95 % interval of a proportion (Wilson's score interval), which holds at 0 % and at 100 % too."""
     share = correct / answered
-    scale = 1 + _Z**2 / answered
-    middle = (share + _Z**2 / (2 * answered)) / scale
-    half = _Z / scale * math.sqrt(share * (1 - share) / answered + _Z**2 / (4 * answered**2))
+    scale = 1 + Z**2 / answered
+    middle = (share + Z**2 / (2 * answered)) / scale
+    half = Z / scale * math.sqrt(share * (1 - share) / answered + Z**2 / (4 * answered**2))
     return max(0.0, middle - half), min(1.0, middle + half)

@@ -20,7 +20,7 @@ from dorakit.errors import UsageError, shown
 from dorakit.files import write_whole
 from dorakit.report import tables
 from dorakit.report.content import Content, as_list, read_content
-from dorakit.report.curves import change_charts, curves, other_correlations, run_colour
+from dorakit.report.curves import change_charts, changes_told, curves, run_colour
 from dorakit.report.scores import answers, scores
 from dorakit.report.text import clipped
 from dorakit.run import Run
@@ -141,7 +141,7 @@ def _told(content: Content, name: str, index: int, room: _Room) -> dict[str, Any
         "scores": scores(content)[: room.rows],
         "answers": answers(content)[: room.rows],
         "changes": change_charts(content, prefix=f"change-{index}", limit=room.points // 3),
-        "correlations": other_correlations(content)[: room.rows],
+        "changes_told": changes_told(content),
         "given": given[: room.rows * 2],
         "recipe": content.recipe[: room.rows * 2],
         "environment": tables.environment_rows(content)[: room.rows],

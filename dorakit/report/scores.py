@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dorakit.report.content import Content, Evaluation, as_dict, as_list
-from dorakit.report.numbers import count, figure, finite, percent, wilson_interval
+from dorakit.report.numbers import Z, count, figure, finite, percent, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,15 @@ class Answers:
 
 
 def scores(content: Content) -> list[Score]:
-    """Every measurement; one of several tasks gives a row for each and one for all."""
+    """Every measurement; one of several tasks gives a row for their mean and one for each."""
     found = []
     for one in content.evaluations:
-        found.append(_score(one, one.data, one.values))
-        parts = one.values.get("tasks")
-        named = (
-            list(parts.items())
-            if isinstance(parts, dict)
-            else [(p.get("task"), p) for p in map(as_dict, as_list(parts))]
-        )
-        found += [_score(one, str(name), part) for name, part in named if isinstance(part, dict)]
+        parts = [part for part in map(as_dict, as_list(one.values.get("tasks"))) if part]
+        if len(parts) > 1:
+            found.append(_score(one, f"{one.data}, mean of {len(parts)} tasks", one.values))
+        elif not parts:
+            found.append(_score(one, one.data, one.values))
+        found += [_score(one, str(part.get("task")), part) for part in parts]
     return found
 
 
@@ -68,7 +66,8 @@ def main_score(evaluations: Sequence[Evaluation]) -> list[str]:
     judged = [one for one in evaluations if finite(one.values.get("accuracy")) is not None]
     for one in judged:
         if one.variant in ("adapter", "full"):
-            told = f"{one.values.get('metric') or 'accuracy'} {percent(one.values['accuracy'])}"
+            name = one.values.get("metric") or one.values.get("task") or "accuracy"
+            told = f"{name} {percent(one.values['accuracy'])}"
             error = finite(one.values.get("accuracy_standard_error"))
             told += "" if error is None else f" ± {error * 100:.1f}"
             bases = [b for b in judged if b.variant == "base" and b.rows == one.rows]
@@ -83,6 +82,9 @@ def _score(one: Evaluation, data: str, values: dict[str, Any]) -> Score:
     if correct is not None and answered is not None and 0 <= correct <= answered and answered >= 1:
         low, high = wilson_interval(int(correct), int(answered))
         interval = round(low * 100, 1), round(high * 100, 1)
+    elif accuracy is not None and error:
+        low, high = (min(1.0, max(0.0, accuracy + side * Z * error)) for side in (-1, 1))
+        interval = round(low * 100, 1), round(high * 100, 1)
     remarks = [
         f"{count(values[key])} {what}"
         for key, what in (("unparsed", "with nothing to judge"), ("unfinished", "cut off"))
@@ -94,7 +96,7 @@ def _score(one: Evaluation, data: str, values: dict[str, Any]) -> Score:
         rows=count(values.get("rows", values.get("answered"))),
         loss=figure(values.get("loss")),
         perplexity=figure(values.get("perplexity")),
-        metric=str(values.get("metric") or one.values.get("metric") or ""),
+        metric=str(values.get("metric") or values.get("scoring") or ""),
         accuracy=percent(accuracy),
         told=told if accuracy is not None else "",
         middle=None if accuracy is None else round(min(1.0, max(0.0, accuracy)) * 100, 1),

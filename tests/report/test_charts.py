@@ -1,7 +1,6 @@
 """Charts show the numbers that they are given, at their places."""
 
 import itertools
-import math
 import re
 
 import pytest
@@ -89,27 +88,35 @@ def test_the_description_says_the_numbers():
     assert 'role="img" aria-labelledby="loss-title loss-desc"' in svg
 
 
-def test_the_fitted_line_has_its_slope_and_goes_through_the_mean():
-    """Planted bug caught: an intercept of zero, a slope in percent of the plot instead of the axes."""
+def fit_of(svg: str) -> list[float] | None:
+    """Ends of the fitted line in percent of the plot, y from above."""
+    found = re.search(r'class="fit" x1="(.*?)%" y1="(.*?)%" x2="(.*?)%" y2="(.*?)%"', svg)
+    return found and [float(number) for number in found.groups()]
+
+
+def test_the_fitted_line_has_its_slope_and_intercept():
+    """Planted bugs caught: no intercept, a slope in percent of the plot instead of the axes, dots upside down."""
     dots = [Dot(0.0, 1.0, "a"), Dot(2.0, 2.0, "b"), Dot(4.0, 6.0, "c")]
-    svg = scatter_chart("q_proj", dots, name="q", x_name="x", y_name="y", slope=1.25)
+    svg = scatter_chart("q_proj", dots, name="q", x_name="x", y_name="y", line=(1.25, 0.5))
     x_scale, y_scale = scale_of([0.0, 2.0, 4.0]), scale_of([1.0, 2.0, 6.0])
-    ends = [float(n) for n in re.search(r'class="fit" x1="(.*?)%" y1="(.*?)%" x2="(.*?)%" y2="(.*?)%"', svg).groups()]
-    x1, x2 = (x_scale.low + end / 100 * (x_scale.high - x_scale.low) for end in ends[::2])
-    y1, y2 = (y_scale.high - end / 100 * (y_scale.high - y_scale.low) for end in ends[1::2])
+    ends = fit_of(svg)
     assert all(-0.01 <= end <= 100.01 for end in ends)
-    assert (y2 - y1) / (x2 - x1) == pytest.approx(1.25, rel=1e-3)
-    assert y1 + (2.0 - x1) * 1.25 == pytest.approx(3.0, abs=1e-2)
+    for x, y in (ends[:2], ends[2:]):
+        x = x_scale.low + x / 100 * (x_scale.high - x_scale.low)
+        y = y_scale.high - y / 100 * (y_scale.high - y_scale.low)
+        assert y == pytest.approx(0.5 + 1.25 * x, abs=1e-2)
+    assert ends[2] > ends[0] + 50
     cy = re.findall(r'<circle class="dot s1 open" cx="[\d.]+%" cy="([\d.]+)%"', svg)
     assert [float(y) for y in cy] == pytest.approx([100 - y_scale.percent(y) for y in (1.0, 2.0, 6.0)], abs=0.01)
 
 
-def test_a_slope_that_is_no_help_draws_no_line():
-    """Planted bug caught: a line through the page from a slope made up in a file."""
+@pytest.mark.parametrize("line", [(1e199, 0.0), (0.0, 50.0), (-1e-9, -3.0), (1e-300, 1e150), (0.1, 1.0)])
+def test_a_fitted_line_stays_in_its_plot(line):
+    """Planted bug caught: a line across the page, from numbers that somebody put into a file."""
     dots = [Dot(0.0, 1.0, "a"), Dot(1.0, 1.1, "b")]
-    svg = scatter_chart("q", dots, name="q", x_name="x", y_name="y", slope=1e199)
-    found = re.search(r'class="fit" x1="(.*?)%" y1="(.*?)%" x2="(.*?)%" y2="(.*?)%"', svg)
-    assert found is None or all(-0.01 <= float(n) <= 100.01 and math.isfinite(float(n)) for n in found.groups())
+    ends = fit_of(scatter_chart("q", dots, name="q", x_name="x", y_name="y", line=line))
+    assert ends is not None or line != (0.1, 1.0)
+    assert ends is None or all(-0.11 <= end <= 100.11 for end in ends)
 
 
 def test_names_in_charts_are_text():

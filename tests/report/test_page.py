@@ -99,8 +99,7 @@ def test_whatever_a_run_holds_is_shown_as_text(tmp_path):
         run.nonfinite_file, [{"step": NASTY, "grad_norm": NASTY, "micro_batches": [{"loss": "nan", "rows": [NASTY]}]}]
     )
     change = {"module": NASTY, "kind": NASTY, "step": 1, "delta_m": 0.1, "delta_d": 0.2}
-    correlation = {"kind": NASTY + "2", "n": 5, "slope": 1.0, "r": 0.5, "interval": [0, 1]}
-    write(run.path / "analysis.json", {"changes": [change], "correlations": [correlation]})
+    write(run.path / "analysis.json", {"matrices": [change], "kinds": {NASTY: {"r": 0.5}}, "never_moved": [NASTY]})
     recipe = (run.path / "recipe.resolved.yaml").read_text() + f"name: {NASTY[:60]}  # {NASTY[:60]}\n"
     (run.path / "recipe.resolved.yaml").write_text(recipe)
     text = render([read_content(run)])
@@ -140,7 +139,7 @@ def test_names_of_marks_are_unique(tmp_path):
     runs = [Run(made_run(tmp_path / f"run-{n}")) for n in range(2)]
     change = {"module": "m", "kind": "q_proj", "step": 1, "delta_m": 0.1, "delta_d": 0.2}
     for run in runs:
-        write(run.path / "analysis.json", {"changes": [change, {**change, "kind": "v_proj"}]})
+        write(run.path / "analysis.json", {"matrices": [change, {**change, "kind": "v_proj"}]})
     ids = [a["id"] for _, a in Page(render([read_content(run) for run in runs])).tags if "id" in a]
     assert len(ids) == len(set(ids)) and "change-1-1-title" in ids
 
@@ -241,7 +240,7 @@ def test_what_is_not_there_leaves_no_trace(tmp_path):
     write(full.eval / "base-test.json", evaluation("base", correct=1, answered=4))
     write(full.merged / "merge.json", {"onto": "trained", "receipt": "none"})
     write(full.quantized / "quantize.json", {"format": "nf4"})
-    write(full.path / "analysis.json", {"changes": [{"kind": "q_proj", "delta_m": 0.1, "delta_d": 0.2}]})
+    write(full.path / "analysis.json", {"matrices": [{"kind": "q_proj", "delta_m": 0.1, "delta_d": 0.2}]})
     page = shown(full)
     chapters = ["curves", "samples", "evaluation", "changes", "merge", "quantize", "notes", "recipe", "environment"]
     assert [name for name in page.sections if name] == chapters
@@ -263,25 +262,33 @@ def test_answers_to_one_row_stand_beside_each_other(tmp_path):
 
 
 def test_magnitude_and_direction_are_drawn_by_kind(tmp_path):
-    """Planted bugs caught: magnitude on the axis of direction; a correlation under another kind's chart."""
+    """Planted bugs caught: magnitude on the axis of direction; a correlation under another kind's chart; matrices that
+    never moved drawn as points that the correlation is not over.
+    """
     run = Run(made_run(tmp_path / "run"))
-    changes = [
+    matrices = [
         {
             "module": f"layers.{n}.q_proj",
-            "layer": n,
             "kind": "q_proj",
             "step": 10,
             "delta_m": 0.1 * n,
             "delta_d": 0.5 + n,
+            "moved": True,
         }
         for n in range(4)
     ]
-    changes.append({"module": "layers.0.v_proj", "layer": 0, "kind": "v_proj", "step": 20, "delta_m": 1, "delta_d": 2})
-    correlations = [
-        {"kind": "q_proj", "n": 4, "slope": 0.1, "r": 0.875, "interval": [0.5, 0.95]},
-        {"kind": "all", "n": 5, "slope": 0.2, "r": -0.25, "interval": [-0.5, 0.1]},
-    ]
-    write(run.path / "analysis.json", {"schema": 1, "changes": changes, "correlations": correlations})
+    matrices.append({**matrices[0], "module": "layers.0.v_proj", "kind": "v_proj", "step": 20})
+    matrices.append({**matrices[0], "module": "layers.9.q_proj", "delta_m": 0.0, "delta_d": 0.0, "moved": False})
+    known = {"n": 4, "slope": 0.1, "intercept": -0.05, "r": 0.875, "r_low": 0.5, "r_high": 0.95}
+    few = {"n": 1, "slope": None, "intercept": None, "r": None, "r_low": None, "r_high": None}
+    content = {
+        "schema": 1,
+        "matrices": matrices,
+        "kinds": {"q_proj": known, "v_proj": few},
+        "all": {**known, "n": 5, "r": -0.25, "r_low": None, "r_high": None},
+        "never_moved": ["layers.9.q_proj"],
+    }
+    write(run.path / "analysis.json", content)
     text = render([read_content(run)])
     first, second = re.findall(r'<figure class="chart">(?:(?!</figure>).)*plot scatter.*?</figure>', text)
     assert "q_proj" in first and "r = 0.88 [0.50, 0.95], n = 4" in first and 'class="fit"' in first
@@ -289,8 +296,8 @@ def test_magnitude_and_direction_are_drawn_by_kind(tmp_path):
     assert "ΔD, direction from 0.5 to 3.5, ΔM, magnitude from 0 to 0.3" in first
     assert first.count("<circle") == 4 and "layers.3.q_proj, step 10" in first
     assert "step 10" in first and "step 20" in first, "the legend of colours is in the first chart"
-    page = Page(text)
-    assert "r = -0.25 [-0.50, 0.10], n = 5" in page.sections["changes"]
+    told = Page(text).sections["changes"]
+    assert "all matricesr = -0.25, n = 5" in told and "never moved: 1layers.9.q_proj" in told
 
 
 def test_steps_that_were_not_taken_are_told(tmp_path):
@@ -306,18 +313,20 @@ def test_steps_that_were_not_taken_are_told(tmp_path):
 
 
 def test_tasks_of_an_evaluation_have_a_row_each(tmp_path):
-    """Planted bug caught: only the mean of several tasks shown."""
+    """Planted bugs caught: only the mean of several tasks shown; a single task told twice; no interval for a mean."""
     run = Run(made_run(tmp_path / "run"))
-    tasks = {
-        "boolq": {"accuracy": 0.75, "correct": 3, "answered": 4},
-        "piqa": {"accuracy": 0.25, "correct": 1, "answered": 4},
-    }
-    write(
-        run.eval / "adapter-commonsense.json",
-        {"variant": "adapter", "task": "commonsense", "accuracy": 0.5, "tasks": tasks},
-    )
-    rows = [(row[1].strip(), row[-1]) for row in shown(run).rows if row and row[0] == "adapter"]
-    assert rows == [("50.0\xa0%", "commonsense"), ("75.0\xa0%", "boolq"), ("25.0\xa0%", "piqa")]
+    boolq = {"task": "boolq", "scoring": "generate", "accuracy": 0.75, "correct": 3, "answered": 4, "rows": 4}
+    piqa = {**boolq, "task": "piqa", "accuracy": 0.25, "correct": 1}
+    values = {"task": "commonsense", "variant": "adapter", "rows": 8, "accuracy": 0.5, "accuracy_standard_error": 0.1}
+    write(run.eval / "adapter-commonsense.json", {**values, "tasks": [boolq, piqa]})
+    write(run.eval / "adapter-boolq.json", {**values, "task": "boolq", "accuracy": 0.75, "tasks": [boolq]})
+    page = shown(run)
+    rows = [(row[1].split("%")[0].strip(), row[3], row[-1]) for row in page.rows if row and row[0] == "adapter"]
+    mean = ("50.0", "", "commonsense, mean of 2 tasks")
+    assert rows == [("75.0", "generate", "boolq"), mean, ("75.0", "generate", "boolq"), ("25.0", "generate", "piqa")]
+    (interval,) = [row[2] for row in page.rows if row and row[-1] == mean[-1]]
+    assert figures(interval) == ["30.4", "69.6"]
+    assert "boolq 75.0\xa0% ± 10.0" in page.sections[""]
 
 
 def test_wilsons_interval():
