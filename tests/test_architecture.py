@@ -24,6 +24,7 @@ ORDER = [
     {"evaluation"},
     {"export"},
     {"report"},
+    {"comparison"},
     {"cli"},
     {"__main__"},
 ]

@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dorakit import __version__
-from dorakit.cli import data, evaluate, export, recipe, report, train
+from dorakit.cli import compare, data, evaluate, export, recipe, report, train
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(evaluate.generate)
+app.command("compare")(compare.compare)
 app.command("merge")(export.merge)
 app.command("quantize")(export.quantize)
 app.command("report")(report.report)

@@ -1,0 +1,140 @@
+"""`dorakit compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dorakit.errors import UsageError
+from dorakit.terminal import json_line, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dorakit.comparison.findings import Findings, Method
+
+
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="Recipe that all cells share; its evaluation section measures them.")],
+    modes: Annotated[str, typer.Option("--modes", help="As lora,dora,qlora,qdora. Default: the recipe's.")] = "",
+    ranks: Annotated[str, typer.Option("--ranks", help="As 4,8,16,32; alpha follows. Default: the recipe's.")] = "",
+    learning_rates: Annotated[
+        str, typer.Option("--learning-rates", help="As 1e-4,3e-4,1e-3. Default: the recipe's.")
+    ] = "",
+    seeds: Annotated[int, typer.Option("--seeds", help="How many, counted up from training.seed.")] = 1,
+    general: Annotated[
+        Path | None, typer.Option("--general", help="Text file; how much its loss rises says what was forgotten.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Directory of the cells. Default: runs/RECIPE-comparison.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a value in every cell: section.key=value. Repeatable.")
+    ] = None,
+    twin: Annotated[bool, typer.Option("--twin", help="As of `dorakit train`.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout when done.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Train a recipe in several modes, ranks, learning rates and seeds, and say what can be told apart.
+
+    Every cell is a run directory. Finished cells are never run again: after an interruption, or with more values on an
+    axis, the same command goes on.
+
+    Examples:
+        dorakit compare recipes/smollm2-math.yaml --modes lora,dora --ranks 8,16 --seeds 3
+
+        dorakit compare recipes/smollm2-math.yaml --modes lora,dora,qlora,qdora --learning-rates 3e-4,1e-3,3e-3
+    """
+    from dorakit.comparison.sweep import compare
+
+    findings, place = compare(
+        recipe,
+        modes=_words(modes),
+        ranks=[int(_number(word, "--ranks", whole=True)) for word in _words(ranks)],
+        learning_rates=[_number(word, "--learning-rates") for word in _words(learning_rates)],
+        seeds=seeds,
+        general=general,
+        output=output,
+        overrides=overrides or [],
+        twin=twin,
+        say=lambda line: None if quiet else typer.echo(printable(line), err=True),
+        quiet=quiet,
+    )
+    if as_json:
+        typer.echo(json_line({"output": str(place), **findings.as_dict()}))
+    else:
+        _show(findings)
+        typer.echo(printable(f"written: {place / 'comparison.json'}"), err=True)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _number(word: str, flag: str, *, whole: bool = False) -> float:
+    try:
+        return int(word) if whole else float(word)
+    except ValueError:
+        raise UsageError(f"{flag}: {word!r} is no {'whole ' * whole}number") from None
+
+
+def _show(findings: Findings) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(_accuracies(findings))
+    console.print(_costs(findings))
+    if len(findings.methods) > len(findings.best):
+        console.print(f"Learning rates were chosen by {findings.chosen_by}.")
+    console.print(findings.sentence + "\n", markup=False, soft_wrap=True)
+
+
+def _accuracies(findings: Findings) -> Table:
+    fixed = {method.name: method for method in findings.fixed}
+    swept = len(findings.methods) > len(findings.best)
+    columns = ["accuracy"]
+    if swept:
+        columns += ["at rate", f"at {findings.fixed_rate:g}"]
+    table = _table(*columns, f"{findings.winner.name} ahead by")
+    for method in findings.best:
+        row = [method.name, _accuracy(method)]
+        if swept:
+            other = fixed.get(method.name)
+            row += [f"{method.learning_rate:g}", _accuracy(other) if other else "-"]
+        ahead = findings.against_best.get(method.name)
+        table.add_row(*row, f"{ahead.mean:+.1%} [{ahead.low:+.1%}, {ahead.high:+.1%}]" if ahead else "-")
+    return table
+
+
+def _costs(findings: Findings) -> Table:
+    forgets = any(cell.forgotten is not None for method in findings.best for cell in method.cells)
+    table = _table("seconds", "memory", "trained", *(["forgotten, nats"] if forgets else []))
+    for method in findings.best:
+        memory = method.mean(lambda cell: float(cell.peak_memory_bytes)) or 0.0
+        row = [
+            method.name,
+            f"{method.mean(lambda cell: cell.seconds):.0f}",
+            f"{memory / 1e9:.2f} GB",
+            f"{method.cells[0].trained_parameters:,}",
+        ]
+        forgotten = method.mean(lambda cell: cell.forgotten)
+        table.add_row(*row, *(["-" if forgotten is None else f"{forgotten:+.3f}"] if forgets else []))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _accuracy(method: Method) -> str:
+    spread = method.spread
+    return f"{method.accuracy:.1%}" + (f" ± {spread:.1%}" if spread is not None else "")
