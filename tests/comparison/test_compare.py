@@ -1,0 +1,167 @@
+"""`dorakit compare` on a tiny model: cells are runs, nothing is done twice, nothing unlike is compared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dorakit import Run
+from dorakit.comparison import execution
+from dorakit.comparison.cells import Cell, cell_recipe, check_alike, grid
+from dorakit.comparison.sweep import compare
+from dorakit.errors import Interrupted, RunError, UsageError
+from dorakit.recipe.schema import Recipe
+
+RECIPE = """\
+version: 1
+model: {base: tiny:llama, architecture: llama, dtype: float32}
+adapter: {mode: lora, rank: 4, alpha: 8}
+data:
+  train: [{path: rows.jsonl, format: completion}]
+  validation: {rows: 8}
+  max_seq_len: 256
+training: {epochs: 1, batch_size: 8, micro_batch_size: 8, log_every: 10, eval_every: 0, save_every: 2}
+optimizer: {name: adamw, learning_rate: 1e-2, schedule: constant}
+evaluation: {path: rows.jsonl, metric: option_likelihood, options: ["yes", "no"]}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    rows = [{"prompt": f"Is {i} even? ", "completion": "no" if i % 2 else "yes"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "general.txt").write_text(
+        "The river runs past the mill.\nA page of a book that nobody reads any more.\n"
+    )
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """What `_command` was called with, while it still runs it."""
+    seen, own = [], execution._command
+
+    def noted(cell, *arguments, quiet):
+        seen.append((cell.name, arguments[0]))
+        own(cell, *arguments, quiet=quiet)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execution, "_command", noted)
+        yield seen
+
+
+def test_a_whole_comparison(recipe, tmp_path, commands):
+    """Planted bugs caught: finished cells trained again; alpha left behind when the rank moves; other batches per mode."""
+    commands.clear()
+    asked = {"modes": ["lora", "qdora"], "output": tmp_path / "out", "general": tmp_path / "general.txt", "quiet": True}
+    findings, place = compare(recipe, **asked)
+    assert [(name, what) for name, what in commands] == [
+        (f"{mode}-r4-lr0.01-seed42", what) for mode in ("lora", "qdora") for what in ("train", "eval", "eval", "eval")
+    ]
+    runs = {mode: Run.open(place / f"{mode}-r4-lr0.01-seed42") for mode in ("lora", "qdora")}
+    fingerprints = {run.read("run.json")["data"]["fingerprint"] for run in runs.values()}
+    assert len(fingerprints) == 1 and all(run.state == "finished" for run in runs.values())
+    for method in findings.methods:
+        measured = json.loads((runs[method.mode].eval / "comparison.json").read_text())
+        assert method.accuracy == measured["accuracy"] and len(method.cells[0].right) == 40
+        text = [
+            json.loads((runs[method.mode].eval / f"{n}.json").read_text())["loss"] for n in ("general", "general-base")
+        ]
+        assert method.cells[0].forgotten == text[0] - text[1] != 0
+    assert json.loads((place / "comparison.json").read_text())["sentence"] == findings.sentence
+
+    commands.clear()
+    again, _ = compare(recipe, **asked)
+    assert not commands and again.as_dict() == findings.as_dict()
+
+    wider, _ = compare(recipe, **asked, ranks=[4, 2])
+    assert {name for name, _ in commands} == {"lora-r2-lr0.01-seed42", "qdora-r2-lr0.01-seed42"}
+    assert Run.open(place / "lora-r2-lr0.01-seed42").recipe.adapter.alpha == 4
+    assert [method.name for method in wider.methods] == ["lora r=4", "lora r=2", "qdora r=4", "qdora r=2"]
+
+    commands.clear()
+    with pytest.raises(RunError, match=r"of another comparison:\n  training.max_grad_norm: .* there, 0.5 asked for"):
+        compare(recipe, **asked, overrides=["training.max_grad_norm=0.5"])
+    assert not commands
+
+
+def test_a_stopped_comparison_goes_on(recipe, tmp_path, monkeypatch):
+    """Planted bugs caught: the signal ends us and not the cell; the unfinished cell is refused or begun anew."""
+    monkeypatch.setenv("DORAKIT_FAILPOINT", "step:3=sigterm")
+    with pytest.raises(Interrupted, match=r"stopped in lora-r4-lr0.01-seed42; the same command goes on") as caught:
+        compare(recipe, output=tmp_path / "out", quiet=True)
+    assert caught.value.exit_code == 143
+    monkeypatch.delenv("DORAKIT_FAILPOINT")
+    findings, place = compare(recipe, output=tmp_path / "out", quiet=True)
+    run = Run.open(place / "lora-r4-lr0.01-seed42")
+    assert "going on after step 3 (bitwise)" in run.log_file.read_text() and len(findings.methods) == 1
+
+
+def test_a_signal_is_handed_on(tmp_path):
+    """Once, and only to the cell. Planted bug caught: the parent dies and leaves an orphan that trains on."""
+
+    code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(9)); print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, process_group=0)
+    process.stdout.readline()
+    with execution._forwarding(process):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert process.wait(timeout=30) == 9
+
+
+def test_cells_that_saw_other_rows_are_refused(tmp_path):
+    """Planted bug caught: compared as if nothing were."""
+
+    def run(name, files, fingerprint):
+        (tmp_path / name).mkdir()
+        facts = {"schema": 1, "state": "finished", "base": {"files": files}, "data": {"fingerprint": fingerprint}}
+        (tmp_path / name / "run.json").write_text(json.dumps(facts))
+        return Run.open(tmp_path / name)
+
+    one, other = Cell("lora", 4, 1e-3, 1), Cell("dora", 4, 1e-3, 1)
+    base = run("a", {"w": "1"}, "x")
+    check_alike([(one, base), (Cell("dora", 4, 1e-3, 2), run("b", {"w": "1"}, "y"))])
+    with pytest.raises(RunError, match=r"dora-r4-lr0.001-seed1 and lora-r4-lr0.001-seed1 .* their rows differ"):
+        check_alike([(one, base), (other, run("c", {"w": "1"}, "y"))])
+    with pytest.raises(RunError, match="their base differ"):
+        check_alike([(one, base), (other, run("d", {"w": "2"}, "x"))])
+
+
+def test_the_grid(recipe):
+    """Planted bugs caught: full fine-tuning once per rank; seeds not counted from the recipe's."""
+    plan = Recipe.from_yaml(str(recipe))
+    cells = grid(plan, modes=["full", "dora"], ranks=[2, 4], learning_rates=[1e-3, 1e-4], seeds=2)
+    assert [cell.name for cell in cells[:6]] == [
+        "full-lr0.001-seed42", "full-lr0.0001-seed42", "dora-r2-lr0.001-seed42",
+        "dora-r2-lr0.0001-seed42", "dora-r4-lr0.001-seed42", "dora-r4-lr0.0001-seed42",
+    ]  # fmt: skip
+    assert len(cells) == 12 and {cell.seed for cell in cells} == {42, 43}
+    only = grid(plan, modes=[], ranks=[], learning_rates=[], seeds=1)
+    assert only == [Cell("lora", 4, 1e-2, 42)]
+    made = cell_recipe(recipe, cells[4], recipe.parent / "out", ["adapter.dropout=0.1"], twin=False)
+    assert (made.adapter.mode, made.adapter.rank, made.adapter.alpha, made.adapter.dropout) == ("dora", 4, 8.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"modes": ["lora", "dorra"]}, "--modes: 'dorra' is no mode; there are full, lora, dora, qlora, qdora"),
+        ({"modes": ["lora", "lora"]}, "--modes: lora is named twice"),
+        ({"ranks": [0]}, "expected numbers above 0"),
+        ({"learning_rates": [0.0]}, "expected numbers above 0"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"overrides": ["evaluation.metric=none", "evaluation.options=[]"]}, "cells have no accuracy to compare"),
+        ({"general": "nowhere.txt"}, "no such file"),
+    ],
+)
+def test_bad_axes_are_refused_before_anything_is_trained(recipe, tmp_path, asked, message):
+    """Planted bug caught: found out when the first cells are done."""
+    if "general" in asked:
+        asked = {"general": tmp_path / asked["general"]}
+    with pytest.raises(UsageError) as caught:
+        compare(recipe, output=tmp_path / "out", quiet=True, **asked)
+    assert message in str(caught.value) and not (tmp_path / "out").exists()

@@ -1,0 +1,93 @@
+"""Conclusions from made results: what is best, what is at one rate, what is said."""
+
+import numpy as np
+import pytest
+
+from dorakit.comparison.cells import Cell
+from dorakit.comparison.findings import CellResult, find
+from dorakit.errors import RunError
+
+
+def result(mode, rate, seed, right, *, rank=8, loss=1.0, seconds=10.0, rows=200, name="row"):
+    """A cell that answers the first `right` rows rightly."""
+    return CellResult(
+        cell=Cell(mode, rank, rate, seed),
+        right={f"{name} {i}": i < right for i in range(rows)},
+        unparsed=0,
+        validation_loss=loss,
+        seconds=seconds,
+        peak_memory_bytes=10**9,
+        trained_parameters=1000,
+        forgotten=None,
+    )
+
+
+def test_a_winner_is_named_with_its_margin():
+    """Planted bug caught: the interval of the wrong pair."""
+    findings = find([result("lora", 1e-3, 1, 80), result("dora", 1e-3, 1, 150)], fixed_rate=1e-3)
+    assert findings.winner.name == "dora r=8"
+    assert findings.against_best["lora r=8"].mean == pytest.approx(0.35)
+    assert findings.sentence.startswith("Use dora r=8 here: on 200 test rows and 1 seed it is better than all others")
+
+
+def test_what_cannot_be_told_apart_is_said():
+    """And which is cheapest. Planted bug caught: the highest mean is recommended whatever its interval."""
+    results = [
+        result("lora", 1e-3, 1, 100, seconds=5),
+        result("dora", 1e-3, 1, 101, seconds=9),
+        result("full", 1e-3, 1, 20),
+    ]
+    sentence = find(results, fixed_rate=1e-3).sentence
+    assert "dora r=8, lora r=8 cannot be told apart on 200 test rows" in sentence
+    assert "worse than dora r=8: full r=8" in sentence and "lora r=8 trains fastest (5 s a run)" in sentence
+
+
+def test_the_rate_is_chosen_by_validation_loss_and_the_other_column_is_not_swept():
+    """Planted bugs caught: chosen on the test rows; the fixed column swept too."""
+    results = [
+        result("lora", 1e-3, 1, 90, loss=0.5), result("lora", 1e-2, 1, 120, loss=0.6),
+        result("dora", 1e-3, 1, 80, loss=0.9), result("dora", 1e-2, 1, 70, loss=0.4),
+    ]  # fmt: skip
+    findings = find(results, fixed_rate=1e-3)
+    assert findings.chosen_by == "validation loss"
+    assert [(m.mode, m.learning_rate, m.accuracy) for m in findings.best] == [
+        ("lora", 1e-3, 0.45),
+        ("dora", 1e-2, 0.35),
+    ]
+    assert [(m.mode, m.learning_rate, m.accuracy) for m in findings.fixed] == [
+        ("lora", 1e-3, 0.45),
+        ("dora", 1e-3, 0.4),
+    ]
+
+
+def test_a_choice_on_the_test_rows_is_said():
+    """Where no rows are held out. Planted bug caught: the flattery is kept quiet."""
+    results = [result("lora", rate, 1, right, loss=None) for rate, right in ((1e-3, 90), (1e-2, 120))]
+    results += [result("dora", rate, 1, right, loss=None) for rate, right in ((1e-3, 20), (1e-2, 30))]
+    findings = find(results, fixed_rate=1e-3)
+    assert findings.chosen_by == "accuracy on the test rows" and "flatters all" in findings.sentence
+    assert findings.best[0].learning_rate == 1e-2
+
+
+def test_more_comparisons_ask_for_more():
+    """Planted bug caught: each of many intervals at 95 %."""
+    rng = np.random.default_rng(3)
+    few = [result("dora", 1e-3, 1, 110), result("lora", 1e-3, 1, 95)]
+    many = [*few, *(result("lora", 1e-3, 1, int(60 + rng.integers(20)), rank=rank) for rank in (1, 2, 4, 16, 32, 64))]
+    one, several = find(few, fixed_rate=1e-3), find(many, fixed_rate=1e-3)
+    assert several.against_best["lora r=8"].low < one.against_best["lora r=8"].low
+
+
+def test_seeds_are_paired_by_number():
+    """Planted bug caught: in the order in which they came."""
+    results = [result("lora", 1e-3, 2, 50), result("lora", 1e-3, 1, 100), result("dora", 1e-3, 1, 110)]
+    results.append(result("dora", 1e-3, 2, 60))
+    findings = find(results, fixed_rate=1e-3)
+    assert [cell.cell.seed for cell in findings.methods[0].cells] == [1, 2]
+    assert findings.methods[0].spread == pytest.approx(np.std([0.5, 0.25], ddof=1))
+
+
+def test_other_rows_are_refused():
+    """Planted bug caught: rows compared by their number."""
+    with pytest.raises(RunError, match="were measured on other rows"):
+        find([result("lora", 1e-3, 1, 50), result("dora", 1e-3, 1, 50, name="line")], fixed_rate=1e-3)
