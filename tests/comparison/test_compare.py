@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from dying_runs import dorakit
 
 from dorakit import Run
 from dorakit.comparison import execution
@@ -41,23 +43,22 @@ def recipe(tmp_path):
     return path
 
 
-@pytest.fixture(scope="module")
-def commands():
-    """What `_command` was called with, while it still runs it."""
-    seen, own = [], execution._command
+@pytest.fixture
+def commands(monkeypatch):
+    """The commands that were run, each in a fork of this process, which has torch loaded."""
+    seen = []
 
-    def noted(cell, *arguments, quiet):
-        seen.append((cell.name, arguments[0]))
-        own(cell, *arguments, quiet=quiet)
+    def forked(arguments):
+        place = arguments[arguments.index("--resume") + 1 if "--resume" in arguments else 1]
+        seen.append((Path(place).name.removesuffix(".yaml"), arguments[0]))
+        return dorakit(*arguments).code
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "_command", noted)
-        yield seen
+    monkeypatch.setattr(execution, "_exit_code", forked)
+    return seen
 
 
 def test_a_whole_comparison(recipe, tmp_path, commands):
     """Planted bugs caught: finished cells trained again; alpha left behind when the rank moves; other batches per mode."""
-    commands.clear()
     asked = {"modes": ["lora", "qdora"], "output": tmp_path / "out", "general": tmp_path / "general.txt", "quiet": True}
     findings, place = compare(recipe, **asked)
     assert [(name, what) for name, what in commands] == [
