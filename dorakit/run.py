@@ -11,6 +11,7 @@ nonfinite.jsonl         steps whose loss or gradient was not finite, and their r
 checkpoints/step-N/     complete or absent (training/checkpoint.py)
 best/step-N/            the weights of the lowest validation loss that a checkpoint names, with keep_best
 adapter/ or model/      the result; exists only when training finished
+analysis.json           how far each matrix moved (report/analysis.py)
 eval/  merged/  quantized/  report.html
 """
 
@@ -56,6 +57,7 @@ class Run:
         self.rows = path / "rows"
         self.adapter = path / "adapter"
         self.model = path / "model"
+        self.analysis = path / "analysis.json"
         self.eval = path / "eval"
         self.merged = path / "merged"
         self.quantized = path / "quantized"

@@ -120,8 +120,12 @@ def _as_trained(run: Run, recipe: Recipe) -> Recipe:
     return own.model_copy(update={"model": model})
 
 
-def _check_base(run: Run, identity: dict[str, str]) -> None:
-    """Refuse a base whose files are not those that the run was trained on."""
+def check_base(run: Run, identity: dict[str, str]) -> None:
+    """Refuse a base whose files are not those that the run was trained on.
+
+    Raises:
+        RunError: With the digests of both.
+    """
     before = run.read("run.json").get("base", {}).get("files")
     if before is not None and before != identity:
         changed = sorted(name for name in before.keys() | identity.keys() if before.get(name) != identity.get(name))
@@ -148,7 +152,7 @@ def _open_run(run: Run, recipe: Recipe, *, base_only: bool, onto: Literal["train
     if not base_only:
         check_adapter(result)  # from its header, before minutes go into the base
     base = build_base(recipe, original=onto == "original")
-    _check_base(run, base.identity)
+    check_base(run, base.identity)
     notes = base.notes
     if not base_only:
         load_adapter(base.model, result)

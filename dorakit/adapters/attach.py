@@ -61,7 +61,7 @@ def attach_(
         ModelError: A target matches nothing, or something that no adapter fits.
     """
     model.requires_grad_(False)
-    names = _targets(model, target_modules)
+    names = target_names(model, target_modules)
     whole = _whole_modules(model, modules_to_save or [])
     if twice := [name for name in names if any(_is_inside(name, other) for other in whole)]:
         raise ModelError(
@@ -168,7 +168,12 @@ def _is_inside(name: str, other: str) -> bool:
     return name == other or name.startswith(other + ".")
 
 
-def _targets(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:
+def target_names(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:
+    """The linear layers that `target_modules` selects, in model order.
+
+    Raises:
+        ModelError: As `attach_`.
+    """
     text = text_part(model)
     if fused := next((name for name, module in text.named_modules() if _holds_experts(name, module)), None):
         raise ModelError(

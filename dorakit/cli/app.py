@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dorakit import __version__
-from dorakit.cli import compare, data, evaluate, export, recipe, report, train
+from dorakit.cli import analyze, compare, data, evaluate, export, recipe, report, train
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("generate")(evaluate.generate)
 app.command("compare")(compare.compare)
 app.command("merge")(export.merge)
 app.command("quantize")(export.quantize)
+app.command("analyze")(analyze.analyze)
 app.command("report")(report.report)
 app.command("validate")(recipe.validate)
 app.command("data")(data.data)

@@ -29,7 +29,7 @@ from dorakit.training.trained import load_tensors, save_tensors
 
 _NAME = re.compile(r"step-(\d{9})")
 _ASIDE = "aside-"
-_FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
+CHECKPOINT_FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 _BEST_FILES = ("adapter.safetensors",)
 
 
@@ -68,9 +68,9 @@ def save_checkpoint(
             reach("checkpoint.file")
             write_json(staging / "state.json", state)
             reach("checkpoint.file")
-            write_manifest(staging, _FILES, state["step"])
+            write_manifest(staging, CHECKPOINT_FILES, state["step"])
             reach("checkpoint.file")
-    verify(path, _FILES)  # before anything older goes
+    verify(path, CHECKPOINT_FILES)  # before anything older goes
     _prune(run, path, keep)
     return path
 
@@ -228,7 +228,7 @@ def _set_aside(run: Run) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        verify(path, _FILES)
+        verify(path, CHECKPOINT_FILES)
     except RunError:
         return False
     return True
@@ -240,7 +240,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         RunError: As `manifest.verify`; or a file holds something else than it should.
     """
-    verify(path, _FILES)
+    verify(path, CHECKPOINT_FILES)
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         step = int(state["step"])

@@ -1,0 +1,81 @@
+"""`dorakit analyze`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from dorakit.terminal import json_line, printable
+
+_SHOWN_STILL = 12  # names of matrices that never moved
+
+
+def analyze(
+    runs: list[str] = typer.Argument(help="Run directories, finished or with a checkpoint."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Write the files only."),
+) -> None:
+    """Show how far training moved each weight matrix in length and in direction; writes RUN/analysis.json.
+
+    Every checkpoint that a run kept counts: training.save_every and training.keep_checkpoints say how many there are.
+    """
+    from dorakit.report.analysis import analyze
+
+    results = []
+    for run in runs:
+        results.append(analyze(run))
+        if not (as_json or quiet):
+            _show(results[-1])
+    if as_json:
+        typer.echo(json_line({"runs": results}))
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    steps = ", ".join(map(str, result["steps"]))
+    title = f"{result['run']} · {result['mode']} on {result['base']} · after step {steps}"
+    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
+    last = str(result["steps"][-1])
+    for name in ("matrix", "points", "delta-M", "delta-D", "slope", "r [95 %]", f"r at step {last} [95 %]"):
+        table.add_column(name, justify="left" if name == "matrix" else "right")
+    everything = {**result["all"], "steps": result["checkpoints"]}
+    for kind, values in [*result["kinds"].items(), ("all", everything)]:
+        table.add_row(
+            Text(printable(kind)),
+            f"{values['n']}",
+            _number(values["mean_delta_m"]),
+            _number(values["mean_delta_d"]),
+            _number(values["slope"]),
+            Text(_correlation(values)),
+            Text(_correlation(values["steps"][last])),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    lines = [*result["notes"], _still(result["never_moved"], len({entry["module"] for entry in result["matrices"]}))]
+    for line in [*lines, f"written: {result['output']}"]:
+        console.print(Text(printable(line)), soft_wrap=True)
+    console.print()
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _correlation(values: dict[str, Any]) -> str:
+    if values["r"] is None:
+        return "-"
+    if values["r_low"] is None:
+        return f"{values['r']:+.2f} [too few]"
+    return f"{values['r']:+.2f} [{values['r_low']:+.2f}, {values['r_high']:+.2f}]"
+
+
+def _still(names: list[str], total: int) -> str:
+    if not names:
+        return f"all {total} matrices moved"
+    more = f" and {len(names) - _SHOWN_STILL} more" if len(names) > _SHOWN_STILL else ""
+    return f"never moved, {len(names)} of {total}: {', '.join(names[:_SHOWN_STILL])}{more}"
