@@ -32,16 +32,15 @@ def analyze(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     steps = ", ".join(map(str, result["steps"]))
     title = f"{result['run']} · {result['mode']} on {result['base']} · after step {steps}"
-    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")  # fits into 80 columns
     last = str(result["steps"][-1])
-    for name in ("matrix", "points", "delta-M", "delta-D", "slope", "r [95 %]", f"r at step {last} [95 %]"):
+    for name in ("matrix", "n", "delta-M", "delta-D", "slope", "r [95 %]", f"r at step {last}"):
         table.add_column(name, justify="left" if name == "matrix" else "right")
     everything = {**result["all"], "steps": result["checkpoints"]}
     for kind, values in [*result["kinds"].items(), ("all", everything)]:
@@ -55,6 +54,7 @@ def _show(result: dict[str, Any]) -> None:
             Text(_correlation(values["steps"][last])),
         )
     console = Console(highlight=False)
+    console.print(Text(printable(title)), soft_wrap=True)
     console.print(table)
     lines = [*result["notes"], _still(result["never_moved"], len({entry["module"] for entry in result["matrices"]}))]
     for line in [*lines, f"written: {result['output']}"]:
@@ -63,7 +63,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else f"{value:.2g}"
 
 
 def _correlation(values: dict[str, Any]) -> str:
@@ -71,7 +71,7 @@ def _correlation(values: dict[str, Any]) -> str:
         return "-"
     if values["r_low"] is None:
         return f"{values['r']:+.2f} [too few]"
-    return f"{values['r']:+.2f} [{values['r_low']:+.2f}, {values['r_high']:+.2f}]"
+    return f"{values['r']:+.2f} [{values['r_low']:.2f}, {values['r_high']:.2f}]"
 
 
 def _still(names: list[str], total: int) -> str:
