@@ -90,12 +90,13 @@ class Run:
         return path
 
     @classmethod
-    def create(cls, recipe: Recipe, *, base: dict[str, Any] | None = None) -> Run:
+    def create(cls, recipe: Recipe, *, base: dict[str, Any] | None = None, start: dict[str, Any] | None = None) -> Run:
         """Make the directory of a new run.
 
         Args:
             recipe: What it will do.
             base: What it starts from: name, resolved revision, and sha256 of its files.
+            start: The adapter that it begins with (training/upgrade.py), recorded as `from`.
 
         Raises:
             RunError: As `place`.
@@ -116,6 +117,7 @@ class Run:
                         "state": "training",
                         "is_twin": recipe.origin.is_twin,
                         "base": base or {},
+                        **({"from": start} if start else {}),
                         "notes": list(recipe.origin.notes),
                     },
                 )

@@ -73,6 +73,16 @@ class DoRALinear(LoRALinear):
         """Whether m is, bit for bit, what it started from."""
         return torch.equal(self.lora_magnitude_vector.detach(), self._start)
 
+    @torch.no_grad()
+    def magnitude_to_norm_(self) -> None:
+        """Let m be n, so that what was a LoRA answers as it did."""
+        self.lora_magnitude_vector.copy_(self.weight_norm())
+
+    def begin_here_(self) -> None:
+        """Take B and m as they are for what training began with."""
+        super().begin_here_()
+        self._start = self.lora_magnitude_vector.detach().clone()
+
     def _compute_norm(self) -> Tensor:
         a_RI, b_OR, s = self.lora_A.detach().float(), self.lora_B.detach().float(), self.scaling
         cross = _rows(dense_weight(self.base), lambda w_OI, rows: ((w_OI @ a_RI.T) * b_OR[rows]).sum(dim=1))

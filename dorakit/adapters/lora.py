@@ -55,6 +55,7 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
         self.lora_A = nn.Parameter(start.to(device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+        self._start_B: Tensor | None = None  # zeros
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer: x (..., I) -> (..., O), in x's dtype."""
@@ -62,6 +63,16 @@ class LoRALinear(nn.Module):
 
     def bring_up_to_date(self) -> None:
         """Compute what is derived from the trained parameters, which a compiled layer takes as it finds it."""
+
+    def begin_here_(self) -> None:
+        """Take B as it is for what training began with."""
+        self._start_B = self.lora_B.detach().clone()
+
+    def has_still_B(self) -> bool:
+        """Whether B is, bit for bit, what it started from."""
+        if self._start_B is None:
+            return not self.lora_B.any()
+        return torch.equal(self.lora_B.detach(), self._start_B)
 
     def product(self, x: Tensor, **dora: Any) -> Tensor:
         """The adapted product, dropout on its low-rank branch included."""

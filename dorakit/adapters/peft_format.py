@@ -76,7 +76,7 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
     """
     path = Path(directory)
     config, _ = check_adapter(path)
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     own = dict(model.named_modules())
     adapted = sorted({name.rsplit(".lora_A", 1)[0] for name in tensors if ".lora_A" in name})
     if not adapted:
@@ -118,8 +118,8 @@ def check_saved(model: PreTrainedModel, directory: Path) -> None:
     """
     read_config(directory)
     base_storage(directory)
-    tensors = _read_tensors(directory)
-    for name, parameter in _matched(model, tensors, directory).items():
+    tensors = read_tensors(directory)
+    for name, parameter in matched_parameters(model, tensors, directory).items():
         if not torch.equal(parameter.detach().cpu(), tensors[name]):
             raise ModelError(f"{directory / WEIGHTS}: {name} reads back as something else than what was trained")
 
@@ -238,7 +238,8 @@ def _shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
     return endings if selected == set(adapted) else sorted(adapted)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter directory, without PEFT's prefix; one that is not finite is a ModelError."""
     try:
         with safe_open(path / WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -262,11 +263,11 @@ def _is_part_of(key: str, name: str, modules: dict[str, nn.Module]) -> bool:
 
 @torch.no_grad()
 def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> None:
-    for name, parameter in _matched(model, tensors, path).items():
+    for name, parameter in matched_parameters(model, tensors, path).items():
         parameter.copy_(tensors[name])
 
 
-def _matched(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> dict[str, nn.Parameter]:
+def matched_parameters(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> dict[str, nn.Parameter]:
     """The adapter's parameters by the names that they have in `tensors`: all of both, and of the same shapes."""
     wanted: dict[str, nn.Parameter] = {}
     for name, layer in adapter_layers(model):

@@ -13,6 +13,10 @@ from dorakit.terminal import json_line, printable
 
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="Recipe to train.")] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option("--from", help="Adapter directory or finished run to begin with: a LoRA may go on as a DoRA."),
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Unfinished run directory to go on with, or one of its checkpoints.")
     ] = None,
@@ -38,6 +42,8 @@ def train(
         dorakit train recipes/quickstart.yaml
 
         dorakit train recipes/llama3-commonsense.yaml --set adapter.rank=16 --set adapter.alpha=32
+
+        dorakit train recipes/smoke/dora.yaml --from runs/lora
 
         dorakit train --resume runs/latest
 
@@ -70,7 +76,12 @@ def train(
     place = Run.place(plan) if run is None else run.path
     try:
         finished = start.train(
-            plan, resume=run, checkpoint=checkpoint, accept_changes=accept_changes or [], quiet=quiet
+            plan,
+            start_from=start_from,
+            resume=run,
+            checkpoint=checkpoint,
+            accept_changes=accept_changes or [],
+            quiet=quiet,
         )
     except StoppedAtOnce:
         line = f"stopped at once; from the last checkpoint it goes on with: dorakit train --resume {place}"

@@ -92,7 +92,7 @@ def check_magnitudes_moved(model: nn.Module, summed_rate: float) -> None:
     for name, layer in layers:
         ulp = torch.finfo(torch.float32).eps * float(layer.lora_magnitude_vector.detach().abs().mean())
         # A layer that no text passes through has no gradient for B either; that is not rounding.
-        if summed_rate > 100 * ulp and layer.lora_B.any() and layer.has_still_magnitude():
+        if summed_rate > 100 * ulp and not layer.has_still_B() and layer.has_still_magnitude():
             raise GateError(
                 f"the DoRA magnitude of {name} never moved, though learning rates summed to {summed_rate:.2e}.\n"
                 "  its gradient is zero or it was rounded away; the result would be a plain LoRA, so none is written"

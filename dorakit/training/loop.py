@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ _SMALLER = (
 def train(
     recipe: Recipe,
     *,
+    start_from: Path | str | None = None,
     resume: Run | None = None,
     checkpoint: str | None = None,
     accept_changes: Sequence[str] = (),
@@ -58,16 +60,18 @@ def train(
         vanished = held.enter_context(resume.writing()) if resume else ""
         if resume:
             resume.refuse_finished()  # which another process may have made it since
-        prepared = prepare(recipe, place)
+        prepared = prepare(recipe, place, start_from=start_from)
         if vanished:
             prepared.base.notes.append(
                 f"the last writer of this run ({vanished}) vanished: killed, or out of memory. {_SMALLER}"
             )
         run = resume
         if run is None:
-            run = Run.create(recipe, base=_base_facts(prepared))
+            before = prepared.predecessor
+            run = Run.create(recipe, base=_base_facts(prepared), start=before.facts if before else None)
             held.enter_context(run.writing())
-        return _Training(prepared, run, Start(checkpoint, tuple(accept_changes)), quiet=quiet).run()
+        start = Start(checkpoint, tuple(accept_changes), has_adapter=prepared.predecessor is not None)
+        return _Training(prepared, run, start, quiet=quiet).run()
 
 
 def _base_facts(prepared: Prepared) -> dict[str, Any]:
@@ -81,7 +85,7 @@ class _Training:
     def __init__(self, prepared: Prepared, run: Run, start: Start, *, quiet: bool):
         self.recipe, self.directory = prepared.recipe, run
         self.base, self.data, self.loss, self.updater = prepared.base, prepared.data, prepared.loss, prepared.updater
-        self.total_steps = prepared.total_steps
+        self.total_steps, self.saves_start = prepared.total_steps, start.has_adapter
         self.settings, self.model = self.recipe.training, self.base.model
         self.facts = Facts.gather(self.recipe, self.base.identity, self.data, self.base.tokenizer.chat_template)
         self.computing = computing(self.loss.compute_dtype)
@@ -116,6 +120,8 @@ class _Training:
             self._announce()
             self.loss.train()
             with stop_requests() as stop:
+                if self.saves_start:
+                    self._save()
                 began = time.monotonic() - self.progress.seconds
                 for step in range(self.progress.step, self.total_steps):
                     self._step(step)

@@ -15,12 +15,17 @@ from dorakit.recipe.schema import Recipe
 from dorakit.training.checks import check_packing, check_recomputed, check_room
 from dorakit.training.loss import SupervisedLoss
 from dorakit.training.optim import Updater, num_trained
+from dorakit.training.upgrade import Predecessor, find_predecessor
 from dorakit.training.validation import sample_prompts
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The parts of a training. `total_steps` is what the recipe asks for, from the first step on."""
+    """The parts of a training.
+
+    `total_steps` is what the recipe asks for, from the first step on. `predecessor` is the adapter that a new run begins
+    with, which is in the model already.
+    """
 
     recipe: Recipe
     base: Base
@@ -28,9 +33,10 @@ class Prepared:
     loss: SupervisedLoss
     updater: Updater
     total_steps: int
+    predecessor: Predecessor | None
 
 
-def prepare(recipe: Recipe, place: Path) -> Prepared:
+def prepare(recipe: Recipe, place: Path, *, start_from: Path | str | None = None) -> Prepared:
     """Load the model, encode the rows, make the optimizer.
 
     What can fail fails here: a run that could not begin leaves nothing, and a row, a prompt or a disk that does not fit is
@@ -39,11 +45,16 @@ def prepare(recipe: Recipe, place: Path) -> Prepared:
     Args:
         recipe: What is to be trained.
         place: Where the run is or will be.
+        start_from: An adapter directory or a finished run whose adapter a new run begins with.
 
     Raises:
+        RecipeError, RunError, UsageError: As `find_predecessor`.
         DataError, ModelError, ResourceError: As their names say.
     """
+    predecessor = None if start_from is None else find_predecessor(start_from, recipe)
     base = build_model(recipe)
+    if predecessor is not None:
+        predecessor.put_into_(base, recipe)  # before the optimizer takes its copies
     if recipe.training.gradient_checkpointing:
         check_recomputed(base.model)
     data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
@@ -60,7 +71,7 @@ def prepare(recipe: Recipe, place: Path) -> Prepared:
         keep_best=recipe.training.keep_best,
     )
     updater = Updater(base.model, recipe.optimizer, recipe.adapter.magnitude)
-    return Prepared(recipe, base, data, loss, updater, _total_steps(recipe, len(data.train)))
+    return Prepared(recipe, base, data, loss, updater, _total_steps(recipe, len(data.train)), predecessor)
 
 
 def _total_steps(recipe: Recipe, num_documents: int) -> int:

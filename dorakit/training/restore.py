@@ -23,6 +23,7 @@ from dorakit.training.checkpoint import (
 from dorakit.training.optim import Updater, keeps_alike
 from dorakit.training.resume import Facts, compare, write_row_digests
 from dorakit.training.trained import restore_trained
+from dorakit.training.upgrade import refuse_lost_beginning, remember_beginning_
 
 
 @dataclass
@@ -44,10 +45,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a resumed run goes on: a checkpoint by name, or the newest; and which changes are accepted."""
+    """Where a resumed run goes on: a checkpoint by name, or the newest; and which changes are accepted.
+
+    `has_adapter` says of a new run that it begins with one, which its first checkpoint is to hold.
+    """
 
     checkpoint: str | None = None
     accepted: Sequence[str] = ()
+    has_adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def restore(
     Args:
         run: The run, locked by the caller.
         recipe: What is to be done now.
-        start: Which checkpoint, and which changes since are accepted.
+        start: Which checkpoint, and which changes since are accepted; or that there is an adapter to begin with.
         model: Its trained parameters are overwritten.
         updater: Its state is overwritten.
         data: Encoded rows of now.
@@ -98,6 +103,8 @@ def restore(
         checkpoint, rejected = newest_checkpoint(run)
         notes = [f"passed over: {reason}" for reason in rejected]
     if checkpoint is None:
+        if not start.has_adapter:
+            refuse_lost_beginning(run)
         _record(run, recipe, base, data)
         return Restored(notes=notes)
     state = checkpoint.state
@@ -133,6 +140,7 @@ def restore(
             progress.best_loss, progress.best_step = None, 0
         elif progress.best_step != checkpoint.step:
             check_best(run, progress.best_step)
+    remember_beginning_(model, run)
     restore_trained(model, checkpoint.trained)
     updater.restore(checkpoint.optimizer, state["optimizer"])
     # Only now: a refused resume leaves the run as it was.

@@ -87,13 +87,13 @@ def check_adapter_moved(model: nn.Module, summed_rate: float) -> list[str]:
     """Refuse an adapter that could have moved and did nowhere; returns the layers that alone got no gradient.
 
     Raises:
-        GateError: Every B is still zero, though steps were taken.
+        GateError: Every B is still what it began as, though steps were taken.
     """
     layers = list(adapter_layers(model))
-    still = [name for name, layer in layers if not layer.lora_B.any()]
+    still = [name for name, layer in layers if layer.has_still_B()]
     if layers and len(still) == len(layers) and summed_rate > 0:
         raise GateError(
             f"none of the {len(layers)} adapters moved, though learning rates summed to {summed_rate:.2e}: the result would be "
-            "the base, so none is written.\n  its gradients are zero: are the supervised tokens what you mean to train?"
+            "what they began as, so none is written.\n  its gradients are zero: are the supervised tokens what you mean to train?"
         )
     return still

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from dorakit.data.precheck import check_rows
-from dorakit.errors import RunError
+from dorakit.errors import RunError, UsageError
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 
@@ -15,6 +16,7 @@ _ASIDE = "aside-"  # as training/checkpoint.py calls them
 def train(
     recipe: Recipe,
     *,
+    start_from: Path | str | None = None,
     resume: Run | None = None,
     checkpoint: str | None = None,
     accept_changes: Sequence[str] = (),
@@ -24,6 +26,7 @@ def train(
 
     Args:
         recipe: What to do; for a resumed run, the run's own recipe, or one with changes that a resumed run may have.
+        start_from: An adapter directory or a finished run whose adapter a new run begins with; a LoRA may go on as a DoRA.
         resume: An unfinished run to go on with, from its newest valid checkpoint.
         checkpoint: Name of the checkpoint to go on from instead.
         accept_changes: What may have changed since: keys of the recipe, `data`, `base`, `template`.
@@ -33,19 +36,29 @@ def train(
         RunError: The run directory is taken, locked, changed or damaged.
         GateError: A loss or gradient is not finite; no step was taken.
         Interrupted: Stopped by a signal; a checkpoint was saved.
+        RecipeError: The adapter of `start_from` is not what the recipe says.
         DataError, ModelError, ResourceError: As their names say; nothing is left of a run that never began.
     """
     if resume is None:
         Run.place(recipe)
     else:
         resume.refuse_finished()
+        if start_from is not None:
+            raise UsageError("--from is for new runs: a resumed one has the adapter that it began with")
         if checkpoint is not None and checkpoint.startswith(_ASIDE):
             raise RunError(_how_to_use(resume, checkpoint))
     check_rows(recipe)
 
     from dorakit.training import loop
 
-    return loop.train(recipe, resume=resume, checkpoint=checkpoint, accept_changes=accept_changes, quiet=quiet)
+    return loop.train(
+        recipe,
+        start_from=start_from,
+        resume=resume,
+        checkpoint=checkpoint,
+        accept_changes=accept_changes,
+        quiet=quiet,
+    )
 
 
 def _how_to_use(run: Run, aside: str) -> str:
