@@ -10,6 +10,7 @@ before anything parses them. No pickle.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -28,7 +29,7 @@ from dorakit.training.manifest import verify, write_manifest
 from dorakit.training.trained import load_tensors, save_tensors
 
 _NAME = re.compile(r"step-(\d{9})")
-_ASIDE = "aside-"
+_NAME_ASIDE = re.compile(r"aside-(\d+-)?step-\d{9}")
 CHECKPOINT_FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 _BEST_FILES = ("adapter.safetensors",)
 
@@ -196,10 +197,10 @@ def set_newer_aside(run: Run, step: int) -> None:
     """Rename the checkpoints after `step`, so that pruning does not take the ones that a run writes anew for the oldest."""
     for newer in _checkpoints(run):
         if newer.name > _name(step):
-            aside = run.checkpoints / f"{_ASIDE}{newer.name}"
-            if aside.exists():
-                discard(aside)
-            newer.rename(aside)
+            names = (
+                f"aside-{number}{newer.name}" for number in itertools.chain([""], (f"{n}-" for n in itertools.count(2)))
+            )
+            newer.rename(next(place for name in names if not (place := run.checkpoints / name).exists()))
 
 
 def _name(step: int) -> str:
@@ -223,7 +224,7 @@ def _checkpoints(run: Run) -> list[Path]:
 def _set_aside(run: Run) -> list[Path]:
     if not run.checkpoints.is_dir():
         return []
-    return [path for path in run.checkpoints.iterdir() if _NAME.fullmatch(path.name.removeprefix(_ASIDE))]
+    return [path for path in run.checkpoints.iterdir() if _NAME_ASIDE.fullmatch(path.name)]
 
 
 def _is_whole(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from dorakit.data.batches import Batch, documents_of_step, micro_batches
 from dorakit.data.tokens import Document
-from dorakit.errors import Interrupted
+from dorakit.errors import Interrupted, shown
 from dorakit.failpoints import reach
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
@@ -60,11 +61,8 @@ def train(
         vanished = held.enter_context(resume.writing()) if resume else ""
         if resume:
             resume.refuse_finished()  # which another process may have made it since
+            _tell_of_vanished(resume, vanished, quiet=quiet)
         prepared = prepare(recipe, place, start_from=start_from)
-        if vanished:
-            prepared.base.notes.append(
-                f"the last writer of this run ({vanished}) vanished: killed, or out of memory. {_SMALLER}"
-            )
         run = resume
         if run is None:
             before = prepared.predecessor
@@ -72,6 +70,15 @@ def train(
             held.enter_context(run.writing())
         start = Start(checkpoint, tuple(accept_changes), has_adapter=prepared.predecessor is not None)
         return _Training(prepared, run, start, quiet=quiet).run()
+
+
+def _tell_of_vanished(run: Run, vanished: str, *, quiet: bool) -> None:
+    """At once, since this resume may be refused, and the next one finds no trace in the lock."""
+    if vanished:
+        line = f"the last writer of this run ({vanished}) vanished: killed, or out of memory. {_SMALLER}"
+        run.note(line)
+        if not quiet:
+            print(shown(line), file=sys.stderr, flush=True)
 
 
 def _base_facts(prepared: Prepared) -> dict[str, Any]:
@@ -259,27 +266,28 @@ class _Training:
 
     def _finish(self) -> Run:
         recipe, run = self.recipe, self.directory
-        if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
-            restore_trained(self.model, load_best(run, self.progress.best_step))
-            self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
+        # Of the last step, which the rates add up to; the best one may be of before they amounted to anything.
         if still := check_adapter_moved(self.model, self.progress.summed_rate):
             self._note(f"{len(still)} adapted layers got no gradient and are as they were, the first is {still[0]}")
         check_magnitudes_moved(self.model, self.progress.summed_rate * recipe.adapter.magnitude.learning_rate_ratio)
+        if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
+            restore_trained(self.model, load_best(run, self.progress.best_step))
+            self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
+        seconds = self.progress.seconds
         with room_said(run, run.path, trained_tensors(self.model).values()):
             target = write_result(run, recipe, self.base, dtype=self.loss.compute_dtype)
-        seconds = self.progress.seconds
-        run.update(
-            state="finished",
-            data={"fingerprint": self.data.fingerprint},
-            steps=self.progress.step,
-            skipped_steps=self.progress.skipped,
-            tokens=self.progress.num_tokens,
-            trained_parameters=num_trained(self.model),
-            best_step=self.progress.best_step,
-            best_validation_loss=self.progress.best_loss,
-            seconds=round(seconds, 1),
-            peak_memory_bytes=peak_memory_bytes(),
-        )
+            run.update(
+                state="finished",
+                data={"fingerprint": self.data.fingerprint},
+                steps=self.progress.step,
+                skipped_steps=self.progress.skipped,
+                tokens=self.progress.num_tokens,
+                trained_parameters=num_trained(self.model),
+                best_step=self.progress.best_step,
+                best_validation_loss=self.progress.best_loss,
+                seconds=round(seconds, 1),
+                peak_memory_bytes=peak_memory_bytes(),
+            )
         self.metrics.say(f"finished {self.progress.step} steps in {seconds / 60:.1f} min -> {target}")
         return run
 

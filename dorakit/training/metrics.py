@@ -151,6 +151,16 @@ class _Lasting(Console):
             os.dup2(nowhere.fileno(), 2)  # for whoever else writes there
 
 
+def last_logged_step(run: Run) -> int:
+    """The highest step in metrics.jsonl; 0 where there is none."""
+    last = 0
+    with contextlib.suppress(OSError):
+        for line in run.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                last = max(last, int(json.loads(line)["step"]))
+    return last
+
+
 def _forget_after(file: Path, step: int) -> None:
     """Remove the lines of steps that a resumed run does again."""
     if not file.exists():

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from dorakit.data.tokens import Encoded
-from dorakit.errors import RunError
+from dorakit.errors import DorakitError, RunError
+from dorakit.files import discard
 from dorakit.recipe.resolved import settings
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
@@ -18,8 +19,10 @@ from dorakit.training.checkpoint import (
     check_best,
     named_checkpoint,
     newest_checkpoint,
+    save_best,
     set_newer_aside,
 )
+from dorakit.training.metrics import last_logged_step
 from dorakit.training.optim import Updater, keeps_alike
 from dorakit.training.resume import Facts, compare, write_row_digests
 from dorakit.training.trained import restore_trained
@@ -105,15 +108,18 @@ def restore(
     if checkpoint is None:
         if not start.has_adapter:
             refuse_lost_beginning(run)
+        notes += _begun_again(run, recipe.training.save_every)
         _record(run, recipe, base, data)
         return Restored(notes=notes)
     state = checkpoint.state
+    accepted_before = run.read("run.json").get("accepted", {})
     compared = compare(
         state["facts"],
         facts,
         run=run,
         data=data,
         accepted=start.accepted,
+        accepted_before=accepted_before.get("values", {}) if accepted_before.get("step") == checkpoint.step else {},
         validates_best=recipe.training.keep_best,
     )
     notes += compared.notes
@@ -138,17 +144,28 @@ def restore(
                 "the best is counted from here on"
             )
             progress.best_loss, progress.best_step = None, 0
-        elif progress.best_step != checkpoint.step:
-            check_best(run, progress.best_step)
+        else:
+            try:
+                check_best(run, progress.best_step)
+            except RunError:
+                if progress.best_step != checkpoint.step:
+                    raise
+                save_best(run, checkpoint.step, checkpoint.trained)  # which are its weights
+    is_recorded = _is_recorded(run, facts)
     remember_beginning_(model, run)
     restore_trained(model, checkpoint.trained)
     updater.restore(checkpoint.optimizer, state["optimizer"])
     # Only now: a refused resume leaves the run as it was.
     if start.checkpoint:
         set_newer_aside(run, checkpoint.step)
+    for stale in (run.adapter, run.model):  # of a process that was killed before it could call the run finished
+        if stale.is_dir():
+            discard(stale)
     run.update(state="training")  # it may have failed before
-    if compared.notes or settings(run.recipe) != facts.recipe:
+    if compared.notes or not is_recorded:
         _record(run, recipe, base, data)
+    if compared.accepted:
+        run.update(accepted={"step": checkpoint.step, "values": compared.accepted})
     for what, is_now in computing.items():
         if (was := state["computing"].get(what, "not told")) != is_now:
             progress.is_exact = False
@@ -158,5 +175,28 @@ def restore(
 
 def _record(run: Run, recipe: Recipe, base: dict[str, Any], data: Encoded) -> None:
     run.record(recipe)
-    run.update(base=base)
+    run.update(base=base, state="training")
     write_row_digests(run, data)
+
+
+def _is_recorded(run: Run, facts: Facts) -> bool:
+    """Whether the run's own recipe says what is done now; one that is damaged does not."""
+    try:
+        return settings(run.recipe) == facts.recipe
+    except DorakitError:
+        return False
+
+
+def _begun_again(run: Run, save_every: int) -> list[str]:
+    """The line that a run without a checkpoint begins again; none for one that never took a step.
+
+    Raises:
+        RunError: Steps were logged that come after a save: its checkpoints were taken away.
+    """
+    logged = last_logged_step(run)
+    if save_every and logged > save_every:
+        raise RunError(
+            f"{run.path} has no checkpoint, though step {logged} was logged and one was saved every {save_every} steps\n"
+            f"  put {run.checkpoints} back; to begin again, rm -r {run.path}"
+        )
+    return [f"no checkpoint was saved before step {logged}: the run begins again"] if logged else []

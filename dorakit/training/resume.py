@@ -53,14 +53,28 @@ class Facts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`notes` are lines to print and record; `is_exact` says that nothing changed that could move a trained byte."""
+    """What changed.
+
+    Attributes:
+        notes: Lines to print and record.
+        accepted: By key, what changes that are neither free nor refused changed to.
+        is_exact: Nothing changed that could move a trained byte.
+    """
 
     notes: list[str]
+    accepted: dict[str, Any]
     is_exact: bool
 
 
 def compare(
-    then: dict[str, Any], now: Facts, *, run: Run, data: Encoded, accepted: Sequence[str], validates_best: bool
+    then: dict[str, Any],
+    now: Facts,
+    *,
+    run: Run,
+    data: Encoded,
+    accepted: Sequence[str],
+    accepted_before: dict[str, Any],
+    validates_best: bool,
 ) -> Comparison:
     """Compare a checkpoint's facts with those of now.
 
@@ -70,6 +84,8 @@ def compare(
         run: Has the digests of the rows.
         data: The rows of now.
         accepted: Keys whose change is accepted: of the recipe, or data, base, template.
+        accepted_before: What was accepted by an earlier resume from this checkpoint, as `Comparison.accepted` gave it:
+            it need not be accepted again.
         validates_best: The validations decide which weights are kept, so that eval_every is not free.
 
     Raises:
@@ -101,15 +117,17 @@ def compare(
     if unknown := [key for key in accepted if key not in changes]:
         what = ", ".join(changes) or "nothing"
         raise UsageError(f"--accept-change {unknown[0]}: that did not change; what changed and is not free: {what}")
-    if refused := [key for key in changes if key not in accepted]:
+    values = {key: vars(now)[key] if key in ("base", "data", "template") else now.recipe.get(key) for key in changes}
+    agreed = [key for key in changes if key in accepted or accepted_before.get(key) == values[key]]
+    if refused := [key for key in changes if key not in agreed]:
         raise RunError(
             f"changed since the checkpoint of {run.path}:\n"
             + "".join(f"  {changes[key]}\n" for key in refused)
             + "  put it back, or go on with the change: "
             + " ".join(f"--accept-change {key}" for key in refused)
         )
-    notes = [f"changed: {line}" for line in free] + [f"changed, accepted: {changes[key]}" for key in accepted]
-    return Comparison(notes, is_exact=not rounded and not accepted)
+    notes = [f"changed: {line}" for line in free] + [f"changed, accepted: {changes[key]}" for key in agreed]
+    return Comparison(notes, values, is_exact=not rounded and not agreed)
 
 
 def write_row_digests(run: Run, data: Encoded) -> None:

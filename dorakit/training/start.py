@@ -63,7 +63,7 @@ def train(
 
 def _how_to_use(run: Run, aside: str) -> str:
     """What to do with a checkpoint that `training/checkpoint.py: set_newer_aside` renamed."""
-    own = run.checkpoints / aside.removeprefix(_ASIDE)
+    own = run.checkpoints / aside[aside.find("step-") :]
     if not (run.checkpoints / aside).is_dir():
         return f"{run.path} has no checkpoint {aside!r}"
     taken = f"\n  mv {own} {own.with_name(f'other-{own.name}')}" if own.exists() else ""

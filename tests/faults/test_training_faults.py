@@ -493,6 +493,14 @@ def test_a_run_in_a_directory_called_checkpoints(half_done, unbroken):
     assert digest(place) == digest(unbroken.run)
 
 
+def test_a_refused_resume_tells_of_the_dead_too(site):
+    """Row 21. Dies if only a resume that succeeds says that the writer before it vanished."""
+    assert site.train(failpoint="step:5=kill9").code == KILLED
+    ended = site.resume("--set", "optimizer.learning_rate=1")
+    assert ended.code == 3 and "vanished: killed, or out of memory" in ended.err
+    assert any("vanished" in note for note in site.facts()["notes"])
+
+
 def test_a_refused_resume_leaves_the_recipe(half_done):
     """Dies if a recipe that the checkpoint does not fit is recorded before it is tried."""
     file = half_done.run / "recipe.resolved.yaml"

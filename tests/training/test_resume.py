@@ -11,7 +11,7 @@ from torch import nn
 
 from dorakit import Run, train
 from dorakit.errors import GateError, Interrupted, MachineError, ResourceError, RunError
-from dorakit.training import checks, loss, metrics, optim, result
+from dorakit.training import checks, loop, loss, metrics, optim, result, validation
 from dorakit.training.checks import check_room
 from dorakit.training.trained import restore_trained
 
@@ -115,7 +115,107 @@ def test_best_weights_that_only_a_checkpoint_set_aside_names_stay(stopped):
     assert (run.best / f"step-{state['best_step']:09d}").is_dir()
 
 
-def test_digests_of_rows_outlive_a_change_that_was_accepted_and_lost(stopped, monkeypatch, tmp_path):
+def test_checkpoints_set_aside_twice_are_both_kept(stopped):
+    """Planted bug caught: the second one takes the place of the first."""
+    run = stopped(4, "training.save_every=2", "training.epochs=2")
+    four = run.checkpoints / "step-000000004"
+    first = (four / "adapter.safetensors").read_bytes()
+    other = run.recipe_with(["optimizer.learning_rate=1e-3", "training.max_steps=4"])
+    accepted = ["optimizer.learning_rate", "training.max_steps"]
+    train(other, resume=run, checkpoint="step-000000002", accept_changes=accepted, quiet=True)
+    second = (four / "adapter.safetensors").read_bytes()
+    run.update(state="training")
+    train(run.recipe, resume=run, checkpoint="step-000000002", quiet=True)
+    kept = [
+        run.checkpoints / name / "adapter.safetensors" for name in ("aside-step-000000004", "aside-2-step-000000004")
+    ]
+    assert [file.read_bytes() for file in kept] == [first, second] and first != second
+
+
+def test_best_weights_of_the_checkpoint_itself_are_made_anew(stopped, monkeypatch):
+    """Planted bug caught: found out after the last step that they are gone."""
+    overrides = ["training.keep_best=true", "training.eval_every=1", "training.epochs=2"]
+    run = stopped(2, *overrides)
+    best = run.best / "step-000000002"
+    shutil.rmtree(best)
+    monkeypatch.setattr(validation, "mean_loss", lambda *_: (99.0, 10))
+    finished = train(run.recipe, resume=run, quiet=True)
+    assert finished.read("run.json")["best_step"] == 2 and best.is_dir()
+
+
+def test_what_was_accepted_stays_accepted_until_the_next_checkpoint(stopped, monkeypatch):
+    """The line that a stopped run prints is true. Planted bugs caught: refused again; another change goes through with it."""
+    run = stopped(2)
+    changed = run.recipe_with(["optimizer.learning_rate=2e-2"])
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(optim.Updater, "step", _killed)
+            train(changed, resume=run, accept_changes=["optimizer.learning_rate"] if _ == 0 else [], quiet=True)
+    with pytest.raises(RunError, match=r"optimizer.learning_rate: 0.01 then, 0.03 now"):
+        train(run.recipe_with(["optimizer.learning_rate=3e-2"]), resume=run, quiet=True)
+    train(run.recipe, resume=run, quiet=True)
+    assert run.recipe.optimizer.learning_rate == 2e-2
+    assert "changed, accepted: optimizer.learning_rate: 0.01 then, 0.02 now" in notes(run)
+
+
+def test_a_result_of_before_is_gone_while_the_run_trains_on(stopped, monkeypatch):
+    """Planted bug caught: `merge` takes adapter/ of a killed process for that of the recipe that is trained now."""
+    run = stopped(2)
+    run.adapter.mkdir()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(optim.Updater, "step", _killed)
+        train(run.recipe, resume=run, quiet=True)
+    with pytest.raises(RunError, match="has no result yet"):
+        _ = run.result
+
+
+def test_a_run_whose_checkpoints_were_taken_away(stopped):
+    """Planted bug caught: trained anew from step 1, in silence."""
+    run = stopped(3, "training.save_every=2", "training.epochs=2")
+    moved = run.path / "elsewhere"
+    run.checkpoints.rename(moved)
+    with pytest.raises(RunError, match=r"has no checkpoint, though step 3 was logged and one was saved every 2 steps"):
+        train(run.recipe, resume=run, quiet=True)
+    moved.rename(run.checkpoints)
+    train(run.recipe, resume=run, quiet=True)
+
+
+def test_a_run_that_begins_again_says_so_and_is_training(make_recipe, monkeypatch):
+    """Planted bugs caught: nothing said; the state stays failed."""
+    forward = loss.SupervisedLoss.forward
+    recipe = make_recipe("training.save_every=4", "training.epochs=2")
+    with monkeypatch.context() as patch, pytest.raises(GateError):
+        done = []
+        patch.setattr(
+            loss.SupervisedLoss,
+            "forward",
+            lambda self, *batch: (done.append(1), forward(self, *batch) * (float("nan") if len(done) > 5 else 1))[1],
+        )
+        train(recipe, quiet=True)
+    run = Run.open(recipe.output_dir.replace("{name}", "small"))
+    assert run.state == "failed"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(optim.Updater, "step", _killed)
+        train(run.recipe, resume=run, quiet=True)
+    assert run.state == "training" and "the run begins again" in notes(run)
+
+
+def test_magnitudes_are_judged_by_the_last_step(make_recipe, monkeypatch):
+    """Planted bug caught: of the best weights, early in the warmup, by the rates of the whole run: refused for ever."""
+    losses = iter(range(1, 99))
+    monkeypatch.setattr(validation, "mean_loss", lambda *_: (float(next(losses)), 10))
+    overrides = ["training.keep_best=true", "training.eval_every=1", "optimizer.learning_rate=1e-2"]
+    # So small a first rate that m + rate is m.
+    run = train(make_recipe(*overrides, "optimizer.warmup_steps=4", "optimizer.schedule=constant"), quiet=True)
+    assert run.read("run.json")["best_step"] == 1
+    own = optim.learning_rate
+    monkeypatch.setattr(loop, "learning_rate", lambda step, *rest: 1e-12 if step == 0 else own(step, *rest))
+    losses = iter(range(1, 99))
+    again = train(make_recipe(*overrides), quiet=True)
+    assert again.state == "finished" and again.read("run.json")["best_step"] == 1
+
+
+def test_digests_of_rows_outlive_a_change_that_was_accepted(stopped, monkeypatch, tmp_path):
     """Planted bug caught: overwritten at once, so that a run killed before its next save cannot say which row changed."""
     run = stopped(2)
     rows = tmp_path / "rows.jsonl"
@@ -124,7 +224,8 @@ def test_digests_of_rows_outlive_a_change_that_was_accepted_and_lost(stopped, mo
         patch.setattr(optim.Updater, "step", _killed)
         with pytest.raises(KeyboardInterrupt):
             train(run.recipe, resume=run, accept_changes=["data"], quiet=True)
-    with pytest.raises(RunError, match=r"data: train row 3 is the first that changed, now rows.jsonl:3"):
+    rows.write_text(rows.read_text().replace("A second row", "Another row"))
+    with pytest.raises(RunError, match=r"data: train row [23] is the first that changed, now rows.jsonl:"):
         train(run.recipe, resume=run, quiet=True)
 
 
