@@ -232,8 +232,8 @@ class NonfiniteSection(Section):
 class TrainingSection(Section):
     """The loop."""
 
-    epochs: float = setting(3.0, reads="training/loop.py", says="Passes over the training rows.", gt=0.0)
-    max_steps: Positive | None = setting(None, reads="training/loop.py", says="Stop after this many optimizer steps.")
+    epochs: float = setting(3.0, reads="training/prepare.py", says="Passes over the training rows.", gt=0.0)
+    max_steps: Positive | None = setting(None, reads="training/prepare.py", says="Stop after this many optimizer steps.")
     batch_size: Positive = setting(16, reads="training/loop.py", says="Documents per optimizer step, over everything.")
     micro_batch_size: Positive = setting(4, reads="training/loop.py", says="Rows per forward pass.")
     micro_batch_tokens: Positive | None = setting(
@@ -272,7 +272,7 @@ class TrainingSection(Section):
         False, reads="training/loop.py", says="End with the weights of the lowest validation loss instead of the last."
     )
     sample_prompts: list[str] = setting(
-        [], reads="training/loop.py", says="Prompts to complete at each validation, to see the model change."
+        [], reads="training/validation.py", says="Prompts to complete at each validation, to see the model change."
     )
     nonfinite: Literal["stop"] | NonfiniteSection = setting(
         "stop",
