@@ -66,9 +66,6 @@ def main() -> None:
         _print_trace()
         print(_headline(error), file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:
@@ -84,6 +81,8 @@ def main() -> None:
                 file=sys.stderr,
             )
         sys.exit(1)
+    if code == 130:  # what Typer makes of Ctrl-C
+        print("stopped", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +74,7 @@ def train(
     else:
         assert run is not None
         plan = run.recipe_with(overrides or [])
-    # Where a second signal stops it before there is a Run to ask.
+    # Where a signal stops it before there is a Run to ask.
     place = Run.place(plan) if run is None else run.path
     try:
         finished = start.train(
@@ -83,13 +85,24 @@ def train(
             accept_changes=accept_changes or [],
             quiet=quiet,
         )
-    except StoppedAtOnce:
-        line = f"stopped at once; from the last checkpoint it goes on with: dorakit train --resume {place}"
-        typer.echo(printable(line), err=True)
-        raise
+    except (StoppedAtOnce, KeyboardInterrupt) as stop:
+        typer.echo(printable(_left_by_a_stop(place)), err=True)
+        raise stop if isinstance(stop, StoppedAtOnce) else StoppedAtOnce(signal.SIGINT) from None
     if as_json:
         typer.echo(json_line({"run": str(finished.path), "result": str(finished.result), **finished.read("run.json")}))
     elif not quiet:
         typer.echo(printable(f"next:  dorakit eval {finished.path}"), err=True)
         if plan.method is not None:
             typer.echo(printable(f"       dorakit merge {finished.path}"), err=True)
+
+
+def _left_by_a_stop(place: Path) -> str:
+    from dorakit.run import Run
+
+    if not (place / "run.json").is_file():
+        return "stopped before the run began: nothing is left of it"
+    if Run.open(place).state == "finished":
+        return f"stopped; the run is finished: {place}"
+    return (
+        f"stopped at once; from the last checkpoint it goes on with: dorakit train --resume {shlex.quote(str(place))}"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dorakit.errors import ResourceError, is_out_of_memory
@@ -24,7 +24,7 @@ def out_of_memory_said(advice: str) -> Iterator[None]:
 
 
 class StoppedAtOnce(SystemExit):
-    """A second signal: leave now. No Exception, so that no library on the way up can take it for its own."""
+    """A signal to leave now. No Exception, so that no library on the way up can take it for its own."""
 
     def __init__(self, signal_number: int):
         super().__init__(128 + signal_number)
@@ -40,13 +40,30 @@ def stop_requests() -> Iterator[list[int]]:
             raise StoppedAtOnce(number)
         received.append(number)
 
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals stay the caller's
+    with _handling(note, signal.SIGINT, signal.SIGTERM):
         yield received
+
+
+@contextlib.contextmanager
+def terminated_at_once() -> Iterator[None]:
+    """SIGTERM raises StoppedAtOnce, so that the block is left through what cleans up, as it is after Ctrl-C."""
+
+    def leave(number: int, _: Any) -> None:
+        raise StoppedAtOnce(number)
+
+    with _handling(leave, signal.SIGTERM):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    try:
+        before = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:  # not the main thread: signals stay the caller's
+        yield
         return
     try:
-        yield received
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

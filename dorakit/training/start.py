@@ -9,10 +9,12 @@ from dorakit.data.precheck import check_rows
 from dorakit.errors import RunError, UsageError
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
+from dorakit.training.interruptions import terminated_at_once
 
 _ASIDE = "aside-"  # as training/checkpoint.py calls them
 
 
+@terminated_at_once()  # the steps themselves are finished first
 def train(
     recipe: Recipe,
     *,
@@ -36,6 +38,7 @@ def train(
         RunError: The run directory is taken, locked, changed or damaged.
         GateError: A loss or gradient is not finite; no step was taken.
         Interrupted: Stopped by a signal; a checkpoint was saved.
+        StoppedAtOnce: By SIGTERM outside the steps, or by a second signal.
         RecipeError: The adapter of `start_from` is not what the recipe says.
         DataError, ModelError, ResourceError: As their names say; nothing is left of a run that never began.
     """

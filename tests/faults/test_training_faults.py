@@ -73,6 +73,32 @@ def test_twice_is_at_once(site, unbroken, matrix, first, second, code):
     matrix(7, f"{first} once / twice", f"saved, {code} / at once, {code}", "both resumed to the same bytes")
 
 
+@pytest.mark.parametrize(("name", "code"), [("sigint", 130), ("sigterm", 143)])
+def test_a_signal_outside_the_steps(site, unbroken, matrix, name, code):
+    """Row 7. Dies if it ends the run without a word, or if the run is said to have vanished."""
+
+    def while_the_base_loads():
+        prepare.build_model = lambda *_: signal.raise_signal(getattr(signal, name.upper()))
+
+    ended = site.train(before=while_the_base_loads)
+    assert (ended.code, ended.err) == (code, "stopped before the run began: nothing is left of it\n")
+    assert not site.run.exists()
+    ended = site.train(failpoint=f"result.file:1={name}")
+    assert ended.code == code and ended.err.rstrip().endswith(f"dorakit train --resume {site.run}")
+    assert not (site.run / "adapter").exists()
+    assert "vanished" not in ends_alike(site, unbroken)
+    matrix(7, f"{name} while the base loads / in the export", f"at once, said, {code}", f"{code}, same bytes after")
+
+
+@pytest.mark.parametrize("place", [f"step:{STEPS}", "checkpoint.file:24"])
+def test_a_signal_at_the_last_step(site, unbroken, matrix, place):
+    """Row 8. Dies if a run that is done is stopped before its result is written."""
+    ended = site.train(failpoint=f"{place}=sigterm")
+    assert ended.code == 0 and site.facts()["state"] == "finished", ended.err
+    assert digest(site.run) == digest(unbroken.run)
+    matrix(8, f"SIGTERM at {place}, the last", "finished, 0", "finished, 0")
+
+
 @pytest.mark.parametrize("place", ["checkpoint.file:1", "checkpoint.written:1", "checkpoint.renamed:1"])
 def test_a_signal_while_saving(site, unbroken, matrix, place):
     """Row 8. Dies if a signal can break a save, or waits for another step."""
