@@ -7,8 +7,9 @@ that turns the direction of writing shows another text than the one that is ther
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
-from typing import Any
+from typing import Any, TextIO, cast
 
 # The joiner and the non-joiner, without which Persian and many scripts of India are misspelt.
 _HARMLESS = "\n\t\u200c\u200d"
@@ -27,6 +28,38 @@ def json_line(content: Any) -> str:
     if text.isprintable():
         return text
     return "".join(c if _is_shown(c) else json.dumps(c)[1:-1] for c in text)
+
+
+def lasting(stderr: TextIO) -> TextIO:
+    """A stderr that may stop taking text (its reader gone, its disk full): the rest is not shown, and the program goes on."""
+    return cast(TextIO, _Lasting(stderr))
+
+
+class _Lasting:
+    def __init__(self, stderr: TextIO):
+        self._stderr = stderr
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stderr, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stderr.write(text)
+        except OSError:
+            _let_go_of_stderr()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stderr.flush()
+        except OSError:
+            _let_go_of_stderr()
+
+
+def _let_go_of_stderr() -> None:
+    """Point stderr nowhere: Python writes what it holds back once more at its end, and would change the exit code."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 def _is_shown(character: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -13,6 +14,7 @@ from typer.exceptions import TyperException
 from dorakit import __version__
 from dorakit.cli import analyze, compare, data, evaluate, export, recipe, report, train
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
+from dorakit.terminal import lasting
 
 app = typer.Typer(
     name="dorakit",
@@ -57,6 +59,11 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    with contextlib.redirect_stderr(lasting(sys.stderr)):
+        _main()
+
+
+def _main() -> None:
     try:
         code = app(standalone_mode=False)
     except TyperException as error:

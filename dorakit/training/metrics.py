@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
+import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -20,7 +20,7 @@ from dorakit.errors import MachineError, shown
 from dorakit.files import write_whole
 from dorakit.recipe.schema import LoggingSection
 from dorakit.run import Run
-from dorakit.terminal import json_line
+from dorakit.terminal import json_line, lasting
 
 _SPEED_WINDOW = 20  # logged intervals over which tokens/s is averaged
 
@@ -47,7 +47,7 @@ class Metrics:
         self._total = total_steps
         self._speed: deque[tuple[int, float]] = deque(maxlen=_SPEED_WINDOW)
         self._since = time.monotonic()
-        self._console = _Lasting(stderr=True, highlight=False)
+        self._console = Console(file=lasting(sys.stderr), highlight=False)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if not quiet and self._console.is_terminal:
@@ -139,16 +139,6 @@ class Metrics:
             if not self._has_lost_lines and not self._quiet:
                 self._console.print(f"{file.name}: {error.strerror}; lines are lost", markup=False, soft_wrap=True)
             self._has_lost_lines = True
-
-
-class _Lasting(Console):
-    """A console whose reader may go away (`| head`): nothing more is shown, and the run goes on."""
-
-    def on_broken_pipe(self) -> None:
-        """Instead of ending the program, as rich does."""
-        self.quiet = True
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)  # for whoever else writes there
 
 
 def last_logged_step(run: Run) -> int:

@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 from hashlib import sha256
 from itertools import zip_longest
 
@@ -456,6 +457,22 @@ def test_nobody_reads(site, unbroken, matrix):
     ended = site.train(before=deaf)
     assert ended.code == 0 and digest(site.run) == digest(unbroken.run)
     matrix(36, "nobody reads stdout and stderr", "training goes on, exit 0", "exit 0, same bytes")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_room_for_stderr(site, unbroken, matrix, terminal):
+    """Row 36. Dies if a line, or the bar, that cannot be shown ends the training; or an error its exit code."""
+
+    def full():
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+        sys.stderr.isatty = lambda: terminal
+
+    ended = site.train(before=full)
+    assert ended.code == 0 and digest(site.run) == digest(unbroken.run)
+    assert site.resume(before=full).code == 3  # it is finished
+    matrix(
+        36, f"no room for stderr{', a terminal' if terminal else ''}", "training goes on, exit 0", "exit 0, same bytes"
+    )
 
 
 def test_no_room_for_logs(site, unbroken, matrix):
