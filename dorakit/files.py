@@ -83,7 +83,7 @@ def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool 
                 old = _renamed(path, "old")
                 reach(f"{what}.replacing")
                 staging.rename(path)
-                shutil.rmtree(old)
+                discard(old)  # half removed it must not get its name back
             else:
                 try:
                     staging.rename(path)
@@ -111,7 +111,9 @@ def remove_rubbish(directory: Path) -> None:
     writes into.
     """
     _put_back(directory)
-    for item in [*directory.glob(".tmp-*"), *directory.glob(".trash-*"), *directory.glob(".old-*")]:
+    for old in directory.glob(".old-*"):
+        _renamed(old, "trash")
+    for item in [*directory.glob(".tmp-*"), *directory.glob(".trash-*")]:
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
         else:

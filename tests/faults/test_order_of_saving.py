@@ -5,6 +5,7 @@ A shim writes down the calls. That they do on a disk what their names say is the
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,32 @@ def test_a_kill_while_replacing_loses_nothing(tmp_path, next_writer):
             assert (place / "a").read_text() == "old"
             raise KeyError
     assert (place / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("remover", ["whole_directory", "remove_rubbish"])
+def test_a_directory_half_removed_is_not_put_back(tmp_path, remover):
+    """Planted bugs caught: a kill inside the removal of an old directory leaves a part of it under the name to put back."""
+    place = tmp_path / "merged"
+    place.mkdir()
+    for name in "abc":
+        (place / name).write_text("old")
+    code = (
+        "import os, shutil, sys\nfrom pathlib import Path\nfrom dorakit.files import remove_rubbish, whole_directory\n"
+        "place = Path(sys.argv[1])\n"
+        "def half(directory, **_):\n"
+        "    next(Path(directory).iterdir()).unlink()\n    os.kill(os.getpid(), 9)\n"
+        "shutil.rmtree = half\n"
+    )
+    if remover == "whole_directory":
+        code += "with whole_directory(place) as staging:\n    (staging / 'a').write_text('new')\n"
+    else:
+        shutil.copytree(place, tmp_path / ".old-merged-0123abcd")
+        code += "remove_rubbish(place.parent)\n"
+    assert subprocess.run([sys.executable, "-c", code, place]).returncode == -signal.SIGKILL
+    place.rename(tmp_path / "elsewhere")
+    with pytest.raises(KeyError), whole_directory(place):
+        raise KeyError
+    assert not place.exists()
 
 
 def test_of_two_that_make_the_same_one_stays(tmp_path):
