@@ -8,12 +8,12 @@ import os
 import platform
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from dorakit.errors import RunError
 from dorakit.failpoints import reach
-from dorakit.files import naming
+from dorakit.files import FULL, naming
 
 
 @contextlib.contextmanager
@@ -26,7 +26,7 @@ def hold(file: Path, *, of: Path) -> Iterator[str]:
         RunError: Another process holds it, or the file system has no locks.
     """
     with naming(of):
-        lock = open(file, "a+", encoding="utf-8")
+        lock = open(file, "ab+", buffering=0)  # what a full disk refuses is not written again when it is closed
     with lock:
         # What fails within the block may be anything's, so it is not named after the directory.
         with naming(of):
@@ -37,7 +37,7 @@ def hold(file: Path, *, of: Path) -> Iterator[str]:
             lock.truncate(0)
 
 
-def _take(lock: TextIO, of: Path) -> str:
+def _take(lock: FileIO, of: Path) -> str:
     reach("lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,11 +52,18 @@ def _take(lock: TextIO, of: Path) -> str:
         ) from None
     vanished = _content(lock)
     lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    lock.flush()
+    holder = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode()
+    try:
+        is_told = lock.write(holder) == len(holder)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        is_told = False
+    if not is_told:  # of a full disk the run itself will tell; half a number would name another process
+        lock.truncate(0)
     return vanished
 
 
-def _content(lock: TextIO) -> str:
+def _content(lock: FileIO) -> str:
     lock.seek(0)
-    return lock.read(1000).strip()
+    return lock.read(1000).decode("utf-8", "replace").strip()

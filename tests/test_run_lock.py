@@ -48,3 +48,16 @@ def test_a_killed_writer_leaves_no_lock(tmp_path, holder):
     holder.wait()
     with Run(tmp_path).writing():
         assert str(os.getpid()) in (tmp_path / "run.lock").read_text()
+
+
+def test_half_a_name_is_not_kept(tmp_path):
+    """Planted bug caught: a disk that takes ten characters leaves the number of another process in the lock."""
+    (tmp_path / "run.lock").write_text("process 4194303 on somewhere")
+    code = (
+        "import resource, signal, sys\nfrom pathlib import Path\nfrom dorakit import Run\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
+        "with Run(Path(sys.argv[1])).writing() as vanished:\n"
+        "    sys.stdout.write(vanished + '|' + (Path(sys.argv[1]) / 'run.lock').read_text())\n"
+    )
+    left = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert (left.returncode, left.stdout) == (0, "process 4194303 on somewhere|"), left.stderr

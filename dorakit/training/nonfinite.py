@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from dorakit.data.batches import Batch
 from dorakit.errors import GateError
+from dorakit.files import FULL
 from dorakit.recipe.schema import NonfiniteSection
 from dorakit.run import Run
 
@@ -52,16 +54,34 @@ def pass_over(
             {"loss": str(loss), "rows": list(batch.documents)} for batch, loss in zip(batches, losses, strict=True)
         ],
     }
-    with open(run.nonfinite_file, "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    lost = _unless_full(lambda: _append(run, entry))
     more = f" ... and {len(rows) - _SHOWN} more, all in {run.nonfinite_file.name}" if len(rows) > _SHOWN else ""
     what = (
         f"step {step}: the {'loss' if bad else 'gradient'} is not finite (gradient norm {grad_norm}); no step was taken.\n"
         f"  rows: {', '.join(rows[:_SHOWN])}{more}"
     )
+    if lost:
+        what += f"\n  not kept in {run.nonfinite_file}: {lost}"
     limit = 0 if isinstance(policy, str) else policy.skip
     if skipped < limit:
         return f"{what}\n  passed over, {skipped + 1} of at most {limit}"
-    run.update(state="failed")
+    if lost := _unless_full(lambda: run.update(state="failed")):
+        what += f"\n  run.json still says that it trains: {lost}"
     after = f"\n  {skipped} steps were passed over before, as many as training.nonfinite allows" if limit else ""
     raise GateError(f"{what}{after}\n  a lower optimizer.learning_rate or model.dtype: float32 often helps")
+
+
+def _append(run: Run, entry: dict[str, Any]) -> None:
+    with open(run.nonfinite_file, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _unless_full(write: Callable[[], None]) -> str:
+    """What a full disk says; "" where it took what was written."""
+    try:
+        write()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return str(error.strerror)
+    return ""

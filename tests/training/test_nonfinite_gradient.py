@@ -1,10 +1,17 @@
 """A gradient that is not finite behind a loss that is."""
 
+import errno
+import math
+import os
+from types import SimpleNamespace
+
 import pytest
 
-from dorakit import train
+from dorakit import Run, train
 from dorakit.errors import GateError
+from dorakit.files import write_json
 from dorakit.training import loss, optim
+from dorakit.training.nonfinite import pass_over
 
 
 def test_no_step_is_taken(monkeypatch, make_recipe):
@@ -26,3 +33,24 @@ def test_no_step_is_taken(monkeypatch, make_recipe):
         train(make_recipe(), quiet=True)
     assert caught.value.exit_code == 5
     assert len(steps) == 2
+
+
+@pytest.mark.parametrize("full", ["nonfinite.jsonl", "run.json"])
+def test_a_full_disk_hides_no_rows(tmp_path, monkeypatch, full):
+    """Planted bug caught: what is said is that the disk is full, and neither the step nor its rows."""
+    run = Run(tmp_path)
+    write_json(tmp_path / "run.json", {"schema": 1, "state": "training", "is_twin": False, "base": {}, "notes": []})
+    if full == "nonfinite.jsonl":
+        run.nonfinite_file.symlink_to("/dev/full")
+    else:
+
+        def refuse(path, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        monkeypatch.setattr("dorakit.run.write_json", refuse)
+    bad = SimpleNamespace(documents=["rows.jsonl:3", "rows.jsonl:7"])
+    with pytest.raises(GateError, match="step 5: the loss is not finite") as caught:
+        pass_over(run, "stop", step=5, skipped=0, batches=[bad], losses=[math.nan], grad_norm=1.0)
+    said = str(caught.value)
+    assert "rows: rows.jsonl:3, rows.jsonl:7" in said and full in said and "No space left on device" in said
+    assert run.state == ("failed" if full == "nonfinite.jsonl" else "training")
