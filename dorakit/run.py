@@ -37,6 +37,9 @@ from dorakit.recipe.resolved import dump_resolved, with_first_sources
 from dorakit.recipe.schema import Recipe
 
 SCHEMA_VERSION = 1
+# Of run.json, what is used without a further question.
+_FIELDS = {"state": str, "notes": list, "base": dict, "is_twin": bool}
+_NEEDED = ("state", "notes")
 _LIBRARIES = ("dorakit", "torch", "transformers", "datasets", "bitsandbytes", "safetensors", "tokenizers", "numpy")
 
 
@@ -134,7 +137,7 @@ class Run:
         """Open an existing run directory.
 
         Raises:
-            RunError: The path holds no run, or one made by a newer dorakit.
+            RunError: The path holds no run, one made by a newer dorakit, or one whose run.json is damaged.
         """
         path = Path(path)
         if not path.exists():
@@ -144,9 +147,7 @@ class Run:
             above = next((p for p in path.resolve().parents if (p / "run.json").is_file()), None)
             hint = f"\n  did you mean {above}?" if above else "\n  `dorakit train RECIPE` makes one"
             raise RunError(f"{path} is not a run directory: it has no run.json{hint}")
-        version = run.read("run.json").get("schema")
-        if version != SCHEMA_VERSION:
-            raise RunError(f"{path}/run.json has schema {version!r}; this dorakit reads {SCHEMA_VERSION}")
+        run.read("run.json")
         return run
 
     @property
@@ -217,6 +218,8 @@ class Run:
             raise RunError(f"{self.path / name} is not valid JSON: {error}") from None
         if not isinstance(content, dict):
             raise RunError(f"{self.path / name} holds {type(content).__name__}, expected an object")
+        if name == "run.json":
+            _check_facts(self.path / name, content)
         return content
 
     def update(self, **fields: Any) -> None:
@@ -248,6 +251,17 @@ class Run:
     def record(self, recipe: Recipe) -> None:
         """Put another recipe in the place of the one that the run began with, which recipe.yaml still is."""
         write_whole(self.path / "recipe.resolved.yaml", dump_resolved(recipe))
+
+
+def _check_facts(file: Path, facts: dict[str, Any]) -> None:
+    if (version := facts.get("schema")) != SCHEMA_VERSION:
+        raise RunError(f"{file} has schema {version!r:.40}; this dorakit reads {SCHEMA_VERSION}")
+    for field, kind in _FIELDS.items():
+        if field not in facts:
+            if field in _NEEDED:
+                raise RunError(f"{file} is damaged: it has no {field!r}")
+        elif not isinstance(facts[field], kind):
+            raise RunError(f"{file} is damaged: {field!r} is {facts[field]!r:.40}, expected a {kind.__name__}")
 
 
 def _check_writable(path: Path) -> None:

@@ -1,9 +1,12 @@
 """The run directory: the recipe that it gives, and whose errors it takes for its own."""
 
+import json
+
 import pytest
 from tiny_runs import tiny_recipe
 
 from dorakit import Run
+from dorakit.errors import RunError
 
 COMMIT = "0123456789" * 4
 
@@ -48,3 +51,24 @@ def test_what_fails_while_a_run_is_written_is_not_named_after_it(tmp_path):
     with pytest.raises(OSError) as caught, Run(tmp_path / "absent").writing():
         pytest.fail("locked what is not there")
     assert str(tmp_path / "absent") in str(caught.value.filename)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("notes", ..., "it has no 'notes'"),
+        ("state", ..., "it has no 'state'"),
+        ("notes", 3, "'notes' is 3, expected a list"),
+        ("base", [], r"'base' is \[\], expected a dict"),
+        ("is_twin", "no", "'is_twin' is 'no', expected a bool"),
+    ],
+)
+def test_a_damaged_run_json_is_named(tmp_path, field, value, said):
+    """Planted bug caught: a KeyError, TypeError or AttributeError, which the command line calls a bug in dorakit."""
+    run = Run.create(tiny_recipe(tmp_path, "lora"))
+    file = run.path / "run.json"
+    facts = json.loads(file.read_text()) | {field: value}
+    file.write_text(json.dumps({key: value for key, value in facts.items() if value is not ...}))
+    for use in (Run.open, lambda path: Run(path).recipe, lambda path: Run(path).note("a line")):
+        with pytest.raises(RunError, match=f"run.json is damaged: {said}"):
+            use(run.path)

@@ -69,7 +69,7 @@ def train(
         if twin:
             raise UsageError("--twin is for new runs: a resumed one keeps its base")
     if recipe is not None:
-        is_twin = twin if run is None else bool(run.read("run.json")["is_twin"])
+        is_twin = twin if run is None else bool(run.read("run.json").get("is_twin"))
         plan = Recipe.from_yaml(str(recipe), overrides or [], twin=is_twin)
     else:
         assert run is not None

@@ -152,6 +152,8 @@ def first_changed_row(run: Run, then: str, data: Encoded) -> str:
         kept = load_file(digests)
     except (OSError, SafetensorError) as error:
         return f"rows changed; which, cannot be said: {digests.name}: {error}"
+    if kept.keys() != {"train", "validation"}:
+        return f"rows changed; which, cannot be said: {digests.name} is damaged"
     for which, documents in (("train", data.train), ("validation", data.validation)):
         before, now = kept[which], _digests(documents)
         shared = min(len(before), len(now))

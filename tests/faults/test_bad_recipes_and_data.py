@@ -137,7 +137,7 @@ RECIPES = [
     Case(26, r"no such file: /.*/deep/er/rows\.jsonl\n +nearest directory that exists: /.* \(holds r\.yaml, rows\.jsonl\)", put("rows.jsonl", "deep/er/rows.jsonl")),
     Case(26, r"extends: no such file: absent\.yaml", put("version: 1", "version: 1\nextends: absent.yaml")),
     Case(27, r"runs/r exists and is not a run directory\.\n +set output_dir to another place", files={"runs/r/mine.txt": "x"}, code=3),
-    Case(27, r"runs/r holds an unfinished run\.\n.*dorakit train --resume runs/r", files={"runs/r/run.json": '{"schema": 1, "state": "training"}'}, code=3),
+    Case(27, r"runs/r holds an unfinished run\.\n.*dorakit train --resume runs/r", files={"runs/r/run.json": '{"schema": 1, "state": "training", "notes": []}'}, code=3),
     Case(29, r"r\.yaml:2:16: error: this looks like a Hugging Face token, and no secret belongs in a recipe\n +remove it .* use `hf auth login`", put("tiny:llama", TOKEN), never=TOKEN[:12]),
     Case(29, r"r\.yaml:5:14: error: this looks like an API key", rank(f"rank: 4  # {KEY}"), never="no-key"),
     Case(29, r"r\.yaml:2:24: error: this looks like a password in a URL", put("tiny:llama", URL), never="notapassword"),

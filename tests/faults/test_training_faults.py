@@ -281,6 +281,19 @@ def test_rows_that_changed(half_done, unbroken, matrix, how):
     matrix(16, f"a row {how}", "exit 3, first row named", f"exit 3, row {place + 1} named")
 
 
+def test_digests_of_rows_that_are_damaged(half_done, matrix):
+    """Row 16. Dies if one bit of what only tells which row changed is called a bug in dorakit."""
+    (digests,) = (half_done.run / "rows").iterdir()
+    content = bytearray(digests.read_bytes())
+    content[content.index(b'"train"') + 3] ^= 1
+    digests.write_bytes(content)
+    rows = half_done.place / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("Third", "Fourth"))
+    ended = half_done.resume()
+    assert ended.code == 3 and f"{digests.name} is damaged" in ended.err and "--accept-change data" in ended.err
+    matrix(16, "one bit of the rows' digests, and rows changed", "exit 3, said", "exit 3, said")
+
+
 def test_a_recipe_that_changed(half_done, unbroken, matrix):
     """Row 17. Dies if a learning rate can change in silence, or a log interval not at all."""
     ended = half_done.resume("--set", "optimizer.learning_rate=2e-2", "--set", "adapter.dropout=0.0")
