@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from dorakit.errors import RunError
 from dorakit.failpoints import reach
 
 # What a full disk, a quota, or a limit on the size of files says.
@@ -95,6 +97,26 @@ def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool 
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         _put_back(path.parent, only=path.name)
+
+
+def check_writable(path: Path) -> None:
+    """Make something where `path` is to be, and remove it.
+
+    Raises:
+        RunError: Nothing can be made there, or its name could not be written into a file.
+    """
+    try:
+        str(path).encode()
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        path.exists()  # a name may be too long
+        with tempfile.TemporaryDirectory(dir=above, prefix=".tmp-"):
+            return
+    except UnicodeEncodeError:
+        raise RunError(f"{path} cannot be made: its name is not UTF-8\n  set output_dir to another place") from None
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise RunError(f"{path} cannot be made: {error.strerror}\n  set output_dir to another place") from None
 
 
 def discard(directory: Path) -> None:

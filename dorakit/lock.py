@@ -37,14 +37,29 @@ def hold(file: Path, *, of: Path) -> Iterator[str]:
             lock.truncate(0)
 
 
+def refuse_held(file: Path, *, of: Path) -> None:
+    """Refuse the directory `of` where another process holds its lock, without taking it.
+
+    Raises:
+        RunError: One does.
+    """
+    if not file.is_file():
+        return
+    with naming(of), open(file, "rb", buffering=0) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _held(lock, of) from None
+        except OSError:  # the file system has no locks, which whoever takes one is told
+            return
+
+
 def _take(lock: FileIO, of: Path) -> str:
     reach("lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise RunError(
-            f"{of} is being written by {_content(lock) or 'another process'}\n  wait for it, or stop it"
-        ) from None
+        raise _held(lock, of) from None
     except OSError as error:
         raise RunError(
             f"{of}: the file system cannot lock files ({error.strerror}), so two writers could not be kept apart\n"
@@ -62,6 +77,10 @@ def _take(lock: FileIO, of: Path) -> str:
     if not is_told:  # of a full disk the run itself will tell; half a number would name another process
         lock.truncate(0)
     return vanished
+
+
+def _held(lock: FileIO, of: Path) -> RunError:
+    return RunError(f"{of} is being written by {_content(lock) or 'another process'}\n  wait for it, or stop it")
 
 
 def _content(lock: FileIO) -> str:

@@ -18,12 +18,10 @@ eval/  merged/  quantized/  report.html
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import platform
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from importlib import metadata
@@ -31,12 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from dorakit.errors import RunError
-from dorakit.files import naming, remove_rubbish, write_json, write_whole
-from dorakit.lock import hold
+from dorakit.files import check_writable, naming, remove_rubbish, write_json, write_whole
+from dorakit.lock import hold, refuse_held
 from dorakit.recipe.resolved import dump_resolved, with_first_sources
 from dorakit.recipe.schema import Recipe
 
 SCHEMA_VERSION = 1
+_LOCK = "run.lock"
 # Of run.json, what is used without a further question.
 _FIELDS = {"state": str, "notes": list, "base": dict, "is_twin": bool}
 _NEEDED = ("state", "notes")
@@ -71,17 +70,18 @@ class Run:
         """Where a new run of this recipe goes: NAME, or NAME-2, NAME-3 ... beside finished ones.
 
         Raises:
-            RunError: An unfinished run is there, with the line that resumes it; or something that is no run; or
-                nothing can be made there.
+            RunError: An unfinished run is there, with the line that resumes it, or with who is writing it; or something
+                that is no run; or nothing can be made there.
         """
         wanted = Path(os.path.expanduser(recipe.output_dir.replace("{name}", recipe.origin.name)))
-        _check_writable(wanted)
+        check_writable(wanted)
         path, number = wanted, 1
         while path.exists():
             if not (path / "run.json").exists():
                 if path.is_dir() and not any(path.iterdir()):
                     break
                 raise RunError(f"{path} exists and is not a run directory.\n  set output_dir to another place")
+            refuse_held(path / _LOCK, of=path)
             if cls.open(path).state != "finished":
                 raise RunError(
                     f"{path} holds an unfinished run.\n"
@@ -177,9 +177,10 @@ class Run:
         keys = {override.partition("=")[0].strip() for override in overrides}
         if "model.revision" in keys:
             return recipe
-        # A branch may have moved on since.
-        commit = facts.get("base", {}).get("revision") or recipe.model.revision
-        revision = "main" if "model.base" in keys else commit
+        base = facts.get("base", {})
+        # A branch may have moved on since. A process killed while it recorded another base left that of the one before.
+        commit = base.get("revision") if base.get("name") == recipe.model.base else None
+        revision = "main" if "model.base" in keys else commit or recipe.model.revision
         return recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": revision})})
 
     def refuse_finished(self) -> None:
@@ -241,7 +242,7 @@ class Run:
         Raises:
             RunError: Another process holds it.
         """
-        with hold(self.path / "run.lock", of=self.path) as vanished:
+        with hold(self.path / _LOCK, of=self.path) as vanished:
             with naming(self.path):
                 for directory in (self.path, self.checkpoints, self.best, self.rows):
                     if directory.is_dir():
@@ -262,19 +263,6 @@ def _check_facts(file: Path, facts: dict[str, Any]) -> None:
                 raise RunError(f"{file} is damaged: it has no {field!r}")
         elif not isinstance(facts[field], kind):
             raise RunError(f"{file} is damaged: {field!r} is {facts[field]!r:.40}, expected a {kind.__name__}")
-
-
-def _check_writable(path: Path) -> None:
-    """Make something where `path` is to be, and remove it."""
-    try:
-        above = next(parent for parent in path.absolute().parents if parent.exists())
-        path.exists()  # a name may be too long
-        with tempfile.TemporaryDirectory(dir=above, prefix=".tmp-"):
-            return
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise RunError(f"{path} cannot be made: {error.strerror}\n  set output_dir to another place") from None
 
 
 def _environment() -> dict[str, Any]:

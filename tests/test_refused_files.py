@@ -1,10 +1,14 @@
 """What a person sees when the file system refuses: one line with the path, and the exit code."""
 
+import errno
+
 import pytest
 from safetensors import SafetensorError
 from tiny_runs import tiny_recipe
 
+from dorakit import Run
 from dorakit.cli import app
+from dorakit.errors import RunError
 
 
 def said_by(monkeypatch, capsys, *arguments):
@@ -22,6 +26,26 @@ def test_a_run_directory_that_cannot_be_made(tmp_path, monkeypatch, capsys):
     code, said = said_by(monkeypatch, capsys, "train", recipe.origin.path, "--quiet", "--set", place)
     assert code == 3
     assert f"error: {tmp_path}/file" in said and "Not a directory" in said
+
+
+def test_a_run_directory_whose_name_is_not_utf8(tmp_path):
+    """Planted bug caught: it is only found out when the result is written, after the training."""
+    recipe = tiny_recipe(tmp_path, "lora").model_copy(update={"output_dir": f"{tmp_path}/n\udcff/run"})
+    with pytest.raises(RunError, match="cannot be made: its name is not UTF-8"):
+        Run.place(recipe)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_quota_is_a_full_disk(tmp_path, monkeypatch, number):
+    """Planted bug caught: a quota that is used up is a wrong output_dir, exit 3."""
+
+    def full(*_, **__):
+        raise OSError(number, "full")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(OSError) as caught:
+        Run.place(tiny_recipe(tmp_path, "lora"))
+    assert caught.value.errno == number
 
 
 def test_a_full_disk_is_named(trained, tmp_path, monkeypatch, capsys):

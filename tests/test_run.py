@@ -30,6 +30,14 @@ def test_the_commit_is_that_of_the_base_that_is_asked_for(tmp_path, overrides, b
     assert (model.base, model.revision) == (base, revision)
 
 
+def test_the_commit_of_another_base_is_not_taken(tmp_path):
+    """Planted bug caught: killed between recording the recipe and the base, a run looks for the old commit in the new base."""
+    run = Run.create(
+        tiny_recipe(tmp_path, "lora", base="owner/new"), base={"name": "owner/old", "revision": COMMIT, "files": {}}
+    )
+    assert (run.recipe.model.base, run.recipe.model.revision) == ("owner/new", "main")
+
+
 def test_sources_outlive_being_recorded_anew(tmp_path):
     """Planted bug caught: after a resume each value came from RUN/recipe.resolved.yaml, a path of this machine."""
     recipe = tiny_recipe(tmp_path, "lora")

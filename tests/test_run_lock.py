@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_runs import tiny_recipe
 
 from dorakit import Run
 from dorakit.errors import RunError
@@ -40,6 +41,20 @@ def test_a_second_writer_is_refused_with_the_first_ones_name(tmp_path, holder):
         ):
             pytest.fail("two writers")
         assert caught.value.exit_code == 3
+
+
+def test_who_would_train_it_again_hears_of_the_writer(tmp_path):
+    """Planted bug caught: the advice to remove a run while it is written."""
+    recipe = tiny_recipe(tmp_path, "lora")
+    run = Run.create(recipe)
+    (run.path / "run.lock").write_text("process 4194303 on somewhere")
+    with pytest.raises(RunError, match="holds an unfinished run"):
+        Run.place(recipe)
+    with run.writing() as vanished:
+        assert vanished == "process 4194303 on somewhere"  # looking took nothing away
+        with pytest.raises(RunError, match=rf"{run.path} is being written by process {os.getpid()} on ") as caught:
+            Run.place(recipe)
+        assert "rm -r" not in str(caught.value)
 
 
 def test_a_killed_writer_leaves_no_lock(tmp_path, holder):
