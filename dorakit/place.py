@@ -9,6 +9,7 @@ from typing import Literal
 
 from dorakit.errors import ModelError, RunError, UsageError
 from dorakit.run import Run
+from dorakit.terminal import typed
 
 Kind = Literal["run", "adapter", "model"]
 # Directories of a run, and the command that makes each.
@@ -47,7 +48,7 @@ def find_target(text: str) -> Place:
     if path.is_file():
         if path.suffix in (".yaml", ".yml"):
             raise UsageError(
-                f"{text} is a recipe file, not a run or a model\n  `dorakit train {text}` makes a run of it: name that"
+                f"{text} is a recipe file, not a run or a model\n  `dorakit train {typed(text)}` makes a run of it: name that"
             )
         return Place(text, "model", None, None)
     if not path.is_dir():
@@ -67,7 +68,7 @@ def find_target(text: str) -> Place:
     run = run_around(text)
     if run is not None and path.resolve().is_relative_to(run.checkpoints.resolve()):
         raise RunError(
-            f"{text} is a checkpoint, which only `dorakit train --resume {run.path}` reads\n"
+            f"{text} is a checkpoint, which only `dorakit train --resume {typed(run.path)}` reads\n"
             f"  when training has finished, point at {run.path}"
         )
     if (path / "adapter_config.json").is_file():

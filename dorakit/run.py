@@ -33,6 +33,7 @@ from dorakit.files import check_writable, naming, remove_rubbish, write_json, wr
 from dorakit.lock import hold, refuse_held
 from dorakit.recipe.resolved import dump_resolved, with_first_sources
 from dorakit.recipe.schema import Recipe
+from dorakit.terminal import typed
 
 SCHEMA_VERSION = 1
 _LOCK = "run.lock"
@@ -85,8 +86,8 @@ class Run:
             if cls.open(path).state != "finished":
                 raise RunError(
                     f"{path} holds an unfinished run.\n"
-                    f"  go on with it:  dorakit train --resume {path}\n"
-                    f"  or remove it:   rm -r {path}"
+                    f"  go on with it:  dorakit train --resume {typed(path)}\n"
+                    f"  or remove it:   rm -r {typed(path)}"
                 )
             number += 1
             path = wanted.with_name(f"{wanted.name}-{number}")
@@ -202,7 +203,9 @@ class Run:
         for directory in (self.adapter, self.model):
             if directory.is_dir():
                 return directory
-        raise RunError(f"{self.path} has no result yet: training did not finish.\n  dorakit train --resume {self.path}")
+        raise RunError(
+            f"{self.path} has no result yet: training did not finish.\n  dorakit train --resume {typed(self.path)}"
+        )
 
     def row_digests(self, fingerprint: str) -> Path:
         """File with the digests of the rows of the data that has this fingerprint."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import unicodedata
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 # The joiner and the non-joiner, without which Persian and many scripts of India are misspelt.
@@ -28,6 +30,11 @@ def json_line(content: Any) -> str:
     if text.isprintable():
         return text
     return "".join(c if _is_shown(c) else json.dumps(c)[1:-1] for c in text)
+
+
+def typed(path: Path | str) -> str:
+    """A path as one types it into a shell."""
+    return shlex.quote(str(path))
 
 
 def lasting(stderr: TextIO) -> TextIO:

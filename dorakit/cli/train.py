@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dorakit.errors import UsageError
-from dorakit.terminal import json_line, printable
+from dorakit.terminal import json_line, printable, typed
 
 
 def train(
@@ -91,9 +90,9 @@ def train(
     if as_json:
         typer.echo(json_line({"run": str(finished.path), "result": str(finished.result), **finished.read("run.json")}))
     elif not quiet:
-        typer.echo(printable(f"next:  dorakit eval {finished.path}"), err=True)
+        typer.echo(printable(f"next:  dorakit eval {typed(finished.path)}"), err=True)
         if plan.method is not None:
-            typer.echo(printable(f"       dorakit merge {finished.path}"), err=True)
+            typer.echo(printable(f"       dorakit merge {typed(finished.path)}"), err=True)
 
 
 def _left_by_a_stop(place: Path) -> str:
@@ -103,6 +102,4 @@ def _left_by_a_stop(place: Path) -> str:
         return "stopped before the run began: nothing is left of it"
     if Run.open(place).state == "finished":
         return f"stopped; the run is finished: {place}"
-    return (
-        f"stopped at once; from the last checkpoint it goes on with: dorakit train --resume {shlex.quote(str(place))}"
-    )
+    return f"stopped at once; from the last checkpoint it goes on with: dorakit train --resume {typed(place)}"

@@ -19,6 +19,7 @@ from dorakit.errors import Interrupted, shown
 from dorakit.failpoints import reach
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
+from dorakit.terminal import typed
 from dorakit.training.checkpoint import load_best, room_said, save_checkpoint
 from dorakit.training.checks import check_magnitudes_moved, check_trainable_dtype
 from dorakit.training.compiled import compile_layers_
@@ -144,7 +145,7 @@ class _Training:
                     if saved and stop and done.step < self.total_steps:
                         raise Interrupted(
                             f"stopped after step {done.step} of {self.total_steps}; a checkpoint is saved.\n"
-                            f"  go on with: dorakit train --resume {self.directory.path}",
+                            f"  go on with: dorakit train --resume {typed(self.directory.path)}",
                             stop[0],
                         )
             return self._finish()

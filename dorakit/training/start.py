@@ -9,6 +9,7 @@ from dorakit.data.precheck import check_rows
 from dorakit.errors import RunError, UsageError
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
+from dorakit.terminal import typed
 from dorakit.training.interruptions import terminated_at_once
 
 _ASIDE = "aside-"  # as training/checkpoint.py calls them
@@ -69,10 +70,10 @@ def _how_to_use(run: Run, aside: str) -> str:
     own = run.checkpoints / aside[aside.find("step-") :]
     if not (run.checkpoints / aside).is_dir():
         return f"{run.path} has no checkpoint {aside!r}"
-    taken = f"\n  mv {own} {own.with_name(f'other-{own.name}')}" if own.exists() else ""
+    taken = f"\n  mv {typed(own)} {typed(own.with_name(f'other-{own.name}'))}" if own.exists() else ""
     return (
         f"{run.checkpoints / aside} was set aside when the run went on from an older checkpoint\n"
         f"  to go on from it, give it its name back:{taken}\n"
-        f"  mv {run.checkpoints / aside} {own}\n"
-        f"  dorakit train --resume {own}"
+        f"  mv {typed(run.checkpoints / aside)} {typed(own)}\n"
+        f"  dorakit train --resume {typed(own)}"
     )

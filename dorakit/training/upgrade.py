@@ -28,6 +28,7 @@ from dorakit.recipe.paths import is_path
 from dorakit.recipe.schema import Recipe
 from dorakit.recipe.where import problem_at
 from dorakit.run import Run
+from dorakit.terminal import typed
 from dorakit.training.checkpoint import named_checkpoint
 from dorakit.training.trained import restore_trained
 
@@ -141,7 +142,7 @@ def refuse_lost_beginning(run: Run) -> None:
     if (start := run.read("run.json").get("from")) is not None:
         raise RunError(
             f"{run.path} began with the adapter {start['adapter']} and was stopped before it had a copy of it\n"
-            f"  begin again: rm -r {run.path}, then: dorakit train RECIPE --from {start['adapter']}"
+            f"  begin again: rm -r {typed(run.path)}, then: dorakit train RECIPE --from {typed(start['adapter'])}"
         )
 
 

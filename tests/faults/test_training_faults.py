@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import sys
@@ -48,6 +49,17 @@ def test_kill_at_any_instant(site, unbroken, matrix, row, place):
     said = ends_alike(site, unbroken)
     assert "vanished: killed, or out of memory" in said and "training.micro_batch_size=1" in said
     matrix(row, f"kill -9 at {place}", "resumes, same bytes", "same bytes and metrics")
+
+
+def test_the_line_that_goes_on_can_be_typed(tmp_path):
+    """Dies if a blank in the path makes two words of it, after one signal or two."""
+    site = make_site(tmp_path / "my runs")
+    for failpoint in ("micro:1=sigterm", "micro:1=sigterm,micro:2=sigterm"):
+        ended = site.train(failpoint=failpoint)
+        assert ended.code == 143
+        line = ended.err.rstrip().splitlines()[-1]
+        assert shlex.split(line[line.index("dorakit ") :]) == ["dorakit", "train", "--resume", str(site.run)]
+        shutil.rmtree(site.run)
 
 
 def test_stop_at_the_next_boundary(site, unbroken, matrix):

@@ -1,5 +1,7 @@
 """What is refused before a base is loaded: the same for the command, for a resume and for the library."""
 
+import shlex
+
 import pytest
 from tiny_runs import tiny_recipe
 
@@ -50,16 +52,31 @@ def test_a_finished_run_is_refused_before_its_rows_are_read(tmp_path, no_loading
 
 @pytest.mark.parametrize("taken", [False, True])
 def test_a_checkpoint_that_was_set_aside(tmp_path, no_loading, taken):
-    """Dies if it is called absent, or if the line that says how to use it moves it into another directory."""
-    run, recipe = begun(tmp_path)
+    """Dies if it is called absent, or if a line that says how to use it moves something else: the path has a blank."""
+    (tmp_path / "my runs").mkdir()
+    run, recipe = begun(tmp_path / "my runs")
     aside, own = run.checkpoints / "aside-step-000000006", run.checkpoints / "step-000000006"
     aside.mkdir(parents=True)
     if taken:
         own.mkdir()
     with pytest.raises(RunError, match="was set aside when the run went on from an older checkpoint") as caught:
         train(recipe, resume=run, checkpoint=aside.name, quiet=True)
-    said = [line.split() for line in str(caught.value).splitlines()[2:]]
+    said = [shlex.split(line) for line in str(caught.value).splitlines()[2:]]
     other = [["mv", str(own), f"{run.checkpoints}/other-step-000000006"]] if taken else []
     assert said == [*other, ["mv", str(aside), str(own)], ["dorakit", "train", "--resume", str(own)]]
     with pytest.raises(RunError, match="has no checkpoint 'aside-step-000000007'"):
         train(recipe, resume=run, checkpoint="aside-step-000000007", quiet=True)
+
+
+def test_what_is_printed_to_be_typed_can_be_typed(tmp_path):
+    """Dies if a path with a blank is two words: `rm -r my run` removes another directory."""
+    (tmp_path / "my runs").mkdir()
+    run, recipe = begun(tmp_path / "my runs")
+    with pytest.raises(RunError, match="holds an unfinished run") as caught:
+        Run.place(recipe)
+    resume, remove = (shlex.split(line.partition(":")[2]) for line in str(caught.value).splitlines()[1:])
+    assert resume == ["dorakit", "train", "--resume", str(run.path)]
+    assert remove == ["rm", "-r", str(run.path)]
+    with pytest.raises(RunError, match="did not finish") as caught:
+        _ = run.result
+    assert shlex.split(str(caught.value).splitlines()[-1]) == ["dorakit", "train", "--resume", str(run.path)]
