@@ -233,7 +233,9 @@ class TrainingSection(Section):
     """The loop."""
 
     epochs: float = setting(3.0, reads="training/prepare.py", says="Passes over the training rows.", gt=0.0)
-    max_steps: Positive | None = setting(None, reads="training/prepare.py", says="Stop after this many optimizer steps.")
+    max_steps: Positive | None = setting(
+        None, reads="training/prepare.py", says="Stop after this many optimizer steps."
+    )
     batch_size: Positive = setting(16, reads="training/loop.py", says="Documents per optimizer step, over everything.")
     micro_batch_size: Positive = setting(4, reads="training/loop.py", says="Rows per forward pass.")
     micro_batch_tokens: Positive | None = setting(

@@ -31,6 +31,7 @@ from dorakit.training.optim import learning_rate, num_trained
 from dorakit.training.prepare import Prepared, prepare
 from dorakit.training.restore import Start, restore
 from dorakit.training.result import check_adapter_moved, write_result
+from dorakit.training.resumable import check_resumable
 from dorakit.training.resume import Facts
 from dorakit.training.trained import restore_trained, trained_tensors
 from dorakit.training.validation import Validation
@@ -63,6 +64,7 @@ def train(
         if resume:
             resume.refuse_finished()  # which another process may have made it since
             _tell_of_vanished(resume, vanished, quiet=quiet)
+            check_resumable(resume, recipe, checkpoint, accept_changes)
         prepared = prepare(recipe, place, start_from=start_from)
         run = resume
         if run is None:

@@ -92,20 +92,7 @@ def compare(
         RunError: Something changed that is neither free nor accepted.
         UsageError: Something was accepted that did not change.
     """
-    changes: dict[str, str] = {}
-    free: list[str] = []
-    rounded = False
-    for key in sorted(then["recipe"].keys() | now.recipe.keys()):
-        before, after = then["recipe"].get(key, "absent"), now.recipe.get(key, "absent")
-        if before == after:
-            continue
-        line = f"{key}: {before} then, {after} now"
-        decides = key == "training.eval_every" and validates_best
-        if _ROUNDING.fullmatch(key) or (_FREE.fullmatch(key) and not decides):
-            rounded = rounded or bool(_ROUNDING.fullmatch(key))
-            free.append(line)
-        else:
-            changes[key] = line
+    changes, free = _changed_settings(then["recipe"], now.recipe, validates_best=validates_best)
     if then["base"] != now.base:
         changes["base"] = "base: " + _different_files(then["base"], now.base)
     if then["template"] != now.template:
@@ -119,15 +106,54 @@ def compare(
         raise UsageError(f"--accept-change {unknown[0]}: that did not change; what changed and is not free: {what}")
     values = {key: vars(now)[key] if key in ("base", "data", "template") else now.recipe.get(key) for key in changes}
     agreed = [key for key in changes if key in accepted or accepted_before.get(key) == values[key]]
-    if refused := [key for key in changes if key not in agreed]:
+    _refuse({key: line for key, line in changes.items() if key not in agreed}, run)
+    notes = [f"changed: {line}" for line in free.values()] + [f"changed, accepted: {changes[key]}" for key in agreed]
+    return Comparison(notes, values, is_exact=not any(map(_ROUNDING.fullmatch, free)) and not agreed)
+
+
+def refuse_changed_settings(
+    run: Run,
+    then: dict[str, str],
+    now: dict[str, str],
+    *,
+    accepted: Sequence[str],
+    accepted_before: dict[str, Any],
+    validates_best: bool,
+) -> None:
+    """Of what `compare` refuses, the part that is known from two recipes as `Facts` has them.
+
+    Raises:
+        RunError: A setting changed that is neither free nor accepted.
+    """
+    changes, _ = _changed_settings(then, now, validates_best=validates_best)
+    agreed = {key for key in changes if key in accepted or accepted_before.get(key) == now.get(key)}
+    _refuse({key: line for key, line in changes.items() if key not in agreed}, run)
+
+
+def _changed_settings(
+    then: dict[str, str], now: dict[str, str], *, validates_best: bool
+) -> tuple[dict[str, str], dict[str, str]]:
+    """By key, a line for each setting that changed and needs to be accepted, and for each that may change freely."""
+    changes: dict[str, str] = {}
+    free: dict[str, str] = {}
+    for key in sorted(then.keys() | now.keys()):
+        before, after = then.get(key, "absent"), now.get(key, "absent")
+        if before == after:
+            continue
+        decides = key == "training.eval_every" and validates_best
+        is_free = _ROUNDING.fullmatch(key) or (_FREE.fullmatch(key) and not decides)
+        (free if is_free else changes)[key] = f"{key}: {before} then, {after} now"
+    return changes, free
+
+
+def _refuse(changes: dict[str, str], run: Run) -> None:
+    if changes:
         raise RunError(
             f"changed since the checkpoint of {run.path}:\n"
-            + "".join(f"  {changes[key]}\n" for key in refused)
+            + "".join(f"  {line}\n" for line in changes.values())
             + "  put it back, or go on with the change: "
-            + " ".join(f"--accept-change {key}" for key in refused)
+            + " ".join(f"--accept-change {key}" for key in changes)
         )
-    notes = [f"changed: {line}" for line in free] + [f"changed, accepted: {changes[key]}" for key in agreed]
-    return Comparison(notes, values, is_exact=not rounded and not agreed)
 
 
 def write_row_digests(run: Run, data: Encoded) -> None:

@@ -321,6 +321,37 @@ def test_a_recipe_that_changed(half_done, unbroken, matrix):
     matrix(17, "learning rate / log interval changed", "exit 3 with both values / goes on", "as expected, same bytes")
 
 
+@pytest.mark.parametrize("what", ["an absent checkpoint", "a changed setting", "no checkpoint that can be used"])
+def test_what_needs_no_base_is_refused_before_it_is_loaded(half_done, matrix, what):
+    """Rows 14, 15 and 17. Dies if minutes are spent on loading first, or if what may go on is refused."""
+    arguments, said = ["--resume", half_done.run], "no checkpoint of "
+    if what == "an absent checkpoint":
+        arguments, said = (
+            ["--resume", half_done.run / "checkpoints" / "step-000000099"],
+            "step-000000004, step-000000006",
+        )
+    elif what == "a changed setting":
+        arguments, said = (
+            [*arguments, "--set", "optimizer.learning_rate=1"],
+            "optimizer.learning_rate: 0.01 then, 1.0 now",
+        )
+        for passing in (["--accept-change", "optimizer.learning_rate"], ["--set", "optimizer.learning_rate=0.01"]):
+            assert dorakit("train", *arguments, *passing, before=loads_nothing).code == 99
+    else:
+        for path in half_done.checkpoints():
+            damage(path / "adapter.safetensors", "last bit")
+    ended = dorakit("train", *arguments, before=loads_nothing)
+    assert ended.code == 3 and said in ended.err, ended.err
+    matrix(15, what, "exit 3, nothing loaded", "exit 3, nothing loaded")
+
+
+def test_the_settings_of_a_damaged_checkpoint_are_not_asked(half_done):
+    """Row 17. Dies if it refuses what the checkpoint before, which will be used, does not."""
+    state = half_done.checkpoints()[-1] / "state.json"
+    state.write_text(state.read_text().replace('"0.01"', '"0.02"'))
+    assert half_done.resume(before=loads_nothing).code == 99
+
+
 def test_an_accepted_change_is_recorded(half_done, unbroken, matrix):
     """Row 17. Dies if an accepted change is not said, not kept, or called bitwise."""
     file = half_done.recipe
