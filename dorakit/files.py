@@ -36,13 +36,13 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is at any instant the old one or the new one, whole."""
-    staging = path.with_name(f".tmp-{path.name}")
+    staging = _beside(path, "tmp")
     try:
         with naming(path), open(staging, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except BaseException:
         staging.unlink(missing_ok=True)
         raise
     staging.replace(path)
@@ -72,7 +72,7 @@ def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _put_back(path.parent, only=path.name)
-    staging = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+    staging = _beside(path, "tmp")
     staging.mkdir()
     try:
         with naming(path):
@@ -152,9 +152,14 @@ def _put_back(directory: Path, *, only: str | None = None) -> None:
 
 
 def _renamed(directory: Path, why: str) -> Path:
-    other = directory.with_name(f".{why}-{directory.name}-{uuid.uuid4().hex[:8]}")
+    other = _beside(directory, why)
     directory.rename(other)
     return other
+
+
+def _beside(path: Path, why: str) -> Path:
+    """A name that nobody else has, so that two who write the same do not meet."""
+    return path.with_name(f".{why}-{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What a person sees when the file system refuses: one line with the path, and the exit code."""
 
 import errno
+from uuid import UUID
 
 import pytest
 from safetensors import SafetensorError
@@ -48,13 +49,16 @@ def test_a_quota_is_a_full_disk(tmp_path, monkeypatch, number):
     assert caught.value.errno == number
 
 
-def test_a_full_disk_is_named(trained, tmp_path, monkeypatch, capsys):
-    """Planted bugs caught: a full disk has the exit code of a bug; a write that failed does not say where."""
-    (tmp_path / ".tmp-x.json").symlink_to("/dev/full")
+@pytest.mark.parametrize("full", ["x.json", "x.predictions.jsonl"])
+def test_a_full_disk_is_named(trained, tmp_path, monkeypatch, capsys, full):
+    """Planted bugs caught: a full disk has the exit code of a bug; a write that failed says not where, or leaves its half."""
+    monkeypatch.setattr("uuid.uuid4", lambda: UUID(int=0))
+    (tmp_path / f".tmp-{full}-00000000").symlink_to("/dev/full")
     output = tmp_path / "x.json"
     code, said = said_by(monkeypatch, capsys, "eval", trained("lora").path, "--quiet", "--limit", 1, "--output", output)
     assert code == 4
-    assert said.startswith(f"error: {output}: No space left on device\n  free some space")
+    assert said.startswith(f"error: {tmp_path / full}: No space left on device\n  free some space")
+    assert not output.exists() and not list(tmp_path.glob(".tmp-*"))
 
 
 def test_a_full_disk_in_the_words_of_safetensors(tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ from dorakit.evaluation.perplexity import perplexity, token_loss
 from dorakit.evaluation.progress import say
 from dorakit.evaluation.rows import HeldOut, file_rows, validation_rows
 from dorakit.evaluation.written import beside, free_name, output_file
-from dorakit.files import write_json
+from dorakit.files import write_json, write_whole
 from dorakit.model.generate import check_prompts
 from dorakit.place import find_target
 from dorakit.recipe.schema import Recipe
@@ -270,10 +270,6 @@ def _place_in(directory: Path, variant: str, rows: HeldOut) -> Path:
 def _write(path: Path, result: dict[str, Any], predictions: Sequence[Prediction]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if predictions:
-        file_beside = beside(path)
-        staging = file_beside.with_name(f".tmp-{file_beside.name}")
-        with open(staging, "w", encoding="utf-8") as file:
-            for prediction in predictions:
-                file.write(json.dumps(prediction.as_dict(), ensure_ascii=False) + "\n")
-        staging.replace(file_beside)
+        lines = (json.dumps(prediction.as_dict(), ensure_ascii=False) + "\n" for prediction in predictions)
+        write_whole(beside(path), "".join(lines))
     write_json(path, result)

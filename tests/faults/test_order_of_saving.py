@@ -100,6 +100,21 @@ def test_a_json_file_is_synced_before_it_replaces_the_old_one(tmp_path, calls):
     assert calls[synced[0]][1] == calls[moved[0]][1] != str(file)
 
 
+def test_two_that_write_a_file_do_not_meet(tmp_path, monkeypatch):
+    """Planted bug caught: one staging name for all, by which a file that another has half written gets into its place."""
+    file, sync = tmp_path / "x.json", os.fsync
+
+    def while_another_writes(descriptor):
+        monkeypatch.setattr(os, "fsync", sync)
+        write_json(file, ["another"])
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", while_another_writes)
+    write_json(file, ["one"])
+    assert file.read_text() == '[\n  "one"\n]\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), ValueError("a bug")])
 def test_a_block_that_fails_leaves_the_old_directory_whole(tmp_path, error):
     """Planted bug caught: the old directory removed before there is a new one."""
