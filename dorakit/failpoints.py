@@ -8,10 +8,13 @@ one comparison and does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 from collections import Counter
+
+from dorakit.errors import UsageError
 
 PLACES = {
     "micro": "a micro-batch has been through forward and backward",
@@ -20,6 +23,7 @@ PLACES = {
     "checkpoint.file": "a file of a checkpoint is in its staging directory",
     "checkpoint.written": "all files are there, not yet synced",
     "checkpoint.synced": "all files are synced, the directory still has its staging name",
+    "checkpoint.replacing": "as directory.replacing, of a checkpoint that was passed over",
     "checkpoint.renamed": "the directory has its name, its parent is not synced",
     "prune": "an old checkpoint has its name of rubbish and is still there",
     "result.file": "a file of the result is in its staging directory",
@@ -39,6 +43,7 @@ PLACES = {
 }
 ACTIONS = ("kill9", "sigterm", "sigint", "enospc", "eacces", "memory", "nan")
 
+_VARIABLE = "DORAKIT_FAILPOINT"
 _armed: dict[tuple[str, int], str] = {}
 _arrivals: Counter[str] = Counter()
 
@@ -47,19 +52,34 @@ def arm(text: str) -> None:
     """Set the failpoints from the variable's text, counting anew.
 
     Raises:
-        ValueError: It names a place or an action that there is not.
+        UsageError: It names a place or an action that there is not.
     """
     _armed.clear()
     _arrivals.clear()
+    _armed.update(_read(text))
+
+
+def check_variable() -> None:
+    """Refuse a variable that says nothing; importing this leaves it alone, so that the command line can say so.
+
+    Raises:
+        UsageError: As `arm`.
+    """
+    _read(os.environ.get(_VARIABLE, ""))
+
+
+def _read(text: str) -> dict[tuple[str, int], str]:
+    armed = {}
     for entry in filter(None, text.split(",")):
         where, _, action = entry.partition("=")
         place, _, number = where.partition(":")
         if place not in PLACES or action not in ACTIONS or not number.isdigit():
-            raise ValueError(
-                f"DORAKIT_FAILPOINT: {entry!r} is not PLACE:N=ACTION\n"
+            raise UsageError(
+                f"{_VARIABLE}: {entry!r} is not PLACE:N=ACTION\n"
                 f"  places: {', '.join(PLACES)}\n  actions: {', '.join(ACTIONS)}"
             )
-        _armed[place, int(number)] = action
+        armed[place, int(number)] = action
+    return armed
 
 
 def reach(place: str) -> bool:
@@ -86,4 +106,5 @@ def reach(place: str) -> bool:
     return action == "nan"
 
 
-arm(os.environ.get("DORAKIT_FAILPOINT", ""))
+with contextlib.suppress(UsageError):
+    arm(os.environ.get(_VARIABLE, ""))

@@ -11,7 +11,7 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from dorakit import __version__
+from dorakit import __version__, failpoints
 from dorakit.cli import analyze, compare, data, evaluate, export, recipe, report, train
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 from dorakit.terminal import lasting
@@ -65,6 +65,7 @@ def main() -> None:
 
 def _main() -> None:
     try:
+        failpoints.check_variable()
         code = app(standalone_mode=False)
     except TyperException as error:
         _say_usage(error)

@@ -5,15 +5,18 @@ A shim writes down the calls. That they do on a disk what their names say is the
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from dorakit import Run
+import dorakit
+from dorakit import Run, failpoints, files
 from dorakit.files import remove_rubbish, whole_directory, write_json
 from dorakit.training.checkpoint import save_checkpoint
 
@@ -192,3 +195,26 @@ def test_of_two_that_make_the_same_one_stays(tmp_path):
             (early / "a").write_text("early")
     assert (place / "a").read_text() == "early"
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+
+
+def test_a_failpoint_that_there_is_not(tmp_path):
+    """Planted bug caught: a traceback from an import, or a misspelt place that never comes."""
+    for text, code in (("chekpoint.file:1=kill9", 2), ("step:x=kill9", 2), ("step:1=kill", 2), ("step:1=kill9", 0)):
+        environment = os.environ | {"DORAKIT_FAILPOINT": text}
+        command = [sys.executable, "-m", "dorakit", "--version"]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert ended.returncode == code, ended.stderr
+        if code:
+            assert ended.stderr.startswith(
+                f"error: DORAKIT_FAILPOINT: '{text}' is not PLACE:N=ACTION\n  places: micro, "
+            )
+
+
+def test_every_place_is_listed():
+    """Planted bug caught: a place that is reached and cannot be named."""
+    sources = [path.read_text() for path in Path(dorakit.__file__).parent.rglob("*.py")]
+    reached = {place for text in sources for place in re.findall(r'reach\("([a-z.]+)"\)', text)}
+    kinds = {"directory", *(kind for text in sources for kind in re.findall(r'what="([a-z]+)"', text))}
+    parts = set(re.findall(r'reach\(f"{what}\.([a-z]+)"\)', Path(files.__file__).read_text()))
+    replacing = {"cache.replacing"}  # one that is there is kept
+    assert reached | {f"{kind}.{part}" for kind in kinds for part in parts} - replacing == failpoints.PLACES.keys()
