@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -16,15 +18,20 @@ def analyze(
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Write the files only."),
 ) -> None:
-    """Show how far training moved each weight matrix in length and in direction; writes RUN/analysis.json.
+    """Show how far training moved each weight matrix in length and in direction; writes RUN/analysis.json and RUN/report.html.
 
     Every checkpoint that a run kept counts: training.save_every and training.keep_checkpoints say how many there are.
     """
     from dorakit.report.analysis import analyze
+    from dorakit.report.page import write_report
+    from dorakit.run import Run
 
     results = []
     for run in runs:
-        results.append(analyze(run))
+        opened = Run.open(Path(os.path.expanduser(run)))
+        result = analyze(opened)
+        page = write_report(opened)
+        results.append({**result, "report": None if page is None else str(page)})
         if not (as_json or quiet):
             _show(results[-1])
     if as_json:
@@ -57,7 +64,8 @@ def _show(result: dict[str, Any]) -> None:
     console.print(Text(printable(title)), soft_wrap=True)
     console.print(table)
     lines = [*result["notes"], _still(result["never_moved"], len({entry["module"] for entry in result["matrices"]}))]
-    for line in [*lines, f"written: {result['output']}"]:
+    written = [f"written: {path}" for path in (result["output"], result["report"]) if path]
+    for line in [*lines, *written]:
         console.print(Text(printable(line)), soft_wrap=True)
     console.print()
 

@@ -87,9 +87,16 @@ def train(
     except (StoppedAtOnce, KeyboardInterrupt) as stop:
         typer.echo(printable(_left_by_a_stop(place)), err=True)
         raise stop if isinstance(stop, StoppedAtOnce) else StoppedAtOnce(signal.SIGINT) from None
+    from dorakit.report.page import write_report
+
+    page = write_report(finished)
     if as_json:
-        typer.echo(json_line({"run": str(finished.path), "result": str(finished.result), **finished.read("run.json")}))
+        paths = {"run": finished.path, "result": finished.result, "report": page}
+        known = {name: None if path is None else str(path) for name, path in paths.items()}
+        typer.echo(json_line({**known, **finished.read("run.json")}))
     elif not quiet:
+        if page is not None:
+            typer.echo(printable(f"report: {page}"), err=True)
         typer.echo(printable(f"next:  dorakit eval {typed(finished.path)}"), err=True)
         if plan.method is not None:
             typer.echo(printable(f"       dorakit merge {typed(finished.path)}"), err=True)

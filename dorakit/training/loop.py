@@ -290,6 +290,7 @@ class _Training:
                 best_validation_loss=self.progress.best_loss,
                 seconds=round(seconds, 1),
                 peak_memory_bytes=peak_memory_bytes(),
+                computing=self.computing,
             )
         self.metrics.say(f"finished {self.progress.step} steps in {seconds / 60:.1f} min -> {target}")
         return run

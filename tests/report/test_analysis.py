@@ -132,6 +132,18 @@ def test_json_is_one_object(kept, run_of):
     arguments = ["analyze", str(kept.path), str(run_of("lora").path), "--json"]
     out = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
     assert [run["mode"] for run in json.loads(out)["runs"]] == ["dora", "lora"]
+    assert [run["report"] for run in json.loads(out)["runs"]] == [
+        run["output"].replace("analysis.json", "report.html") for run in json.loads(out)["runs"]
+    ]
+
+
+def test_the_page_of_a_run_shows_its_analysis(run_of):
+    """Planted bug caught: the page is written before analysis.json is, or of the last run alone."""
+    run = run_of("dora")
+    run.report.write_text("of before")
+    result = CliRunner().invoke(app, ["analyze", str(run.path)], catch_exceptions=False)
+    assert "Magnitude and direction" in run.report.read_text(encoding="utf-8")
+    assert result.output.splitlines()[-3:-1] == [f"written: {run.analysis}", f"written: {run.report}"]
 
 
 @pytest.mark.parametrize(
