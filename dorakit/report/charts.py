@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from dorakit.report.numbers import figure
-from dorakit.report.scales import Scale, scale_of, steps_scale, tick_texts
+from dorakit.report.scales import Scale, scale_of, steps_scale, tick_texts, values_scale
 from dorakit.report.text import LABEL, clipped
 
 Points = Sequence[tuple[float, float]]
@@ -23,13 +23,15 @@ _HEIGHT = 220
 _LABEL_GAP = 14  # pixels between the values at the ends of lines
 _MAX_LABELS = 4
 _MAX_MARKS = 40
+_MAX_TICKS = 8  # of an axis whose numbers are given
 
 
 @dataclass(frozen=True)
 class Series:
     """One line: its points in the order of x, its colour by number from 0, and how it is drawn.
 
-    `faint` is drawn thin behind the others and has neither a name in the legend nor a value at its end.
+    `faint` is drawn thin behind the others and has neither a name in the legend nor a value at its end; nor has `loose`, of
+    which only the points are drawn.
     """
 
     name: str
@@ -38,11 +40,17 @@ class Series:
     has_dots: bool = False
     is_dashed: bool = False
     is_faint: bool = False
+    is_loose: bool = False
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is told of beside the lines."""
+        return bool(self.points) and not self.is_faint and not self.is_loose
 
     @property
     def css(self) -> str:
         """Classes of its marks."""
-        states = (("dashed", self.is_dashed), ("faint", self.is_faint))
+        states = (("dashed", self.is_dashed), ("faint", self.is_faint), ("open", self.is_loose))
         return " ".join([f"s{self.colour % NUM_COLOURS + 1}", *(name for name, is_so in states if is_so)])
 
 
@@ -83,6 +91,8 @@ def line_chart(
     *,
     name: str,
     unit: str = "",
+    x_name: str = "step",
+    x_values: Sequence[float] = (),
     from_zero: bool = False,
     may_be_log: bool = False,
     has_legend: bool = True,
@@ -90,13 +100,15 @@ def line_chart(
     marks_name: str = "",
     height: int = _HEIGHT,
 ) -> Markup:
-    """Lines over training steps, as a <figure>.
+    """Lines over training steps, or over values of another kind, as a <figure>.
 
     Args:
         title: Heading of the figure.
         series: At least one point in all.
         name: Of the chart on its page; no other has it.
         unit: Of the values, behind the title.
+        x_name: What the horizontal axis is.
+        x_values: What is written at it, where it is logarithmic.
         from_zero: The axis of values begins at zero.
         may_be_log: The axis is logarithmic where values lie far apart.
         has_legend: Names of the series beside the title.
@@ -104,25 +116,25 @@ def line_chart(
         marks_name: What the marks are.
         height: In pixels.
     """
-    x_scale = steps_scale([*(x for one in series for x, _ in one.points), *marks])
+    x_scale = values_scale(x_values) if x_values else steps_scale([*(x for s in series for x, _ in s.points), *marks])
     y_scale = scale_of((y for one in series for _, y in one.points), from_zero=from_zero, may_be_log=may_be_log)
-    named = [one for one in series if not one.is_faint and one.points]
-    parts = [_grid(x_scale, y_scale, height, "step", whole=True)]
+    named = [one for one in series if one.is_named]
+    parts = [_grid(x_scale, y_scale, height, x_name, x_ticks=x_values, whole=True)]
     parts += [
         Markup('<line class="mark" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>').format(x_scale.percent(step))
         for step in marks[:_MAX_MARKS]
     ]
-    stretched = Markup().join(_polyline(one, x_scale, y_scale) for one in series)
+    stretched = Markup().join(_polyline(one, x_scale, y_scale) for one in series if not one.is_loose)
     parts.append(Markup('<svg viewBox="0 0 1000 1000" preserveAspectRatio="none">{}</svg>').format(stretched))
     for one in series:
-        if one.has_dots or len(one.points) == 1:
+        if one.has_dots or one.is_loose or len(one.points) == 1:
             parts += [_circle(x_scale.percent(x), 100 - y_scale.percent(y), one.css) for x, y in one.points]
     if len(named) <= _MAX_LABELS:
         parts.append(_end_labels(named, x_scale, y_scale, height))
     entries = [(one.css, one.name) for one in named] if has_legend and len(named) > 1 else []
     if marks:
         entries.append(("mark", marks_name))
-    described = "; ".join(_told(one) for one in named[:NUM_COLOURS])
+    described = "; ".join(_told(one, x_name) for one in named[:NUM_COLOURS])
     notes = [unit, "logarithmic" if y_scale.is_log else ""]
     return _figure(title, ", ".join(filter(None, notes)), name, described, entries, parts, height)
 
@@ -177,7 +189,16 @@ def _ends(slope: float, intercept: float, x_scale: Scale, y_scale: Scale) -> lis
     return ends if left < right and all(-0.1 <= y_scale.percent(y) <= 100.1 for _, y in ends) else []
 
 
-def _grid(x_scale: Scale, y_scale: Scale, height: int, x_name: str, y_name: str = "", *, whole: bool = False) -> Markup:
+def _grid(
+    x_scale: Scale,
+    y_scale: Scale,
+    height: int,
+    x_name: str,
+    y_name: str = "",
+    *,
+    x_ticks: Sequence[float] = (),
+    whole: bool = False,
+) -> Markup:
     """Horizontal lines, the numbers of both axes, and their names."""
     parts = []
     ticks = y_scale.ticks(max(2, height // 50))
@@ -187,7 +208,7 @@ def _grid(x_scale: Scale, y_scale: Scale, height: int, x_name: str, y_name: str 
             '<line class="grid" x1="0" x2="100%" y1="{0}%" y2="{0}%"/><text x="-8" y="{0}%" dy=".32em" class="y">{1}</text>'
         )
         parts.append(line.format(place, text))
-    ticks = x_scale.ticks(5, whole=whole)
+    ticks = list(x_ticks)[:: math.ceil(len(x_ticks) / _MAX_TICKS)] if x_ticks else x_scale.ticks(5, whole=whole)
     for value, text in zip(ticks, tick_texts(ticks), strict=True):
         parts.append(
             Markup('<text x="{}%" y="100%" dy="1.5em" class="x">{}</text>').format(x_scale.percent(value), text)
@@ -221,11 +242,11 @@ def _end_labels(series: Sequence[Series], x_scale: Scale, y_scale: Scale, height
     return Markup().join(parts)
 
 
-def _told(one: Series) -> str:
+def _told(one: Series, x_name: str) -> str:
     (first_x, first), (last_x, last) = one.points[0], one.points[-1]
     lowest, highest = min(y for _, y in one.points), max(y for _, y in one.points)
     return (
-        f"{one.name}: {figure(first)} at step {figure(first_x)}, {figure(last)} at step {figure(last_x)}, "
+        f"{one.name}: {figure(first)} at {x_name} {figure(first_x)}, {figure(last)} at {x_name} {figure(last_x)}, "
         f"lowest {figure(lowest)}, highest {figure(highest)}"
     )
 

@@ -29,7 +29,8 @@ def curves(contents: Sequence[Content], names: Sequence[str], *, limit: int) -> 
         names: What each is called on the page.
         limit: Points a series at most.
     """
-    found = [_loss(contents[0], limit)] if len(contents) == 1 else _losses(contents, names, limit)
+    found: list[Markup | None] = [_loss(contents[0], limit)] if len(contents) == 1 else []
+    found += losses(contents, names, limit=limit) if len(contents) > 1 else []
     found += [
         _plain(contents, names, "Learning rate", "train/learning_rate", limit, name="rate", from_zero=True),
         _plain(contents, names, "Gradient norm", "train/grad_norm", limit, name="norm", may_be_log=True),
@@ -135,11 +136,13 @@ def _loss(content: Content, limit: int) -> Markup | None:
     )
 
 
-def _losses(contents: Sequence[Content], names: Sequence[str], limit: int) -> list[Markup | None]:
-    return [
+def losses(contents: Sequence[Content], names: Sequence[str], *, limit: int) -> list[Markup]:
+    """Training and validation loss of several runs, as in `curves`."""
+    found = (
         _plain(contents, names, "Training loss", "train/loss", limit, name="loss", may_be_log=True, height=_TALL),
         _plain(contents, names, "Validation loss", "validation/loss", limit, name="validation", may_be_log=True),
-    ]
+    )
+    return [chart for chart in found if chart]
 
 
 def _plain(

@@ -6,23 +6,16 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from markupsafe import Markup
-
-import dorakit
 from dorakit.errors import UsageError, shown
 from dorakit.files import write_whole
 from dorakit.report import tables
 from dorakit.report.content import Content, as_list, read_content
 from dorakit.report.curves import change_charts, changes_told, curves, run_colour
 from dorakit.report.scores import answers, scores
-from dorakit.report.text import clipped
+from dorakit.report.templates import fill
 from dorakit.run import Run
 
 MAX_BYTES = 1_000_000
@@ -66,14 +59,18 @@ def write_page(runs: Sequence[Run], output: Path | str | None = None) -> Path:
     return path
 
 
-def write_report(run: Run) -> Path:
-    """Write RUN/report.html about a run that just ended; what goes wrong with it is one line on stderr and nothing more."""
+def write_report(run: Run) -> Path | None:
+    """Write RUN/report.html beside a result that is there already; what goes wrong with it is one line on stderr.
+
+    Returns:
+        The page; None where it could not be written.
+    """
     try:
-        write_page([run])
+        return write_page([run])
     except Exception as error:  # a finished training must not look failed for the sake of its page
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         print(shown(f"no report: {reason}; `dorakit report {run.path}` tries again"), file=sys.stderr, flush=True)
-    return run.report
+        return None
 
 
 def render(contents: Sequence[Content]) -> str:
@@ -84,20 +81,17 @@ def render(contents: Sequence[Content]) -> str:
     """
     names = _names(contents)
     for room in _ROOMS:
-        page = (
-            _environment(room.text)
-            .from_string(_source())
-            .render(
-                title=names[0] if len(contents) == 1 else f"{len(contents)} runs",
-                version=dorakit.__version__,
-                runs=[
-                    _told(content, name, index, room)
-                    for index, (content, name) in enumerate(zip(contents, names, strict=True))
-                ],
-                curves=curves(contents, names, limit=room.points),
-                comparison=tables.comparison(contents) if len(contents) > 1 else [],
-                differences=tables.differences(contents)[: room.rows] if len(contents) > 1 else [],
-            )
+        page = fill(
+            "dorakit.report",
+            text=room.text,
+            title=names[0] if len(contents) == 1 else f"{len(contents)} runs",
+            runs=[
+                _told(content, name, index, room)
+                for index, (content, name) in enumerate(zip(contents, names, strict=True))
+            ],
+            curves=curves(contents, names, limit=room.points),
+            comparison=tables.comparison(contents) if len(contents) > 1 else [],
+            differences=tables.differences(contents)[: room.rows] if len(contents) > 1 else [],
         )
         if len(page.encode()) < MAX_BYTES:
             return page
@@ -155,19 +149,3 @@ def _told(content: Content, name: str, index: int, room: _Room) -> dict[str, Any
         "columns": columns,
         "numbers": numbers,
     }
-
-
-def _environment(text: int) -> ImmutableSandboxedEnvironment:
-    """Jinja's, in which every text that is put in is cut to so many characters, made harmless, and escaped."""
-
-    def fit(value: Any) -> Any:
-        return clipped(value, text) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    return ImmutableSandboxedEnvironment(
-        autoescape=True, finalize=fit, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-
-
-@cache
-def _source() -> str:
-    return (resources.files("dorakit.report") / "page.html.jinja").read_text(encoding="utf-8")

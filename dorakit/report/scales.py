@@ -56,6 +56,13 @@ def scale_of(values: Iterable[float], *, from_zero: bool = False, may_be_log: bo
     return Scale(low - room, high + room)
 
 
+def values_scale(values: Iterable[float]) -> Scale:
+    """A logarithmic scale of values above zero, with some room before the first and behind the last."""
+    low, high = _ends(values)
+    room = (high / low) ** 0.04 if high > low else 2.0
+    return Scale(low / room, high * room, is_log=True)
+
+
 def steps_scale(values: Iterable[float]) -> Scale:
     """A scale of steps, from the first to the last."""
     low, high = _ends(values)
@@ -67,7 +74,8 @@ def tick_texts(values: Sequence[float]) -> list[str]:
     largest = max(map(abs, values), default=0.0)
     if 1e4 <= largest < 1e6:
         return [f"{value / 1000:g}k" if value else "0" for value in values]
-    if 1e-2 < largest < 1e4:
+    smallest = min((abs(value) for value in values if value), default=largest)
+    if 1e-2 < largest < 1e4 and smallest >= 0.999e-3:
         return [figure(value) for value in values]
     return [_exponential(value) for value in values]
 
