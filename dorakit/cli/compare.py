@@ -39,8 +39,8 @@ def compare(
 ) -> None:
     """Train a recipe in several modes, ranks, learning rates and seeds, and say what can be told apart.
 
-    Every cell is a run directory. Finished cells are never run again: after an interruption, or with more values on an
-    axis, the same command goes on.
+    Every cell is a run directory, and OUTPUT/comparison.html is the page about all. Finished cells are never run again:
+    after an interruption, or with more values on an axis, the same command goes on.
 
     Examples:
         dorakit compare recipes/smollm2-math.yaml --modes lora,dora --ranks 8,16 --seeds 3
@@ -63,10 +63,12 @@ def compare(
         quiet=quiet,
     )
     if as_json:
-        typer.echo(json_line({"output": str(place), **findings.as_dict()}))
+        report = str(place / "comparison.html")
+        typer.echo(json_line({"output": str(place), "report": report, **findings.as_dict()}))
     else:
         _show(findings)
-        typer.echo(printable(f"written: {place / 'comparison.json'}"), err=True)
+        for file in ("comparison.json", "comparison.html"):
+            typer.echo(printable(f"written: {place / file}"), err=True)
 
 
 def _words(text: str) -> list[str]:
@@ -86,14 +88,16 @@ def _show(findings: Findings) -> None:
     console = Console(highlight=False)
     console.print(_accuracies(findings))
     console.print(_costs(findings))
-    if len(findings.methods) > len(findings.best):
+    if findings.is_swept:
         console.print(f"Learning rates were chosen by {findings.chosen_by}.")
+    for note in findings.notes:
+        console.print(printable(f"Note: {note}"), markup=False, soft_wrap=True)
     console.print(findings.sentence + "\n", markup=False, soft_wrap=True)
 
 
 def _accuracies(findings: Findings) -> Table:
     fixed = {method.name: method for method in findings.fixed}
-    swept = len(findings.methods) > len(findings.best)
+    swept = findings.is_swept
     columns = ["accuracy"]
     if swept:
         columns += ["at rate", f"at {findings.fixed_rate:g}"]
@@ -109,7 +113,7 @@ def _accuracies(findings: Findings) -> Table:
 
 
 def _costs(findings: Findings) -> Table:
-    forgets = any(cell.forgotten is not None for method in findings.best for cell in method.cells)
+    forgets = findings.forgets
     table = _table("seconds", "memory", "trained", *(["forgotten, nats"] if forgets else []))
     for method in findings.best:
         memory = method.mean(lambda cell: float(cell.peak_memory_bytes)) or 0.0

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dorakit.errors import RunError, UsageError
 from dorakit.recipe.resolved import settings
-from dorakit.recipe.schema import Recipe
+from dorakit.recipe.schema import MODES, Recipe
 from dorakit.run import Run
 
-MODES = ("full", "lora", "dora", "qlora", "qdora")
 # Of a run on disk: where it lies, and the commit that a branch pointed to.
 _MAY_DIFFER = ("output_dir", "model.revision")
 
@@ -88,6 +87,9 @@ def check_same(run: Run, recipe: Recipe) -> None:
         RunError: It was trained with other settings; the first three are named.
     """
     then, now = settings(run.recipe), settings(recipe)
+    facts = run.read("run.json")
+    then["--twin"], now["--twin"] = str(facts["is_twin"]), str(recipe.origin.is_twin)
+    then["--from"], now["--from"] = "an adapter" if facts.get("from") else "none", "none"
     different = [
         f"{key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} asked for"
         for key in sorted(then.keys() | now.keys())
@@ -103,7 +105,7 @@ def check_same(run: Run, recipe: Recipe) -> None:
 
 
 def check_alike(runs: Sequence[tuple[Cell, Run]]) -> None:
-    """Refuse finished cells that saw other rows in the same seed, or began with another base.
+    """Refuse finished cells that saw other rows in the same seed, began with another base or computed in another dtype.
 
     Raises:
         RunError: Two cells differ in more than what they are compared by.
@@ -114,6 +116,7 @@ def check_alike(runs: Sequence[tuple[Cell, Run]]) -> None:
         for what, seed, value in (
             ("base", 0, facts["base"]["files"]),
             ("rows", cell.seed, facts["data"]["fingerprint"]),
+            ("dtype", 0, facts.get("computing", {}).get("dtype")),
         ):
             first, known = seen.setdefault((what, seed), (cell, value))
             if known != value:
@@ -121,3 +124,25 @@ def check_alike(runs: Sequence[tuple[Cell, Run]]) -> None:
                     f"{cell.name} and {first.name} cannot be compared: their {what} differ\n"
                     f"  something changed in between; remove one of them and run the comparison again: rm -r {run.path}"
                 )
+
+
+def environment_notes(runs: Mapping[Cell, Run]) -> list[str]:
+    """A line where cells were not all trained on the same device, processor, threads and library versions."""
+    seen: dict[str, dict[str, list[Cell]]] = {}
+    for cell, run in runs.items():
+        for what, value in run.read("run.json").get("computing", {}).items():
+            seen.setdefault(what, {}).setdefault(str(value), []).append(cell)
+    differing = [
+        f"{what} {' or '.join(f'{value} ({_told(cells)})' for value, cells in values.items())}"
+        for what, values in seen.items()
+        if len(values) > 1
+    ]
+    if not differing:
+        return []
+    return [
+        f"Cells were not all trained alike, so their seconds and memory cannot be compared: {'; '.join(differing)}."
+    ]
+
+
+def _told(cells: Sequence[Cell]) -> str:
+    return cells[0].name if len(cells) == 1 else f"{len(cells)} cells, the first is {cells[0].name}"

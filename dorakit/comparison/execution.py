@@ -6,6 +6,7 @@ So a cell is a run like any other, its peak memory is its own, and what is finis
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import signal
 import subprocess
@@ -47,15 +48,26 @@ def train_cell(cell: Cell, recipe: Recipe, output: Path, *, quiet: bool) -> Run:
     return Run.open(place)
 
 
-def measure_cell(cell: Cell, run: Run, *, name: str, arguments: list[str], quiet: bool) -> dict[str, Any]:
+def measure_cell(
+    cell: Cell, run: Run, *, name: str, arguments: list[str], quiet: bool, file: Path | None = None
+) -> dict[str, Any]:
     """Evaluate a finished cell into eval/NAME.json, unless that was done with the same arguments; the result.
+
+    Args:
+        cell: Which.
+        run: Its run.
+        name: Of the result.
+        arguments: Of `dorakit eval`.
+        quiet: No progress is shown.
+        file: What the arguments name; with other bytes in it, the cell is measured anew.
 
     Raises:
         DorakitError: The evaluation failed, with its exit code.
         Interrupted: A signal came.
     """
     result, asked = run.eval / f"{name}.json", run.eval / f"{name}.arguments.json"
-    wanted = json.dumps(arguments)
+    digest = "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    wanted = json.dumps([*arguments, digest])
     with contextlib.suppress(OSError):
         if asked.read_text(encoding="utf-8") == wanted and result.is_file():
             return run.read(f"eval/{name}.json")
@@ -65,7 +77,7 @@ def measure_cell(cell: Cell, run: Run, *, name: str, arguments: list[str], quiet
 
 
 def right_or_wrong(run: Run, name: str) -> dict[str, bool]:
-    """Of each row of an evaluation, by its place, whether it was answered rightly.
+    """Of each row of an evaluation, by its place and a digest of what it asks, whether it was answered rightly.
 
     Raises:
         RunError: The predictions are gone.
@@ -73,9 +85,14 @@ def right_or_wrong(run: Run, name: str) -> dict[str, bool]:
     file = run.eval / f"{name}.predictions.jsonl"
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        return {line["row"]: bool(line["correct"]) for line in lines}
+        return {f"{line['row']} {_digest(line)}": bool(line["correct"]) for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file} cannot be used ({error})\n  remove {run.eval} and compare again") from None
+
+
+def _digest(line: dict[str, Any]) -> str:
+    """Of question and answer: the file may have been another one when another cell was measured."""
+    return hashlib.sha256(json.dumps([line["prompt"], line["answer"]]).encode()).hexdigest()[:16]
 
 
 def _command(cell: Cell, *arguments: str, quiet: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,7 @@ class Findings:
         chosen_by: What best means: "validation loss" or "accuracy on the test rows".
         against_best: Of each method in `best` but the winner, the winner's accuracy minus its own.
         sentence: What to use here, or that they cannot be told apart.
+        notes: What has to be known of how the cells were run.
     """
 
     methods: list[Method]
@@ -91,6 +92,17 @@ class Findings:
     winner: Method
     against_best: dict[str, Difference]
     sentence: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_swept(self) -> bool:
+        """Whether there were several learning rates to choose from."""
+        return len(self.methods) > len(self.best)
+
+    @property
+    def forgets(self) -> bool:
+        """Whether it was measured what was forgotten."""
+        return any(cell.forgotten is not None for method in self.best for cell in method.cells)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -102,19 +114,22 @@ class Findings:
             "winner": self.winner.name,
             "winner_minus_other": {name: asdict(difference) for name, difference in self.against_best.items()},
             "sentence": self.sentence,
+            "notes": self.notes,
         }
 
 
-def find(results: Sequence[CellResult], *, fixed_rate: float) -> Findings:
+def find(results: Sequence[CellResult], *, fixed_rate: float, tests_on_validation: bool = False) -> Findings:
     """Draw the conclusions from finished cells.
 
     Args:
         results: Every cell of the grid.
         fixed_rate: The learning rate of the column in which nothing is swept; one of the grid's.
+        tests_on_validation: The test rows are those that the validation loss is of.
 
     Raises:
         RunError: Two cells of one seed were measured on other rows.
     """
+    _check_same_rows(results)
     methods = _methods(results)
     losses = [method.mean(lambda cell: cell.validation_loss) for method in methods]
     by_loss = None not in losses
@@ -133,8 +148,18 @@ def find(results: Sequence[CellResult], *, fixed_rate: float) -> Findings:
     against = {method.name: _difference(winner, method, confidence) for method in others}
     swept = len({method.learning_rate for method in methods}) > 1
     chosen_by = "validation loss" if by_loss else "accuracy on the test rows"
-    sentence = _sentence(winner, others, against, optimistic=swept and not by_loss)
+    sentence = _sentence(winner, others, against, optimistic=swept and (tests_on_validation or not by_loss))
     return Findings(methods, best, fixed, fixed_rate, chosen_by, winner, against, sentence)
+
+
+def _check_same_rows(results: Sequence[CellResult]) -> None:
+    first: dict[int, CellResult] = {}
+    for result in results:
+        one = first.setdefault(result.cell.seed, result)
+        if one.right.keys() != result.right.keys():
+            raise RunError(
+                f"{one.cell.name} and {result.cell.name} were measured on other rows\n  remove their eval/ and compare again"
+            )
 
 
 def _methods(results: Sequence[CellResult]) -> list[Method]:
@@ -145,11 +170,6 @@ def _methods(results: Sequence[CellResult]) -> list[Method]:
 
 
 def _difference(a: Method, b: Method, confidence: float) -> Difference:
-    for one, other in zip(a.cells, b.cells, strict=True):
-        if one.right.keys() != other.right.keys():
-            raise RunError(
-                f"{one.cell.name} and {other.cell.name} were measured on other rows\n  remove their eval/ and compare again"
-            )
     rows = [list(cell.right) for cell in a.cells]
     return paired_difference(
         *(
@@ -177,12 +197,12 @@ def _sentence(winner: Method, others: list[Method], against: dict[str, Differenc
         )
     cheapest = min(beside, key=_seconds)
     names = ", ".join(method.name for method in beside)
-    than = f"; worse than {winner.name}: {', '.join(method.name for method in worse)}" if worse else ""
+    than = f" Worse than {winner.name}: {', '.join(method.name for method in worse)}." if worse else ""
     widest = max((against[method.name] for method in beside[1:]), key=lambda d: d.high)
     return (
         f"{names} cannot be told apart on {ground} "
-        f"(a difference of up to {max(widest.high, -widest.low):.1%} is possible){than}. "
-        f"Of these, {cheapest.name} trains fastest ({_seconds(cheapest):.0f} s a run).{caution}"
+        f"(a difference of up to {max(widest.high, -widest.low):.1%} is possible). "
+        f"Of these, {cheapest.name} trains fastest ({_seconds(cheapest):.0f} s a run).{than}{caution}"
     )
 
 

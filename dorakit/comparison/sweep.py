@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dorakit.comparison.cells import Cell, cell_recipe, check_alike, grid
+from dorakit.comparison.cells import Cell, cell_recipe, check_alike, environment_notes, grid
 from dorakit.comparison.execution import measure_cell, right_or_wrong, train_cell
 from dorakit.comparison.findings import CellResult, Findings, find
+from dorakit.comparison.page import Comparison, write_comparison
 from dorakit.errors import UsageError
 from dorakit.files import write_json
 from dorakit.recipe.schema import Recipe
+from dorakit.report.page import write_report
 from dorakit.run import Run
 
 # A text is read as it stands: no answer is judged, and every token counts.
 _AS_TEXT = ("evaluation.metric=none", "evaluation.options=[]", "data.train_on=all")
+_TWIN = "A twin: a tiny random base in the place of the recipe's. Its figures say nothing of quality."
 
 
 def compare(
@@ -33,6 +37,8 @@ def compare(
     quiet: bool = False,
 ) -> tuple[Findings, Path]:
     """Train and measure the recipe once per mode, rank, learning rate and seed; the findings and where they lie.
+
+    Writes comparison.json and comparison.html there.
 
     Alpha follows the rank, so that the scale alpha / rank is the same everywhere. Cells of one seed see the same batches
     in the same order. A finished cell is never run again, an interrupted one goes on.
@@ -68,18 +74,25 @@ def compare(
     cells = grid(plan, modes=modes, ranks=ranks, learning_rates=learning_rates, seeds=seeds)
     # All at once, so that a mistake in the last is known before the first is trained.
     recipes = {cell: cell_recipe(recipe, cell, place, overrides, twin=twin) for cell in cells}
-    results, runs = [], []
+    results: list[CellResult] = []
+    runs: dict[Cell, Run] = {}
     for number, cell in enumerate(cells, 1):
         say(f"cell {number}/{len(cells)}: {cell.name}")
         run = train_cell(cell, recipes[cell], place, quiet=quiet)
-        runs.append((cell, run))
+        runs[cell] = run
         results.append(_measure(cell, run, general, quiet=quiet))
+        write_report(run)  # with its evaluation in it
         say(f"  accuracy {results[-1].accuracy:.1%}, {results[-1].seconds:.0f} s")
-    check_alike(runs)
+    check_alike(list(runs.items()))
     rates = [cell.learning_rate for cell in cells]
     own = plan.optimizer.learning_rate
-    findings = find(results, fixed_rate=own if own in rates else rates[0])
+    findings = find(
+        results, fixed_rate=own if own in rates else rates[0], tests_on_validation=plan.evaluation.path is None
+    )
+    notes = [*([_TWIN] if plan.origin.is_twin else []), *environment_notes(runs)]
+    findings = replace(findings, notes=notes)
     write_json(place / "comparison.json", {"schema": 1, "recipe": plan.origin.name, **findings.as_dict()})
+    write_comparison(Comparison(plan, place, findings, runs))
     return findings, place
 
 
@@ -104,7 +117,7 @@ def _forgotten(cell: Cell, run: Run, text: Path, *, quiet: bool) -> float:
     arguments = ["--data", str(text), *(part for setting in settings for part in ("--set", setting))]
     loss: dict[str, Any] = {}
     for name, base in (("general", []), ("general-base", ["--base"])):
-        loss[name] = measure_cell(cell, run, name=name, arguments=[*arguments, *base], quiet=quiet)["loss"]
+        loss[name] = measure_cell(cell, run, name=name, arguments=[*arguments, *base], file=text, quiet=quiet)["loss"]
     return float(loss["general"]) - float(loss["general-base"])
 
 

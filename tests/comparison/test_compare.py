@@ -12,7 +12,7 @@ from dying_runs import dorakit
 
 from dorakit import Run
 from dorakit.comparison import execution
-from dorakit.comparison.cells import Cell, cell_recipe, check_alike, grid
+from dorakit.comparison.cells import Cell, cell_recipe, check_alike, environment_notes, grid
 from dorakit.comparison.sweep import compare
 from dorakit.errors import Interrupted, RunError, UsageError
 from dorakit.recipe.schema import Recipe
@@ -75,6 +75,12 @@ def test_a_whole_comparison(recipe, tmp_path, commands):
         ]
         assert method.cells[0].forgotten == text[0] - text[1] != 0
     assert json.loads((place / "comparison.json").read_text())["sentence"] == findings.sentence
+    assert findings.notes == []
+    page = (place / "comparison.html").read_text(encoding="utf-8")
+    assert findings.sentence in page and 'href="qdora-r4-lr0.01-seed42/report.html"' in page
+    assert "option_likelihood" in runs["qdora"].report.read_text(encoding="utf-8"), (
+        "its page is of before it was measured"
+    )
 
     commands.clear()
     again, _ = compare(recipe, **asked)
@@ -89,6 +95,37 @@ def test_a_whole_comparison(recipe, tmp_path, commands):
     with pytest.raises(RunError, match=r"of another comparison:\n  training.max_grad_norm: .* there, 0.5 asked for"):
         compare(recipe, **asked, overrides=["training.max_grad_norm=0.5"])
     assert not commands
+    for mode in ("lora", "qdora"):  # as if another base had been trained
+        runs[mode].update(is_twin=True)
+    with pytest.raises(RunError, match="--twin: True there, False asked for"):
+        compare(recipe, **asked)
+
+
+def test_what_cells_are_measured_on_may_not_change_in_between(recipe, tmp_path, commands):
+    """Planted bugs caught: rows of one name are taken for the same; the loss on a text that is another by now."""
+    asked = {"output": tmp_path / "out", "general": tmp_path / "general.txt", "quiet": True}
+    first, _ = compare(recipe, **asked)
+    commands.clear()
+    (tmp_path / "general.txt").write_text("Another text, on which the loss is another one.\n")
+    again, _ = compare(recipe, **asked)
+    assert [what for _, what in commands] == ["eval", "eval"]
+    assert again.methods[0].cells[0].forgotten != first.methods[0].cells[0].forgotten
+    (tmp_path / "test.jsonl").write_text((tmp_path / "rows.jsonl").read_text())
+    asked = {"output": tmp_path / "other", "quiet": True, "overrides": [f"evaluation.path={tmp_path}/test.jsonl"]}
+    compare(recipe, **asked)
+    rows = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    rows[0]["completion"] = "no"
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(RunError, match=r"lora-r4-lr0.01-seed42 and dora-r4-lr0.01-seed42 were measured on other rows"):
+        compare(recipe, **asked, modes=["lora", "dora"])
+
+
+def test_a_twin_is_told_as_one(recipe, tmp_path, commands):
+    """Planted bug caught: a method is recommended for what a random model does."""
+    findings, place = compare(recipe, output=tmp_path / "out", twin=True, quiet=True)
+    page = (place / "comparison.html").read_text()
+    assert findings.notes[0].startswith("A twin: a tiny random base") and "A twin: a tiny random base" in page
+    assert json.loads((place / "comparison.json").read_text())["notes"] == findings.notes
 
 
 def test_a_stopped_comparison_goes_on(recipe, tmp_path, monkeypatch):
@@ -117,9 +154,10 @@ def test_a_signal_is_handed_on(tmp_path):
 def test_cells_that_saw_other_rows_are_refused(tmp_path):
     """Planted bug caught: compared as if nothing were."""
 
-    def run(name, files, fingerprint):
+    def run(name, files, fingerprint, dtype="float32"):
         (tmp_path / name).mkdir()
         facts = {"schema": 1, "state": "finished", "base": {"files": files}, "data": {"fingerprint": fingerprint}}
+        facts["computing"] = {"dtype": dtype}
         (tmp_path / name / "run.json").write_text(json.dumps(facts))
         return Run.open(tmp_path / name)
 
@@ -130,6 +168,28 @@ def test_cells_that_saw_other_rows_are_refused(tmp_path):
         check_alike([(one, base), (other, run("c", {"w": "1"}, "y"))])
     with pytest.raises(RunError, match="their base differ"):
         check_alike([(one, base), (other, run("d", {"w": "2"}, "x"))])
+    with pytest.raises(RunError, match="their dtype differ"):
+        check_alike([(one, base), (other, run("e", {"w": "1"}, "x", "bfloat16"))])
+
+
+def test_cells_of_other_machines_are_named(tmp_path):
+    """Planted bugs caught: seconds of two processors compared in silence; what is the same in all cells told too."""
+
+    def run(cell, **computing):
+        (tmp_path / cell.name).mkdir()
+        facts = {"schema": 1, "computing": {"torch": "2.13.0", "processor": "A", "threads": "2", **computing}}
+        (tmp_path / cell.name / "run.json").write_text(json.dumps(facts))
+        return Run.open(tmp_path / cell.name)
+
+    cells = [Cell(mode, 4, 1e-3, 1) for mode in ("lora", "dora", "full")]
+    alike = {cell: run(cell) for cell in cells}
+    assert environment_notes(alike) == []
+    other, third = Cell("qdora", 4, 1e-3, 1), Cell("qlora", 4, 1e-3, 1)
+    assert environment_notes({**alike, other: run(other, processor="B"), third: run(third, torch="2.12.0")}) == [
+        "Cells were not all trained alike, so their seconds and memory cannot be compared: "
+        "torch 2.13.0 (4 cells, the first is lora-r4-lr0.001-seed1) or 2.12.0 (qlora-r4-lr0.001-seed1); "
+        "processor A (4 cells, the first is lora-r4-lr0.001-seed1) or B (qdora-r4-lr0.001-seed1)."
+    ]
 
 
 def test_the_grid(recipe):

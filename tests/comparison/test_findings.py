@@ -39,7 +39,7 @@ def test_what_cannot_be_told_apart_is_said():
     ]
     sentence = find(results, fixed_rate=1e-3).sentence
     assert "dora r=8, lora r=8 cannot be told apart on 200 test rows" in sentence
-    assert "worse than dora r=8: full r=8" in sentence and "lora r=8 trains fastest (5 s a run)" in sentence
+    assert "Worse than dora r=8: full r=8." in sentence and "lora r=8 trains fastest (5 s a run)" in sentence
 
 
 def test_the_rate_is_chosen_by_validation_loss_and_the_other_column_is_not_swept():
@@ -67,6 +67,14 @@ def test_a_choice_on_the_test_rows_is_said():
     findings = find(results, fixed_rate=1e-3)
     assert findings.chosen_by == "accuracy on the test rows" and "flatters all" in findings.sentence
     assert findings.best[0].learning_rate == 1e-2
+
+
+def test_a_choice_on_the_rows_that_are_tested_is_said_of_a_loss_too():
+    """Where the recipe names no test rows. Planted bug caught: a loss is always believed to be of other rows."""
+    results = [result("lora", rate, 1, 90, loss=rate) for rate in (1e-3, 1e-2)]
+    assert "flatters all" not in find([*results, result("dora", 1e-3, 1, 90)], fixed_rate=1e-3).sentence
+    on_validation = find([*results, result("dora", 1e-3, 1, 90)], fixed_rate=1e-3, tests_on_validation=True)
+    assert "flatters all" in on_validation.sentence
 
 
 def test_more_comparisons_ask_for_more():
