@@ -231,15 +231,18 @@ def _circle(x: float, y: float, css: str, name: str = "") -> Markup:
 
 
 def _end_labels(series: Sequence[Series], x_scale: Scale, y_scale: Scale, height: int) -> Markup:
-    """The last value of each line at its end, moved apart where they would lie on each other."""
-    parts, above = [], -math.inf
-    for one in sorted(series, key=lambda s: -y_scale.percent(s.points[-1][1])):
-        x, y = one.points[-1]
-        place = height * (1 - y_scale.percent(y) / 100)
-        above = max(place, above + _LABEL_GAP)
-        label = Markup('<text x="{}%" y="{}" dx="7" dy=".32em" class="value {}">{}</text>')
-        parts.append(label.format(x_scale.percent(x), round(above, 1), one.css, figure(y)))
-    return Markup().join(parts)
+    """The last value of each line at its end, moved apart where they would lie on each other, and kept above the axis."""
+    ordered = sorted(series, key=lambda s: -y_scale.percent(s.points[-1][1]))
+    places: list[float] = []
+    for one in ordered:
+        place = height * (1 - y_scale.percent(one.points[-1][1]) / 100)
+        places.append(max(place, places[-1] + _LABEL_GAP) if places else place)
+    places = [min(place, height - _LABEL_GAP * below) for below, place in enumerate(reversed(places))][::-1]
+    label = Markup('<text x="{}%" y="{}" dx="7" dy=".32em" class="value {}">{}</text>')
+    return Markup().join(
+        label.format(x_scale.percent(one.points[-1][0]), round(place, 1), one.css, figure(one.points[-1][1]))
+        for one, place in zip(ordered, places, strict=True)
+    )
 
 
 def _told(one: Series, x_name: str) -> str:

@@ -80,6 +80,32 @@ def test_values_at_line_ends_do_not_cover_each_other():
     assert all(after - before >= 14 for before, after in itertools.pairwise(places))
 
 
+def test_values_at_line_ends_stay_above_the_axis():
+    """Planted bug caught: three lines that end at the bottom, the last value of which lies on the numbers of the axis."""
+    flat = [Series(name, [(1, 5.0), (2, 5.0)], n) for n, name in enumerate("abc")]
+    svg = line_chart("Accuracy", [*flat, Series("d", [(1, 9.0), (2, 9.0)], 3)], name="accuracy")
+    places = [float(place) for place in re.findall(r'y="([\d.]+)" dx="7"', svg)]
+    assert len(places) == 4 and max(places) <= 220
+    assert min(b - a for a, b in itertools.pairwise(places)) >= 14
+
+
+def test_numbers_of_an_axis_are_of_one_form():
+    """Planted bug caught: 3.00e-4 beside 0.001."""
+    assert tick_texts([3e-4, 1e-3, 3e-2]) == ["3e-4", "1e-3", "3e-2"]
+    assert tick_texts([1e-3, 3e-3, 1e-1]) == ["0.001", "0.003", "0.1"]
+
+
+def test_values_of_a_horizontal_axis_are_written_and_lie_logarithmically():
+    """Planted bugs caught: ranks at 10, 20, 30; 4 and 8 on each other; so many rates that none can be read."""
+    svg = line_chart("Accuracy", [Series("a", [(4, 1.0), (64, 2.0)])], name="a", x_name="rank", x_values=[4, 16, 64])
+    ticks = re.findall(r'<text x="([\d.]+)%" y="100%" dy="1.5em" class="x">([^<]*)<', svg)
+    assert [text for _, text in ticks] == ["4", "16", "64"]
+    left, middle, right = (float(place) for place, _ in ticks)
+    assert middle - left == pytest.approx(right - middle, abs=0.02) and right - left > 80
+    svg = line_chart("Accuracy", [Series("a", [(1, 1.0)])], name="a", x_values=[float(2**n) for n in range(20)])
+    assert len(re.findall(r'dy="1.5em" class="x"', svg)) <= 8
+
+
 def test_the_description_says_the_numbers():
     """Planted bug caught: a chart that says nothing to whoever cannot see it."""
     svg = line_chart("Loss", [Series("training", [(1, 2.5), (4, 0.5), (7, 0.75)])], name="loss")
