@@ -65,7 +65,7 @@ def measure_cell(
         DorakitError: The evaluation failed, with its exit code.
         Interrupted: A signal came.
     """
-    result, asked = run.eval / f"{name}.json", run.eval / f"{name}.arguments.json"
+    result, asked = run.eval / f"{name}.json", run.eval / f"{name}.arguments"  # a .json there is a result
     digest = "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
     wanted = json.dumps([*arguments, digest])
     with contextlib.suppress(OSError):
