@@ -11,6 +11,7 @@ from dorakit.errors import RunError, UsageError
 from dorakit.recipe.resolved import settings
 from dorakit.recipe.schema import MODES, Recipe
 from dorakit.run import Run
+from dorakit.terminal import typed
 
 # Of a run on disk: where it lies, and the commit that a branch pointed to.
 _MAY_DIFFER = ("output_dir", "model.revision")
@@ -100,7 +101,7 @@ def check_same(run: Run, recipe: Recipe) -> None:
         raise RunError(
             f"{run.path} is of another comparison:\n  "
             + "\n  ".join(different[:3])
-            + f"{more}\n  give another --output, or remove it: rm -r {run.path}"
+            + f"{more}\n  give another --output, or remove it: rm -r {typed(run.path)}"
         )
 
 
@@ -122,7 +123,7 @@ def check_alike(runs: Sequence[tuple[Cell, Run]]) -> None:
             if known != value:
                 raise RunError(
                     f"{cell.name} and {first.name} cannot be compared: their {what} differ\n"
-                    f"  something changed in between; remove one of them and run the comparison again: rm -r {run.path}"
+                    f"  something changed in between; remove one of them and run the comparison again: rm -r {typed(run.path)}"
                 )
 
 

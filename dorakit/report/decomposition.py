@@ -41,6 +41,7 @@ from dorakit.model.nf4 import dense_weight
 from dorakit.model.weights_check import check_weights
 from dorakit.run import Run
 from dorakit.target import check_base
+from dorakit.terminal import typed
 from dorakit.training.checkpoint import CHECKPOINT_FILES
 from dorakit.training.manifest import verify
 
@@ -124,7 +125,7 @@ def find_snapshots(run: Run) -> tuple[list[Snapshot], list[str]]:
         why = "".join(f"\n  {note}" for note in notes)
         raise RunError(
             f"{run.path} has no checkpoint and no result yet, so there is nothing to analyze{why}\n"
-            f"  go on with it: dorakit train --resume {run.path}"
+            f"  go on with it: dorakit train --resume {typed(run.path)}"
         )
     return [found[step] for step in sorted(found)], notes
 

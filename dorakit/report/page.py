@@ -17,6 +17,7 @@ from dorakit.report.curves import change_charts, changes_told, curves, run_colou
 from dorakit.report.scores import answers, scores
 from dorakit.report.templates import fill
 from dorakit.run import Run
+from dorakit.terminal import typed
 
 MAX_BYTES = 1_000_000
 MAX_RUNS = 16
@@ -69,7 +70,9 @@ def write_report(run: Run) -> Path | None:
         return write_page([run])
     except Exception as error:  # a finished training must not look failed for the sake of its page
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(shown(f"no report: {reason}; `dorakit report {run.path}` tries again"), file=sys.stderr, flush=True)
+        print(
+            shown(f"no report: {reason}; `dorakit report {typed(run.path)}` tries again"), file=sys.stderr, flush=True
+        )
         return None
 
 
@@ -124,7 +127,7 @@ def _told(content: Content, name: str, index: int, room: _Room) -> dict[str, Any
         "name": name,
         "number": index + 1,
         "colour": run_colour(index),
-        "path": str(content.path),
+        "path": typed(content.path),
         "headline": tables.headline(content),
         "state": tables.state(content),
         "result": tables.result_line(content),

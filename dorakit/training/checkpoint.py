@@ -25,6 +25,7 @@ from dorakit.errors import ResourceError, RunError
 from dorakit.failpoints import reach
 from dorakit.files import FULL, discard, whole_directory, write_json
 from dorakit.run import Run
+from dorakit.terminal import typed
 from dorakit.training.manifest import verify, write_manifest
 from dorakit.training.trained import load_tensors, save_tensors
 
@@ -113,7 +114,7 @@ def room_said(run: Run, path: Path, tensors: Iterable[Tensor]) -> Iterator[None]
         raise ResourceError(
             f"{error.filename or path} could not be written: {error.strerror}; it needs {needed:,} bytes, "
             f"{shutil.disk_usage(run.path).free:,} are free; {left}.\n"
-            f"  make room, then: dorakit train --resume {run.path}"
+            f"  make room, then: dorakit train --resume {typed(run.path)}"
         ) from error
 
 
@@ -176,7 +177,7 @@ def newest_checkpoint(run: Run) -> tuple[Checkpoint | None, list[str]]:
         raise RunError(
             f"no checkpoint of {run.path} can be used:\n  "
             + "\n  ".join(rejected)
-            + f"\n  nothing is trained anew in silence: to begin again, rm -r {run.path}"
+            + f"\n  nothing is trained anew in silence: to begin again, rm -r {typed(run.path)}"
         )
     return None, []
 

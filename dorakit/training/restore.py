@@ -14,6 +14,7 @@ from dorakit.files import discard
 from dorakit.recipe.resolved import settings
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
+from dorakit.terminal import typed
 from dorakit.training.checkpoint import (
     Checkpoint,
     check_best,
@@ -197,6 +198,6 @@ def _begun_again(run: Run, save_every: int) -> list[str]:
     if save_every and logged > save_every:
         raise RunError(
             f"{run.path} has no checkpoint, though step {logged} was logged and one was saved every {save_every} steps\n"
-            f"  put {run.checkpoints} back; to begin again, rm -r {run.path}"
+            f"  put {run.checkpoints} back; to begin again, rm -r {typed(run.path)}"
         )
     return [f"no checkpoint was saved before step {logged}: the run begins again"] if logged else []

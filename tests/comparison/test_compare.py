@@ -158,7 +158,7 @@ def test_cells_that_saw_other_rows_are_refused(tmp_path):
     def run(name, files, fingerprint, dtype="float32"):
         (tmp_path / name).mkdir()
         facts = {"schema": 1, "state": "finished", "base": {"files": files}, "data": {"fingerprint": fingerprint}}
-        facts["computing"] = {"dtype": dtype}
+        facts |= {"notes": [], "computing": {"dtype": dtype}}
         (tmp_path / name / "run.json").write_text(json.dumps(facts))
         return Run.open(tmp_path / name)
 
