@@ -178,7 +178,8 @@ def test_cells_of_other_machines_are_named(tmp_path):
 
     def run(cell, **computing):
         (tmp_path / cell.name).mkdir()
-        facts = {"schema": 1, "computing": {"torch": "2.13.0", "processor": "A", "threads": "2", **computing}}
+        facts = {"schema": 1, "state": "finished", "base": {}, "notes": []}
+        facts["computing"] = {"torch": "2.13.0", "processor": "A", "threads": "2", **computing}
         (tmp_path / cell.name / "run.json").write_text(json.dumps(facts))
         return Run.open(tmp_path / cell.name)
 
