@@ -25,7 +25,7 @@ from dorakit.training.checkpoint import (
 )
 from dorakit.training.metrics import last_logged_step
 from dorakit.training.optim import Updater, keeps_alike
-from dorakit.training.resume import Facts, compare, write_row_digests
+from dorakit.training.resume import Facts, accepted_at, compare, write_row_digests
 from dorakit.training.trained import restore_trained
 from dorakit.training.upgrade import refuse_lost_beginning, remember_beginning_
 
@@ -113,14 +113,13 @@ def restore(
         _record(run, recipe, base, data)
         return Restored(notes=notes)
     state = checkpoint.state
-    accepted_before = run.read("run.json").get("accepted", {})
     compared = compare(
         state["facts"],
         facts,
         run=run,
         data=data,
         accepted=start.accepted,
-        accepted_before=accepted_before.get("values", {}) if accepted_before.get("step") == checkpoint.step else {},
+        accepted_before=accepted_at(run, checkpoint.step),
         validates_best=recipe.training.keep_best,
     )
     notes += compared.notes

@@ -16,7 +16,7 @@ from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.training.checkpoint import CHECKPOINT_FILES, named_checkpoint, newest_checkpoint
 from dorakit.training.manifest import verify
-from dorakit.training.resume import refuse_changed_settings
+from dorakit.training.resume import accepted_at, refuse_changed_settings
 
 
 def check_resumable(run: Run, recipe: Recipe, checkpoint: str | None, accepted: Sequence[str]) -> None:
@@ -40,13 +40,12 @@ def check_resumable(run: Run, recipe: Recipe, checkpoint: str | None, accepted: 
         step, then = state["step"], state["facts"]["recipe"]
     except (ValueError, KeyError, TypeError):  # which restore.py tells
         return
-    before = run.read("run.json").get("accepted", {})
     refuse_changed_settings(
         run,
         then,
         settings(recipe),
         accepted=accepted,
-        accepted_before=before.get("values", {}) if before.get("step") == step else {},
+        accepted_before=accepted_at(run, step),
         validates_best=recipe.training.keep_best,
     )
 

@@ -156,6 +156,12 @@ def _refuse(changes: dict[str, str], run: Run) -> None:
         )
 
 
+def accepted_at(run: Run, step: int) -> dict[str, Any]:
+    """What an earlier resume from the checkpoint of `step` accepted, as `Comparison.accepted` gave it."""
+    kept = run.read("run.json").get("accepted", {})
+    return dict(kept["values"]) if isinstance(kept, dict) and kept.get("step") == step else {}
+
+
 def write_row_digests(run: Run, data: Encoded) -> None:
     """Keep a digest of each document, by which a later resume can say which row changed.
 

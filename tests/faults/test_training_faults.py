@@ -250,6 +250,7 @@ def test_a_checkpoint_by_name(half_done, unbroken, matrix):
     damage(six / "state.json", "last bit")
     ended = dorakit("train", "--resume", six)
     assert ended.code == 3 and f"{six.name}/state.json is damaged" in ended.err
+    damage(six / "state.json", "last bit")  # as it was
     absent = dorakit("train", "--resume", six.with_name("step-000000999"))
     assert absent.code == 3 and "step-000000004, step-000000006" in absent.err
     ended = dorakit("train", "--resume", four)
