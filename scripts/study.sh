@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# The study of docs/study.md, in pieces that survive interruption: the same command goes on, and what is finished is not run again.
+#
+#   bash scripts/study.sh --data DIR                 everything, hours
+#   bash scripts/study.sh --data DIR pilot rates     these pieces only: pilot rates scale ranks analysis
+#   bash scripts/study.sh --quick [--data DIR]       the same pieces cut down to minutes: proves that they run, says nothing
+#   ... --output PLACE                               instead of runs/study (runs/study-quick)
+#
+# DIR holds math/{math_data.train,AddSub.test}.json and commonsense/{boolq,openbookqa,ARC-Easy}.{train,test}.json. Without it the
+# study is of the quickstart's own rows.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+quick="" data="" output="" pieces=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --quick) quick=yes ;;
+    --data) data=$(cd "$2" && pwd); shift ;;
+    --output) output=$2; shift ;;
+    pilot | rates | scale | ranks | analysis) pieces+=("$1") ;;
+    *) printf 'error: %s: no such option or piece; see the head of %s\n' "$1" "$0" >&2; exit 2 ;;
+  esac
+  shift
+done
+source scripts/venv.sh
+use_venv "."
+use_smollm2
+[ ${#pieces[@]} -gt 0 ] || pieces=(pilot rates scale ranks analysis)
+output=${output:-runs/study${quick:+-quick}}
+
+tasks=(orders) main=recipes/study/orders.yaml at=()
+if [ -n "$data" ]; then
+  tasks=(math boolq openbookqa arc-easy) main=recipes/study/math.yaml at=(--set "data.root=$data")
+fi
+adapter_rates=3e-4,1e-3,3e-3 full_rates=3e-5,1e-4,3e-4 ranks=4,8,16,32,64 seeds=3
+if [ -n "$quick" ]; then
+  adapter_rates=1e-3,3e-3 full_rates=1e-4 ranks=4,16 seeds=1
+  at+=(--set training.max_steps=2 --set evaluation.limit=8 --set optimizer.warmup_ratio=0)
+fi
+
+compare() { # PLACE RECIPE [OPTION...]
+  local place=$output/$1 recipe=$2
+  shift 2
+  printf '\n== %s\n' "$place"
+  dorakit compare "$recipe" --output "$place" "${at[@]}" "$@"
+}
+
+for piece in "${pieces[@]}"; do
+  case $piece in
+    pilot) # which task shows learning at all: LoRA against the base
+      for task in "${tasks[@]}"; do
+        compare "pilot-$task" "recipes/study/$task.yaml" --modes lora
+        for run in "$output/pilot-$task"/lora-*/; do
+          [ -f "$run/eval/base.json" ] || dorakit eval "$run" --base --output "$run/eval/base.json"
+        done
+      done
+      ;;
+    rates) # every method at three learning rates
+      compare rates-adapters "$main" --modes lora,dora,qlora,qdora --learning-rates "$adapter_rates" --seeds "$seeds"
+      compare rates-full "$main" --modes full --learning-rates "$full_rates" --seeds "$seeds"
+      ;;
+    scale) # QLoRA with the scale that Answer.AI's comparison gave it: s = 16 / 64, where QDoRA had 1
+      compare scale "$main" --modes qlora --learning-rates "$adapter_rates" --seeds "$seeds" --set adapter.alpha=4
+      ;;
+    ranks) # rank robustness
+      compare ranks "$main" --modes lora,dora --ranks "$ranks"
+      ;;
+    analysis) # how far length and direction of each matrix moved, over the checkpoints of one run each
+      often=(--set training.save_every=8 --set training.keep_checkpoints=8 --set optimizer.name=adamw_8bit)
+      compare analysis "$main" --modes lora,dora "${often[@]}"
+      compare analysis "$main" --modes full --learning-rates "${full_rates%%,*}" "${often[@]}"
+      dorakit analyze "$output"/analysis/*-seed42
+      ;;
+  esac
+done
