@@ -274,7 +274,9 @@ class TrainingSection(Section):
         False, reads="training/loop.py", says="End with the weights of the lowest validation loss instead of the last."
     )
     sample_prompts: list[str] = setting(
-        [], reads="training/validation.py", says="Prompts to complete at each validation, to see the model change."
+        [],
+        reads="training/validation.py",
+        says="Prompts to complete before the first step and at each validation, to see the model change.",
     )
     nonfinite: Literal["stop"] | NonfiniteSection = setting(
         "stop",

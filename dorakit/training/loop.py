@@ -132,6 +132,7 @@ class _Training:
             with stop_requests() as stop:
                 if self.saves_start:
                     self._save()
+                self.validation.look_before(self.progress, self.metrics)
                 began = time.monotonic() - self.progress.seconds
                 for step in range(self.progress.step, self.total_steps):
                     self._step(step)
@@ -276,7 +277,6 @@ class _Training:
         if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
             restore_trained(self.model, load_best(run, self.progress.best_step))
             self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
-        seconds = self.progress.seconds
         with room_said(run, run.path, trained_tensors(self.model).values()):
             target = write_result(run, recipe, self.base, dtype=self.loss.compute_dtype)
             run.update(
@@ -288,11 +288,11 @@ class _Training:
                 trained_parameters=num_trained(self.model),
                 best_step=self.progress.best_step,
                 best_validation_loss=self.progress.best_loss,
-                seconds=round(seconds, 1),
+                seconds=round(self.progress.seconds, 1),
                 peak_memory_bytes=peak_memory_bytes(),
                 computing=self.computing,
             )
-        self.metrics.say(f"finished {self.progress.step} steps in {seconds / 60:.1f} min -> {target}")
+        self.metrics.say(f"finished {self.progress.step} steps in {self.progress.seconds / 60:.1f} min -> {target}")
         return run
 
 

@@ -52,6 +52,14 @@ class Validation:
         self._documents, self._in_batches = documents, in_batches
         self._prompts = sample_prompts(recipe, loss, tokenizer)
 
+    def look_before(self, progress: Progress, metrics: Metrics) -> None:
+        """What the model answers before the first step, to set what it learns against; nothing without sample prompts."""
+        # A run that begins again has them already.
+        if self._prompts and progress.step == 0 and not self._run.metrics_file.stat().st_size:
+            self._write_samples({"step": 0}, metrics)
+        self._loss.train()
+        metrics.pause_clock()
+
     def look(self, progress: Progress, metrics: Metrics) -> None:
         """Write what is seen to `metrics`, and a new best loss into `progress`."""
         entry: dict[str, Any] = {"step": progress.step}
@@ -65,13 +73,17 @@ class Validation:
                 if self._settings.keep_best:
                     save_best(self._run, progress.step, trained_tensors(self._loss.model))
         if self._prompts:
-            entry["samples"] = self._samples()
-            for sample in entry["samples"]:
-                metrics.say(f"  {sample['prompt']!r} -> {sample['text']!r}")
-        if len(entry) > 1:
+            self._write_samples(entry, metrics)
+        elif len(entry) > 1:
             metrics.write(entry)
         self._loss.train()
         metrics.pause_clock()
+
+    def _write_samples(self, entry: dict[str, Any], metrics: Metrics) -> None:
+        samples = self._samples()
+        for sample in samples:
+            metrics.say(f"  {sample['prompt']!r} -> {sample['text']!r}")
+        metrics.write({**entry, "samples": samples})
 
     def _samples(self) -> list[dict[str, str]]:
         with self._loss.precision(), not_compiled():

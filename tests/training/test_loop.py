@@ -392,6 +392,29 @@ def test_added_tokens_train_both_ends(make_recipe):
     assert any("embed_tokens" in name for name in weights(run)) and any("lm_head" in name for name in weights(run))
 
 
+def _killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_samples_begin_before_the_first_step(monkeypatch, make_recipe):
+    """With what the base answers, once, also where a run begins again. Planted bugs caught: after one step; twice."""
+    overrides = ['training.sample_prompts=["Say 3: "]', "training.eval_every=0"]
+    never = train(make_recipe(*overrides, "optimizer.learning_rate=1e-12"), quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(optim.Updater, "step", _killed)
+        train(make_recipe(*overrides, f"output_dir={_place(make_recipe, 'b')}"), quiet=True)
+    run = Run.open(_place(make_recipe, "b"))
+    train(run.recipe, resume=run, quiet=True)
+    for one in (never, run):
+        entries = [json.loads(line) for line in one.metrics_file.read_text().splitlines()]
+        samples = [(entry["step"], entry["samples"]) for entry in entries if "samples" in entry]
+        assert [step for step, _ in samples] == [0, 4]
+        if one is never:
+            assert samples[0][1] == samples[1][1]
+            untrained = samples[0][1]
+        assert samples[0][1] == untrained
+
+
 def test_a_sample_prompt_that_cannot_be_continued_is_found_first(make_recipe):
     """Dies if it is found at the first validation, after the run directory was made."""
     with pytest.raises(ModelError, match="positions"):
