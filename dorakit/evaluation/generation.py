@@ -67,24 +67,33 @@ def answer_questions(
             batch_size=batch_size,
             progress=tell,
         )
-    predictions = []
-    for question, ids in zip(questions, answers, strict=True):
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        assert isinstance(text, str)
-        verdict = judge(question.answer, text, question.row)
-        predictions.append(
-            Prediction(
-                row=question.row,
-                prompt=question.text,
-                answer=question.answer,
-                generated=text,
-                expected=verdict.expected,
-                parsed=verdict.parsed,
-                correct=verdict.correct,
-                finished=len(ids) < max_new_tokens,
-            )
-        )
-    return predictions
+    return [
+        judged(question, ids, tokenizer, judge, max_new_tokens=max_new_tokens)
+        for question, ids in zip(questions, answers, strict=True)
+    ]
+
+
+def judged(
+    question: Question,
+    ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    judge: Judge,
+    *,
+    max_new_tokens: int,
+) -> Prediction:
+    """The generated ids as a judged answer; as many ids as were allowed are a cut-off one."""
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    verdict = judge(question.answer, text, question.row)
+    return Prediction(
+        row=question.row,
+        prompt=question.text,
+        answer=question.answer,
+        generated=text,
+        expected=verdict.expected,
+        parsed=verdict.parsed,
+        correct=verdict.correct,
+        finished=len(ids) < max_new_tokens,
+    )
 
 
 def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:

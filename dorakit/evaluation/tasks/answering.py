@@ -12,7 +12,7 @@ from dorakit import __version__
 from dorakit.data.encoder import Encoder
 from dorakit.data.tokens import Question
 from dorakit.errors import ModelError
-from dorakit.evaluation.generation import Prediction
+from dorakit.evaluation.generation import Prediction, judged
 from dorakit.evaluation.likelihood import choose_options
 from dorakit.evaluation.metrics import option_judge
 from dorakit.evaluation.progress import progress, say
@@ -115,20 +115,8 @@ def _generate(
             )
             seconds = (time.monotonic() - began) / len(chosen)
             for number, new in zip(chosen, answers, strict=True):
-                question = questions[number]
-                text = str(target.tokenizer.decode(new, skip_special_tokens=True))
-                verdict = task.judge(question.answer, text, question.row)
-                prediction = Prediction(
-                    row=question.row,
-                    prompt=question.text,
-                    answer=question.answer,
-                    generated=text,
-                    expected=verdict.expected,
-                    parsed=verdict.parsed,
-                    correct=verdict.correct,
-                    finished=len(new) < task.max_new_tokens,
-                )
-                kept.add(number, prediction, seconds)
+                asked = questions[number], new, target.tokenizer, task.judge
+                kept.add(number, judged(*asked, max_new_tokens=task.max_new_tokens), seconds)
             kept.flush()
             tell(start + len(chosen))
 
