@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dorakit.report.numbers import figure
 
 _LOG_FROM = 30  # largest over smallest value from which a scale is logarithmic
+_SHORTEST = 1e-12  # axis: a part of the smallest numbers there are is zero
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ def scale_of(values: Iterable[float], *, from_zero: bool = False, may_be_log: bo
     if may_be_log and low > 0 and high / low > _LOG_FROM:
         return Scale(low / 1.15, high * 1.15, is_log=True)
     if from_zero and low >= 0:
-        return Scale(0.0, high * 1.08 if high else 1.0)
+        return Scale(0.0, max(high * 1.08, _SHORTEST) if high else 1.0)
     # Values that differ in their last digits only, or not at all, still need an axis that can be divided.
-    room = max((high - low) * 0.06, abs(high) * 1e-3, 1e-12)
+    room = max((high - low) * 0.06, abs(high) * 1e-3, _SHORTEST)
     return Scale(low - room, high + room)
 
 

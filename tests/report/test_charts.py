@@ -4,7 +4,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dorakit.report.charts import Dot, Series, averaged, line_chart, scatter_chart, thinned
@@ -55,6 +55,8 @@ def test_a_line_can_be_read_off_its_axis(values):
 
 
 @given(st.lists(st.floats(-1e150, 1e150), min_size=1, max_size=6), st.booleans(), st.booleans())
+@example([5e-324], True, False)
+@example([5e-324, 1.0], False, True)
 @settings(max_examples=200, deadline=None)
 def test_any_numbers_have_an_axis(values, from_zero, may_be_log):
     """Planted bugs caught: a division by zero for values all alike; an axis without a number, or with numbers off it."""
