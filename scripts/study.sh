@@ -32,7 +32,7 @@ tasks=(orders) main=recipes/study/orders.yaml at=()
 if [ -n "$data" ]; then
   tasks=(math boolq openbookqa arc-easy) main=recipes/study/math.yaml at=(--set "data.root=$data")
 fi
-adapter_rates=3e-4,1e-3,3e-3 full_rates=3e-5,1e-4,3e-4 ranks=4,8,16,32,64 seeds=3
+adapter_rates=1e-3,3e-3,3e-4 full_rates=3e-5,1e-4,3e-4 ranks=4,8,16,32,64 seeds=3
 if [ -n "$quick" ]; then
   adapter_rates=1e-3,3e-3 full_rates=1e-4 ranks=4,16 seeds=1
   at+=(--set training.max_steps=2 --set evaluation.limit=8 --set optimizer.warmup_ratio=0)
