@@ -2,7 +2,7 @@
 # The study of docs/study.md, in pieces that survive interruption: the same command goes on, and what is finished is not run again.
 #
 #   bash scripts/study.sh --data DIR                 everything, hours
-#   bash scripts/study.sh --data DIR pilot rates     these pieces only: pilot rates scale ranks analysis
+#   bash scripts/study.sh --data DIR pilot rates     these pieces only: pilot rates scale ranks analysis quantized beams
 #   bash scripts/study.sh --quick [--data DIR]       the same pieces cut down to minutes: proves that they run, says nothing
 #   ... --output PLACE                               instead of runs/study (runs/study-quick)
 #
@@ -17,7 +17,7 @@ while [ $# -gt 0 ]; do
     --quick) quick=yes ;;
     --data) data=$(cd "$2" && pwd); shift ;;
     --output) output=$2; shift ;;
-    pilot | rates | scale | ranks | analysis) pieces+=("$1") ;;
+    pilot | rates | scale | ranks | analysis | quantized | beams) pieces+=("$1") ;;
     *) printf 'error: %s: no such option or piece; see the head of %s\n' "$1" "$0" >&2; exit 2 ;;
   esac
   shift
@@ -25,16 +25,16 @@ done
 source scripts/venv.sh
 use_venv "."
 use_smollm2
-[ ${#pieces[@]} -gt 0 ] || pieces=(pilot rates scale ranks analysis)
+[ ${#pieces[@]} -gt 0 ] || pieces=(pilot rates scale ranks analysis quantized beams)
 output=${output:-runs/study${quick:+-quick}}
 
 tasks=(orders) main=recipes/study/orders.yaml at=()
 if [ -n "$data" ]; then
   tasks=(math boolq openbookqa arc-easy) main=recipes/study/math.yaml at=(--set "data.root=$data")
 fi
-adapter_rates=1e-3,3e-3,3e-4 full_rates=3e-5,1e-4,3e-4 ranks=4,8,16,32,64 seeds=3
+adapter_rates=1e-3,3e-3,3e-4 full_rates=3e-5,1e-4,3e-4 ranks=4,8,16,32,64 seeds=3 beam_rows=200
 if [ -n "$quick" ]; then
-  adapter_rates=1e-3,3e-3 full_rates=1e-4 ranks=4,16 seeds=1
+  adapter_rates=1e-3,3e-3 full_rates=1e-4 ranks=4,16 seeds=1 beam_rows=2
   at+=(--set training.max_steps=2 --set evaluation.limit=8 --set optimizer.warmup_ratio=0)
 fi
 
@@ -70,6 +70,19 @@ for piece in "${pieces[@]}"; do
       compare analysis "$main" --modes lora,dora "${often[@]}"
       compare analysis "$main" --modes full --learning-rates "${full_rates%%,*}" "${often[@]}"
       dorakit analyze "$output"/analysis/*-seed42
+      ;;
+    quantized) # what merging and quantizing leave of a QDoRA; needs the piece rates
+      python scripts/merged_and_quantized.py "$output/rates-adapters/qdora-r16-lr0.001-seed42" "$output/quantized"
+      ;;
+    beams) # the papers' own scoring on the first rows of each commonsense task, beside the likelihood; needs the piece pilot
+      [ -n "$data" ] || printf 'beams: the tasks need --data\n'
+      for task in ${data:+boolq openbookqa ARC-Easy}; do
+        run=$(echo "$output/pilot-${task,,}"/lora-*/)
+        for scoring in beam logprob; do
+          dorakit eval "$run" --task "$task" --scoring "$scoring" --data "$data/commonsense" --limit "$beam_rows" \
+            --output "$run/eval/$task-$scoring.json"
+        done
+      done
       ;;
   esac
 done

@@ -71,6 +71,9 @@ def quantize(
     target: str = typer.Argument(help="A run (merged first), or a model directory, hub id, pkg:... or tiny:..."),
     format_: Format = typer.Option(Format.nf4, "--format", help="Format of the weights."),
     output: str | None = typer.Option(None, "--output", help="Directory to write; RUN/quantized for a run."),
+    keep_row_norms: bool = typer.Option(
+        False, "--keep-row-norms", help="Scale each quantized row back to its norm: after DoRA, the learnt magnitude."
+    ),
     recipe: str | None = RECIPE,
     set_: list[str] | None = SET,
     base_model: str | None = BASE_MODEL,
@@ -85,6 +88,7 @@ def quantize(
         target,
         format=format_.value,
         output=output,
+        keep_row_norms=keep_row_norms,
         recipe=asked_recipe(target, recipe, set_),
         base_model=base_model,
         quiet=quiet,
@@ -99,6 +103,9 @@ def quantize(
     errors = content["relative_error"]
     worst = printable(errors["worst"])
     typer.echo(f"relative error per layer: mean {errors['mean']:.4f}, largest {errors['max']:.4f} ({worst})")
+    norms = content["row_norm_error"]
+    kept = "kept" if norms["kept"] else "not kept"
+    typer.echo(f"relative error of row norms ({kept}): mean {norms['mean']:.4f}, largest {norms['max']:.4f}")
     perplexity = content["perplexity"]
     if perplexity["before"] is None:
         typer.echo(printable(f"perplexity: not measured, {perplexity['reason']}"))

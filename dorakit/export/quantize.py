@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 import dorakit
 from dorakit.data.chat import install_template_
@@ -19,6 +16,7 @@ from dorakit.evaluation.perplexity import perplexity, token_loss
 from dorakit.evaluation.progress import say
 from dorakit.evaluation.task import rows_to_measure
 from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
+from dorakit.export.nf4_tensors import Ledger, nf4_bytes, nf4_tensors, spread
 from dorakit.export.receipt import adapter_sha256, read_receipt
 from dorakit.export.shards import (
     bitsandbytes_config,
@@ -28,10 +26,9 @@ from dorakit.export.shards import (
     write_description,
     write_shards,
 )
-from dorakit.export.tensors import PlainTensor, plain_model
+from dorakit.export.tensors import plain_model
 from dorakit.files import whole_directory, write_json
 from dorakit.model.load import load_base
-from dorakit.model.names import has_suffix
 from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.place import Place, find_target
 from dorakit.recipe.schema import MergeSection
@@ -50,21 +47,13 @@ RECEIPT = "quantize.json"
 MAX_ROWS = 256
 
 
-@dataclass
-class _Ledger:
-    """What happens to the tensors as they stream by: relative error per layer, sizes, what stays as it is."""
-
-    errors: dict[str, float] = field(default_factory=dict)
-    bytes_before: int = 0
-    kept: list[str] = field(default_factory=list)
-
-
 @out_of_memory_said("the dense model must fit in memory once")
 def quantize(
     target: Run | Path | str,
     *,
     format: Literal["nf4"] = "nf4",
     output: Path | str | None = None,
+    keep_row_norms: bool = False,
     recipe: Recipe | None = None,
     base_model: str | None = None,
     quiet: bool = False,
@@ -79,6 +68,8 @@ def quantize(
         target: A run, an adapter directory, a model directory, or a base as in `model.base`.
         format: There is one.
         output: Where to; RUN/quantized for a run and what lies in it. An earlier result of this command is replaced.
+        keep_row_norms: Scale each quantized row back to the norm that it had; after DoRA that is the learnt magnitude.
+            What that is worth is in docs/study.md.
         recipe: Names the rows for perplexity where the target belongs to no run.
         base_model: Base of an adapter directory, instead of the one that it names.
         quiet: Print nothing.
@@ -113,7 +104,7 @@ def quantize(
             )
         rows, reason = _rows(opened)
         before = _perplexity(opened, rows, quiet=quiet)
-        content = _write(opened, staging, quiet=quiet)
+        content = _write(opened, staging, keep_row_norms=keep_row_norms, quiet=quiet)
         content["base"] = place.run.recipe.model.base if place.run else opened.base
         content["adapter_sha256"] = _adapter_of(Path(source), opened)
         known = opened.recipe
@@ -199,19 +190,21 @@ def _perplexity(target: Target, rows: HeldOut | None, *, quiet: bool) -> float |
     return token_loss(target.model, target.tokenizer, rows.documents, micro_batch_size=size, quiet=quiet)[0]
 
 
-def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
+def _write(target: Target, staging: Path, *, keep_row_norms: bool, quiet: bool) -> dict[str, Any]:
     """Write the quantized model into the staging directory; returns quantize.json without its perplexity."""
     model = target.model
     form, half = _format(target), _half(target)
     plain = plain_model(model)
     skipped = _skipped(model, form)
-    check_space(staging, int(sum(_size(tensor, skipped, form) for tensor in plain.tensors)))
+    check_space(staging, int(sum(nf4_bytes(tensor, skipped, form) for tensor in plain.tensors)))
     say(f"quantizing {len(plain.tensors)} tensors", quiet=quiet)
-    ledger = _Ledger()
+    ledger = Ledger()
     with torch.no_grad():
-        written = write_shards(staging, _stream(plain.tensors, skipped, form, half, ledger))
+        written = write_shards(staging, nf4_tensors(plain.tensors, skipped, form, half, keep_row_norms, ledger))
     if not ledger.errors:
         raise ModelError(f"{target.name} has no linear layer that NF4 can hold")
+    if ledger.row_norms_not_kept:
+        say(f"row norms not kept, rows are no whole blocks: {', '.join(ledger.row_norms_not_kept)}", quiet=quiet)
     if target.recipe is not None:
         install_template_(target.tokenizer, target.recipe.data)
     write_description(
@@ -222,8 +215,6 @@ def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
         is_tied=plain.is_tied,
         quantization=bitsandbytes_config(form, half, ledger.kept),
     )
-    worst = max(ledger.errors, key=lambda name: ledger.errors[name])
-    mean = sum(ledger.errors.values()) / len(ledger.errors)
     return {
         "dorakit": dorakit.__version__,
         "format": "nf4",
@@ -233,7 +224,12 @@ def _write(target: Target, staging: Path, *, quiet: bool) -> dict[str, Any]:
         "bytes_before": ledger.bytes_before,
         "bytes_after": written,
         "unquantized_layers": ledger.kept,
-        "relative_error": {"mean": mean, "max": ledger.errors[worst], "worst": worst, "layers": ledger.errors},
+        "relative_error": spread(ledger.errors),
+        "row_norm_error": {
+            "kept": keep_row_norms,
+            "not_kept": ledger.row_norms_not_kept,
+            **spread(ledger.row_norm_errors),
+        },
     }
 
 
@@ -242,40 +238,6 @@ def _skipped(model: PreTrainedModel, form: NF4Format) -> tuple[str, ...]:
     head = model.get_output_embeddings()
     head_name = next((name for name, module in model.named_modules() if module is head), "lm_head")
     return (head_name, *form.skip_modules)
-
-
-def _can_be_nf4(tensor: PlainTensor, skipped: tuple[str, ...]) -> bool:
-    """Of a linear layer's weight, whether it is to be quantized and its rows can be packed."""
-    return tensor.shape[1] % 2 == 0 and not any(has_suffix(tensor.owner, suffix) for suffix in skipped)
-
-
-def _size(tensor: PlainTensor, skipped: tuple[str, ...], form: NF4Format) -> float:
-    """Bytes that a tensor will take, all but a few."""
-    if tensor.is_linear_weight and _can_be_nf4(tensor, skipped):
-        return tensor.shape.numel() * (0.53 if form.double_quant else 0.57)
-    return tensor.shape.numel() * 2
-
-
-def _stream(
-    tensors: list[PlainTensor], skipped: tuple[str, ...], form: NF4Format, half: torch.dtype, ledger: _Ledger
-) -> Iterator[tuple[str, Tensor]]:
-    for tensor in tensors:
-        dense = tensor.make()
-        if dense.is_floating_point():
-            dense = dense.to(half)
-        ledger.bytes_before += dense.nbytes
-        if not tensor.is_linear_weight:
-            yield tensor.name, dense
-        elif not _can_be_nf4(tensor, skipped):
-            ledger.kept.append(tensor.owner)
-            yield tensor.name, dense
-        else:
-            layer = NF4Linear.from_dense(dense, None, form)
-            dense = dense.float()
-            difference = (layer.dequantize(torch.float32) - dense).norm()
-            ledger.errors[tensor.owner] = float(difference / dense.norm().clamp_min(1e-30))
-            for suffix, part in layer.quant_tensors().items():
-                yield tensor.name + suffix, part
 
 
 def _format(target: Target) -> NF4Format:

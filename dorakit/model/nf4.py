@@ -79,8 +79,17 @@ class NF4Linear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @classmethod
-    def from_dense(cls, weight: Tensor, bias: Tensor | None, form: NF4Format) -> NF4Linear:
-        """Quantize a dense weight (out, in), slice by slice; the bytes equal bitsandbytes' `quantize_4bit`."""
+    def from_dense(
+        cls, weight: Tensor, bias: Tensor | None, form: NF4Format, *, keep_row_norms: bool = False
+    ) -> NF4Linear:
+        """Quantize a dense weight (out, in), slice by slice; the bytes equal bitsandbytes' `quantize_4bit`.
+
+        `keep_row_norms` then scales the absmax values of each row so that the row has the norm that it had; the double
+        quantization of absmax comes after it and moves the norms by its own error. Only where a row is whole blocks.
+
+        Raises:
+            ModelError: `keep_row_norms` with in_features that is no multiple of the block size.
+        """
         layer = cls(weight.shape[1], weight.shape[0], block_size=form.block_size, dtype=weight.dtype, bias=bias)
         flat = weight.detach().contiguous().reshape(-1)
         step = _CHUNK_WEIGHTS // form.block_size * form.block_size
@@ -91,11 +100,13 @@ class NF4Linear(nn.Module):
             absmax.append(state.absmax)
         layer.weight = nn.Parameter(torch.cat(packed).view(layer.out_features, -1), requires_grad=False)
         layer.absmax = torch.cat(absmax)
+        layer.original_row_norm = torch.cat([rows.float().norm(dim=1) for rows in torch.split(weight.detach(), 1024)])
+        if keep_row_norms:
+            layer._keep_row_norms_()
         if form.double_quant:
             layer.offset = layer.absmax.mean()
             layer.absmax, second = bnb.quantize_blockwise(layer.absmax - layer.offset, blocksize=_NESTED_BLOCK_SIZE)
             layer.nested_absmax, layer.nested_code = second.absmax, second.code.clone()
-        layer.original_row_norm = torch.cat([rows.float().norm(dim=1) for rows in torch.split(weight.detach(), 1024)])
         return layer
 
     @classmethod
@@ -159,6 +170,21 @@ class NF4Linear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"block_size={self.block_size}, double_quant={self.is_double_quantized}"
         )
+
+    def row_norm(self) -> Tensor:
+        """float32 (out,): norm of each row as it dequantizes."""
+        norm: Tensor = self.dequantize(torch.float32).norm(dim=1)
+        return norm
+
+    def _keep_row_norms_(self) -> None:
+        """Scale absmax, which is still float32, so that `row_norm` equals `original_row_norm`."""
+        if self.in_features % self.block_size:
+            raise ModelError(
+                f"a row of {self.in_features} weights is no whole number of blocks of {self.block_size}: its norm cannot be kept"
+            )
+        # A row of zeros has nothing to scale.
+        factor = self.original_row_norm / self.row_norm().clamp_min(torch.finfo(torch.float32).tiny)
+        self.absmax = (self.absmax.view(self.out_features, -1) * factor[:, None]).reshape(-1)
 
     def _storage(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.weight, self.absmax, self.nested_absmax, self.nested_code, self.offset

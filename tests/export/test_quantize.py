@@ -239,3 +239,38 @@ def test_an_update_on_an_nf4_base_survives(run_of, mode):
     # The run's own merged directory is recognised.
     again = load_file(quantize(run.merged, quiet=True) / "model.safetensors")
     assert all(torch.equal(again[name], written[name]) for name in written)
+
+
+def test_row_norms_kept_are_the_learnt_magnitude(tmp_path):
+    """Planted bugs caught: the factor upside down; rows scaled as if absmax lay column by column; bytes of the codes moved."""
+    run = tiny_run(tmp_path / "run", "qdora", ("quantization.double_quant=false",))
+    plain = quantize(run, output=tmp_path / "plain", quiet=True)
+    kept = quantize(run, output=tmp_path / "kept", keep_row_norms=True, quiet=True)
+    magnitude = {
+        name: layer.lora_magnitude_vector.detach()
+        for name, layer in adapter_layers(open_target(str(run.path)).model)
+        if "down_proj" not in name
+    }
+    distance = {}
+    for directory in (plain, kept):
+        layers = dict(load_base(str(directory), dtype="float32").model.named_modules())
+        distance[directory] = max(
+            float(((layers[name].row_norm() - m) / m).abs().max()) for name, m in magnitude.items()
+        )
+    # What is left is the rounding to bfloat16.
+    assert distance[kept] < 0.004 < 0.01 < distance[plain]
+    before, after = (load_file(directory / "model.safetensors") for directory in (plain, kept))
+    codes = [name for name in before if name.endswith("_proj.weight")]
+    assert len(codes) == 14 and all(torch.equal(before[name], after[name]) for name in codes)
+    assert receipt(plain)["row_norm_error"]["kept"] is False and receipt(kept)["row_norm_error"]["kept"] is True
+    assert receipt(kept)["row_norm_error"]["mean"] < receipt(plain)["row_norm_error"]["mean"] / 3
+
+
+def test_a_layer_whose_rows_are_no_whole_blocks_keeps_no_norms(run_of, tmp_path, capsys):
+    """Planted bug caught: blocks that lie over two rows scaled by one of them, in silence."""
+    run = tiny_run(tmp_path, "qlora", ("quantization.block_size=128",))
+    directory = quantize(run, keep_row_norms=True)
+    names = receipt(directory)["row_norm_error"]["not_kept"]
+    assert names and "row norms not kept" in capsys.readouterr().err
+    layers = dict(load_base(str(directory), dtype="float32").model.named_modules())
+    assert all(layers[name].in_features % 128 for name in names)
