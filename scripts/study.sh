@@ -6,8 +6,8 @@
 #   bash scripts/study.sh --quick [--data DIR]       the same pieces cut down to minutes: proves that they run, says nothing
 #   ... --output PLACE                               instead of runs/study (runs/study-quick)
 #
-# DIR holds math/{math_data.train,AddSub.test}.json and commonsense/{boolq,openbookqa,ARC-Easy}.{train,test}.json. Without it the
-# study is of the quickstart's own rows.
+# DIR holds math/{math_data.train,AddSub.test}.json, commonsense/{boolq,openbookqa,ARC-Easy}.{train,test}.json and
+# commonsense/winogrande.test.json. Without it the study is of the quickstart's own rows.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,6 +38,20 @@ if [ -n "$quick" ]; then
   at+=(--set training.max_steps=2 --set evaluation.limit=8 --set optimizer.warmup_ratio=0)
 fi
 
+# What was forgotten is the rise of the loss on a text that has nothing to do with word problems: 100 sentences of WinoGrande, filled in.
+general=()
+if [ -n "$data" ]; then
+  mkdir -p "$output"
+  python - "$data/commonsense/winogrande.test.json" > "$output/general.txt" <<'PYTHON'
+import json, re, sys
+
+for row in json.load(open(sys.argv[1], encoding="utf-8"))[:100]:
+    sentence, first, second = re.search(r"sentence: (.*?)\n\nOption1: (.*?) Option2: (.*?) Answer", row["instruction"], re.S).groups()
+    print(sentence.replace("_", {"option1": first, "option2": second}[row["answer"]]))
+PYTHON
+  general=(--general "$output/general.txt")
+fi
+
 compare() { # PLACE RECIPE [OPTION...]
   local place=$output/$1 recipe=$2
   shift 2
@@ -56,8 +70,8 @@ for piece in "${pieces[@]}"; do
       done
       ;;
     rates) # every method at three learning rates
-      compare rates-adapters "$main" --modes lora,dora,qlora,qdora --learning-rates "$adapter_rates" --seeds "$seeds"
-      compare rates-full "$main" --modes full --learning-rates "$full_rates" --seeds "$seeds"
+      compare rates-adapters "$main" --modes lora,dora,qlora,qdora --learning-rates "$adapter_rates" --seeds "$seeds" "${general[@]}"
+      compare rates-full "$main" --modes full --learning-rates "$full_rates" --seeds "$seeds" "${general[@]}"
       ;;
     scale) # QLoRA with the scale that Answer.AI's comparison gave it: s = 16 / 64, where QDoRA had 1
       compare scale "$main" --modes qlora --learning-rates "$adapter_rates" --seeds "$seeds" --set adapter.alpha=4

@@ -193,7 +193,8 @@ def _sentence(winner: Method, others: list[Method], against: dict[str, Differenc
         margin = min(against.values(), key=lambda difference: difference.low)
         return (
             f"Use {winner.name} here: on {ground} it is better than all others, by at least {margin.low:.1%} "
-            f"(each interval corrected for {len(others)} comparison{'s' * (len(others) > 1)}).{caution}"
+            f"(each interval corrected for {len(others)} comparison{'s' * (len(others) > 1)})."
+            f"{_price(winner, others)}{caution}"
         )
     cheapest = min(beside, key=_seconds)
     names = ", ".join(method.name for method in beside)
@@ -202,7 +203,23 @@ def _sentence(winner: Method, others: list[Method], against: dict[str, Differenc
     return (
         f"{names} cannot be told apart on {ground} "
         f"(a difference of up to {max(widest.high, -widest.low):.1%} is possible). "
-        f"Of these, {cheapest.name} trains fastest ({_seconds(cheapest):.0f} s a run).{than}{caution}"
+        f"Of these, {cheapest.name} trains fastest ({_seconds(cheapest):.0f} s a run).{than}"
+        f"{_price(cheapest, [method for method in (winner, *others) if method is not cheapest])}{caution}"
+    )
+
+
+def _price(chosen: Method, others: Sequence[Method]) -> str:
+    """What the one that is recommended forgets, where that was measured and another forgets less."""
+    known = {method.name: method.mean(lambda cell: cell.forgotten) for method in (chosen, *others)}
+    forgotten = {name: nats for name, nats in known.items() if nats is not None}
+    if chosen.name not in forgotten:
+        return ""
+    least = min(forgotten, key=lambda name: forgotten[name])
+    if least == chosen.name:
+        return f" It also forgets the least: {forgotten[least]:+.3f} nats a token of the general text."
+    return (
+        f" But it forgets {forgotten[chosen.name]:+.3f} nats a token of the general text, "
+        f"{least} {forgotten[least]:+.3f}."
     )
 
 

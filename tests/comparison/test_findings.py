@@ -8,7 +8,7 @@ from dorakit.comparison.findings import CellResult, find
 from dorakit.errors import RunError
 
 
-def result(mode, rate, seed, right, *, rank=8, loss=1.0, seconds=10.0, rows=200, name="row"):
+def result(mode, rate, seed, right, *, rank=8, loss=1.0, seconds=10.0, rows=200, name="row", forgotten=None):
     """A cell that answers the first `right` rows rightly."""
     return CellResult(
         cell=Cell(mode, rank, rate, seed),
@@ -18,8 +18,23 @@ def result(mode, rate, seed, right, *, rank=8, loss=1.0, seconds=10.0, rows=200,
         seconds=seconds,
         peak_memory_bytes=10**9,
         trained_parameters=1000,
-        forgotten=None,
+        forgotten=forgotten,
     )
+
+
+def test_the_sentence_tells_what_the_recommended_method_forgets():
+    """Planted bugs caught: the least and the most mixed up; the winner's figure said where another is recommended."""
+    better = [result("lora", 1e-3, 1, 80, forgotten=0.1), result("full", 1e-3, 1, 150, rank=None, forgotten=0.5)]
+    sentence = find(better, fixed_rate=1e-3).sentence
+    assert sentence.startswith("Use full here")
+    assert "But it forgets +0.500 nats a token of the general text, lora r=8 +0.100." in sentence
+    alike = [
+        result("lora", 1e-3, 1, 100, seconds=5.0, forgotten=0.1),
+        result("dora", 1e-3, 1, 101, seconds=9.0, forgotten=0.3),
+    ]
+    sentence = find(alike, fixed_rate=1e-3).sentence
+    assert "lora r=8 trains fastest" in sentence
+    assert sentence.endswith("It also forgets the least: +0.100 nats a token of the general text.")
 
 
 def test_a_winner_is_named_with_its_margin():
