@@ -100,3 +100,4 @@ for piece in "${pieces[@]}"; do
       ;;
   esac
 done
+python scripts/study_tables.py "$output"
