@@ -138,6 +138,10 @@ def main(place: Path) -> None:
         if quarter is not None and qdora is not None:
             print(f"\n{PAIRS}\n{difference(qdora, quarter)}")
     ranked = methods(read_cells(place / "ranks"))
+    # Rank 16 at that rate is among the rates, where it has more seeds.
+    ranked += [
+        method for method in swept if ranked and method.mode in ("lora", "dora") and method.learning_rate == 1e-3
+    ]
     if ranked:
         print(f"\n## ranks\n\n{HEADS}")
         for method in sorted(ranked, key=lambda method: (method.mode, method.rank or 0)):
