@@ -33,6 +33,7 @@ app.command("analyze")(analyze.analyze)
 app.command("report")(report.report)
 app.command("validate")(recipe.validate)
 app.command("data")(data.data)
+app.command("import")(recipe.import_)
 app.command("schema")(recipe.schema)
 
 

@@ -71,6 +71,56 @@ def schema(
         raise UsageError(f"{output} cannot be written: {error.strerror}") from None
 
 
+def import_(
+    file: str = typer.Argument(help="YAML of axolotl, LLaMA-Factory, torchtune, TRL or unsloth."),
+    output: str | None = typer.Option(None, "--output", "-o", help="Recipe to write; NAME-dorakit.yaml by default."),
+    from_: str | None = typer.Option(
+        None, "--from", help="Whose it is, where its keys do not tell: axolotl, llamafactory, torchtune, trl, unsloth."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print what is not carried over only."),
+) -> None:
+    """Turn another toolkit's configuration into a recipe; what is not carried over is listed with the reason."""
+    from dorakit.recipe.importing.imported import import_recipe, one_line
+    from dorakit.recipe.loader import load_recipe
+
+    target = Path(output) if output is not None else Path(f"{Path(file).stem}-dorakit.yaml")
+    if target.exists():
+        raise UsageError(f"{target} exists: give another --output, or remove it")
+    imported = import_recipe(file, toolkit=from_, directory=target.parent)
+    target.write_text(imported.text, encoding="utf-8")
+    problems: list[Problem] = []
+    try:
+        load_recipe(str(target), [])
+    except RecipeError as error:
+        problems = list(error.problems)
+    if as_json:
+        left = [{"key": item.key, "value": item.value, "reason": item.reason} for item in imported.left]
+        typer.echo(
+            json_line(
+                {
+                    "output": str(target),
+                    "toolkit": imported.toolkit,
+                    "carried": imported.carried,
+                    "left": left,
+                    "asked_for_nothing": imported.empty,
+                    "problems": [_problem(problem) for problem in problems],
+                }
+            )
+        )
+    else:
+        if not quiet:
+            typer.echo(printable(f"{imported.toolkit}: {file} -> {target}, {len(imported.carried)} settings"))
+        for item in imported.left:
+            typer.echo(printable(f"  not carried over: {one_line(item)}"))
+        if imported.empty and not quiet:
+            typer.echo(printable(f"  asked for nothing: {', '.join(imported.empty)}"))
+    if problems:
+        raise RecipeError(problems)
+    if not as_json and not quiet:
+        typer.echo(printable(f"next:  dorakit validate {target} --explain\n       dorakit data {target}"))
+
+
 def _recipe_files(arguments: list[str]) -> list[str]:
     files: list[str] = []
     for argument in arguments:

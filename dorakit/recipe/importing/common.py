@@ -1,0 +1,97 @@
+"""What the toolkits built on transformers' trainer have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dorakit.recipe.importing.ledger import Ledger
+
+ALL_LINEAR = ("all", "all-linear", "all_linear")
+
+
+def set_mode(ledger: Ledger, *, adapter: bool, dora: bool, four_bit: bool, source: str) -> None:
+    """adapter.mode from the three switches that others have for it."""
+    if not adapter:
+        if four_bit:
+            ledger.leave("load_in_4bit", True, "full fine-tuning needs a base that is not quantized")
+        ledger.set("adapter.mode", "full", source)
+        return
+    ledger.set("adapter.mode", ("q" if four_bit else "") + ("dora" if dora else "lora"), source)
+
+
+def set_targets(ledger: Ledger, value: Any, source: str) -> None:
+    """adapter.target_modules from a list, a text with commas, or a word for all of them."""
+    if isinstance(value, str) and value not in ALL_LINEAR and "," in value:
+        value = [name.strip() for name in value.split(",")]
+    if value in ALL_LINEAR or (isinstance(value, list) and len(value) == 1 and value[0] in ALL_LINEAR):
+        value = "all-linear"
+    elif isinstance(value, str):
+        value = [value]
+    ledger.set("adapter.target_modules", value, source)
+
+
+def carry_adapter(ledger: Ledger, *, rank: int | None, alpha: float | None, dropout: float | None) -> None:
+    """Rank, alpha and dropout with the toolkit's defaults; in mode full there is nothing to carry."""
+    if ledger.recipe.get("adapter.mode") == "full":
+        for name in ("lora_r", "lora_rank", "lora_alpha", "lora_dropout", "use_rslora"):
+            if (value := ledger.take(name)) is not None:
+                ledger.leave(name, value, "not read in full fine-tuning")
+        return
+    ledger.carry("adapter.rank", "lora_r", "lora_rank", default=rank)
+    ledger.carry("adapter.alpha", "lora_alpha", default=alpha)
+    ledger.carry("adapter.dropout", "lora_dropout", default=dropout)
+    ledger.carry("adapter.rslora", "use_rslora", "peft_use_rslora")
+
+
+def set_batch(ledger: Ledger, micro: str, accumulation: str, *, defaults: tuple[int, int]) -> None:
+    """Documents per optimizer step are the product that other toolkits leave to the reader. On one device."""
+    size, steps = ledger.take(micro) or defaults[0], ledger.take(accumulation) or defaults[1]
+    ledger.set("training.batch_size", size * steps, f"{micro} {size} x {accumulation} {steps}, one device")
+    ledger.set("training.micro_batch_size", size, micro)
+
+
+def carry_trainer(
+    ledger: Ledger, *, learning_rate: float | None, epochs: float, schedule: str, warmup_ratio: float
+) -> None:
+    """The settings of transformers' TrainingArguments; arguments are what the toolkit uses where none is given."""
+    ledger.carry("training.epochs", "num_train_epochs", "num_epochs", default=epochs)
+    ledger.drop_if("max_steps", -1, 0)
+    ledger.carry("training.max_grad_norm", "max_grad_norm")
+    ledger.carry("training.seed", "seed", "random_seed")
+    ledger.carry("training.log_every", "logging_steps")
+    for key, name in (("training.eval_every", "eval_steps"), ("training.save_every", "save_steps")):
+        value = ledger.take(name)
+        if isinstance(value, float) and value < 1:
+            ledger.leave(name, value, f"{key} is a number of steps here, not a share of them")
+        elif value is not None:
+            ledger.set(key, int(value), name)
+    ledger.carry("optimizer.learning_rate", "learning_rate", default=learning_rate)
+    ledger.carry("optimizer.name", "optim", "optimizer", default="adamw")
+    ledger.carry("optimizer.schedule", "lr_scheduler_type", "lr_scheduler", default=schedule)
+    ledger.carry("optimizer.weight_decay", "weight_decay")
+    steps, ratio = ledger.take("warmup_steps"), ledger.take("warmup_ratio")
+    if steps:
+        ledger.set("optimizer.warmup_steps", steps, "warmup_steps")
+        if ratio:
+            ledger.leave("warmup_ratio", ratio, "warmup_steps stands beside it, and goes before")
+    elif ratio:
+        ledger.set("optimizer.warmup_ratio", ratio, "warmup_ratio")
+    elif ratio is None and warmup_ratio:
+        ledger.set("optimizer.warmup_ratio", warmup_ratio, f"{ledger.toolkit}'s default")
+    betas = ledger.take("adam_beta1"), ledger.take("adam_beta2")
+    if betas != (None, None):
+        ledger.set("optimizer.betas", [betas[0] or 0.9, betas[1] or 0.999], "adam_beta1, adam_beta2")
+    for name, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
+        value = ledger.take(name)
+        if value in (True, "true", "full"):
+            ledger.set("model.dtype", dtype, name)
+        elif value is not None:
+            ledger.empty.append(name)
+
+
+def set_validation(ledger: Ledger, *names: str) -> None:
+    """Rows held out: a share below 1, else a number of rows."""
+    value = ledger.take(*names)
+    if value:
+        key = "data.validation.fraction" if value < 1 else "data.validation.rows"
+        ledger.set(key, value if value < 1 else int(value), names[0])

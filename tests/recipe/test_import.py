@@ -1,0 +1,196 @@
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from dorakit.cli.app import app
+from dorakit.errors import RecipeError, UsageError
+from dorakit.recipe.importing.imported import import_recipe
+from dorakit.recipe.schema import Recipe
+
+AXOLOTL = """
+base_model: org/model
+adapter: qlora
+load_in_4bit: true
+peft_use_dora: true
+datasets: [{path: rows.jsonl, ds_type: json, type: chat_template, field_messages: turns}]
+val_set_size: 0.05
+sequence_len: 2048
+sample_packing: true
+lora_r: 32
+lora_alpha: 16
+lora_target_linear: true
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+evals_per_epoch: 4
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+learning_rate: 0.0002
+bf16: auto
+loss_watchdog_threshold: 5.0
+wandb_project:
+"""
+LLAMAFACTORY = """
+model_name_or_path: org/model
+stage: sft
+finetuning_type: lora
+quantization_bit: 4
+double_quantization: false
+lora_rank: 8
+lora_target: all
+dataset: mine,theirs
+template: llama3
+max_samples: 100
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+bf16: true
+"""
+TORCHTUNE = """
+model:
+  _component_: torchtune.models.llama3.lora_llama3_8b
+  lora_attn_modules: [q_proj, output_proj]
+  apply_lora_to_mlp: True
+  lora_rank: 8
+  lora_alpha: 16
+  use_dora: True
+checkpointer: {checkpoint_dir: /models/llama/original/, model_type: LLAMA3}
+dataset: {_component_: torchtune.datasets.alpaca_cleaned_dataset}
+optimizer: {_component_: torch.optim.AdamW, lr: 3e-4, weight_decay: 0.01}
+lr_scheduler: {_component_: torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup, num_warmup_steps: 100}
+batch_size: 2
+gradient_accumulation_steps: 8
+dtype: bf16
+"""
+TRL = """
+model_name_or_path: org/model
+dataset_name: org/rows
+use_peft: true
+lora_target_modules: [q_proj, v_proj]
+learning_rate: 2e-4
+max_steps: -1
+eval_steps: 0.1
+"""
+UNSLOTH = """
+model: org/model
+data: {local_dataset: [a.jsonl, b.jsonl], format_type: alpaca}
+training: {load_in_4bit: true, num_epochs: 1, train_on_completions: true}
+lora: {use_dora: true}
+"""
+
+
+def imported(tmp_path, text, **options):
+    file = tmp_path / "theirs.yml"
+    file.write_text(text)
+    result = import_recipe(file, **options)
+    (tmp_path / "recipe.yaml").write_text(result.text)
+    return result, Recipe.from_yaml(str(tmp_path / "recipe.yaml"))
+
+
+def reasons(result):
+    return {item.key: item.reason for item in result.left}
+
+
+def test_axolotl(tmp_path):
+    """Planted bugs caught: the batch without its accumulation; DoRA read as LoRA; times per epoch taken for steps."""
+    result, recipe = imported(tmp_path, AXOLOTL)
+    assert result.toolkit == "axolotl"
+    assert recipe.adapter.mode == "qdora" and (recipe.adapter.rank, recipe.adapter.alpha) == (32, 16)
+    assert recipe.adapter.target_modules == "all-linear"
+    assert (recipe.training.batch_size, recipe.training.micro_batch_size) == (8, 2)
+    assert recipe.training.epochs == 1.0 and recipe.optimizer.warmup_ratio == 0.03  # axolotl's defaults, not ours
+    assert recipe.training.eval_every == 100
+    assert recipe.data.train[0].format == "chat" and recipe.data.train[0].columns == {"messages": "turns"}
+    assert recipe.data.packing and recipe.data.max_seq_len == 2048 and recipe.data.validation.fraction == 0.05
+    assert recipe.optimizer.name == "adamw_8bit"
+    assert set(reasons(result)) == {"evals_per_epoch", "loss_watchdog_threshold"}
+    assert result.empty == ["bf16", "wandb_project"]
+
+
+def test_llamafactory(tmp_path, monkeypatch):
+    """Planted bugs caught: alpha of a fixed default; `false` passed over where it asks for something."""
+    (tmp_path / "data").mkdir()
+    entry = {"file_name": "mine.json", "formatting": "sharegpt", "columns": {"messages": "talk"}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    monkeypatch.chdir(tmp_path)
+    result, recipe = imported(tmp_path, LLAMAFACTORY)
+    assert recipe.adapter.mode == "qlora" and (recipe.adapter.rank, recipe.adapter.alpha) == (8, 16)
+    assert recipe.quantization.double_quant is False
+    mine, theirs = recipe.data.train
+    assert mine.path == "data/mine.json" and mine.format == "chat" and mine.columns == {"messages": "talk"}
+    assert theirs.prompt == "chat" and mine.limit == theirs.limit == 100
+    assert (recipe.training.batch_size, recipe.optimizer.schedule) == (8, "linear") and recipe.data.max_seq_len == 2048
+    assert "data.train" in reasons(result)["dataset"] and "chat_template" in reasons(result)["template"]
+
+
+def test_torchtune(tmp_path):
+    result, recipe = imported(tmp_path, TORCHTUNE)
+    assert recipe.adapter.mode == "dora" and recipe.model.base == "/models/llama"
+    assert recipe.adapter.target_modules == ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert recipe.optimizer.weight_decay == 0.01 and recipe.optimizer.learning_rate == 3e-4
+    assert recipe.optimizer.warmup_steps == 100 and recipe.training.batch_size == 16
+    assert recipe.data.train[0].path == "yahma/alpaca-cleaned" and recipe.data.train_on == "all"
+    assert recipe.model.architecture is None and "checkpointer.model_type" in reasons(result)
+
+
+def test_trl_and_unsloth(tmp_path):
+    result, recipe = imported(tmp_path, TRL)
+    assert recipe.adapter.mode == "lora" and recipe.adapter.target_modules == ["q_proj", "v_proj"]
+    assert recipe.training.max_steps is None and recipe.data.train_on == "all"
+    assert recipe.optimizer.learning_rate == 2e-4 and recipe.training.batch_size == 8
+    assert set(reasons(result)) == {"dataset_name", "eval_steps"}
+    result, recipe = imported(tmp_path, UNSLOTH)
+    assert recipe.adapter.mode == "qdora" and (recipe.adapter.rank, recipe.adapter.alpha) == (64, 16)
+    assert [source.path.rsplit("/", 1)[-1] for source in recipe.data.train] == ["a.jsonl", "b.jsonl"]
+    assert recipe.training.batch_size == 8 and recipe.training.seed == 3407 and recipe.optimizer.weight_decay == 0.01
+
+
+@pytest.mark.parametrize("text", [AXOLOTL, LLAMAFACTORY, TORCHTUNE, TRL, UNSLOTH])
+def test_no_key_is_dropped_in_silence(tmp_path, text):
+    """Every key is the source of a setting, listed with a reason, or asked for nothing.
+
+    Planted bug caught: a key taken from the ledger and thrown away.
+    """
+    result, _ = imported(tmp_path, text + "somebody_elses_key: 7\nlearning_rte: 1e-3\n")
+    assert {"somebody_elses_key", "learning_rte"} <= set(reasons(result))
+    told = " ".join([*result.carried, *result.carried.values(), *reasons(result), *result.empty])
+    for key in keys_of(yaml.safe_load(text)):
+        assert key in told, f"{key} is in none of: {told}"
+
+
+def keys_of(content):
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from keys_of(value)
+        elif key not in ("_component_", "stage"):
+            yield key
+
+
+def test_a_value_that_does_not_fit_is_listed(tmp_path):
+    result, recipe = imported(tmp_path, AXOLOTL + "max_grad_norm: often\n", toolkit="axolotl")
+    assert recipe.training.max_grad_norm == 1.0 and "got text 'often'" in reasons(result)["max_grad_norm"]
+
+
+def test_paths_start_from_the_working_directory(tmp_path, monkeypatch):
+    """Planted bug caught: rows looked for beside the recipe, where the other toolkit looked in the working directory."""
+    (tmp_path / "recipes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs.yml").write_text(AXOLOTL)
+    outcome = CliRunner().invoke(app, ["import", "theirs.yml", "--output", "recipes/mine.yaml"])
+    assert outcome.exit_code == 0, outcome.output
+    assert "not carried over: loss_watchdog_threshold: 5.0 (dorakit has no such setting)" in outcome.output
+    recipe = Recipe.from_yaml("recipes/mine.yaml")
+    assert recipe.data.root == str(tmp_path)
+    again = CliRunner().invoke(app, ["import", "theirs.yml", "--output", "recipes/mine.yaml"])
+    assert isinstance(again.exception, UsageError) and "exists" in str(again.exception)
+
+
+def test_what_cannot_be_imported(tmp_path):
+    file = tmp_path / "theirs.yml"
+    file.write_text("a: 1\n")
+    with pytest.raises(UsageError, match="axolotl, llamafactory, torchtune, trl, unsloth"):
+        import_recipe(file)
+    file.write_text("a: &x 1\nb: *x\n")
+    with pytest.raises(RecipeError, match="anchor '&x' cannot be used here"):
+        import_recipe(file)
