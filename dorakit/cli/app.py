@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dorakit import __version__, failpoints
-from dorakit.cli import analyze, compare, data, evaluate, export, recipe, report, train
+from dorakit.cli import analyze, compare, data, evaluate, export, recipe, report, runs, train
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 from dorakit.terminal import lasting
 
@@ -31,6 +31,7 @@ app.command("merge")(export.merge)
 app.command("quantize")(export.quantize)
 app.command("analyze")(analyze.analyze)
 app.command("report")(report.report)
+app.command("runs")(runs.runs)
 app.command("validate")(recipe.validate)
 app.command("data")(data.data)
 app.command("import")(recipe.import_)
