@@ -31,7 +31,7 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
 
 def find(name: str) -> Path | None:
     """The entry `name`, which counts as used now; None where it is not there."""
-    entry = _root() / name
+    entry = root() / name
     if not entry.is_dir():
         return None
     with contextlib.suppress(OSError):  # a cache that may only be read
@@ -45,7 +45,7 @@ def keep(name: str, make: Callable[[Path], None]) -> Path:
     Raises:
         OSError: The cache cannot be written.
     """
-    entry = _root() / name
+    entry = root() / name
     with whole_directory(entry, what="cache", keep_existing=True) as staging:
         make(staging)
     _remove_old(entry)
@@ -55,10 +55,11 @@ def keep(name: str, make: Callable[[Path], None]) -> Path:
 def forget(name: str) -> None:
     """Remove the entry `name`, where it is there."""
     with contextlib.suppress(FileNotFoundError):
-        discard(_root() / name)
+        discard(root() / name)
 
 
-def _root() -> Path:
+def root() -> Path:
+    """Where the cache is; it need not be there yet."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(os.environ.get("DORAKIT_CACHE") or Path(home) / "dorakit")
 

@@ -25,6 +25,7 @@ ORDER = [
     {"export"},
     {"report"},
     {"comparison"},
+    {"doctor"},
     {"cli"},
     {"__main__"},
 ]

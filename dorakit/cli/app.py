@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dorakit import __version__, failpoints
-from dorakit.cli import analyze, compare, data, evaluate, export, recipe, report, runs, train
+from dorakit.cli import analyze, compare, data, doctor, evaluate, export, recipe, report, runs, train
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 from dorakit.terminal import lasting
 
@@ -36,6 +36,7 @@ app.command("validate")(recipe.validate)
 app.command("data")(data.data)
 app.command("import")(recipe.import_)
 app.command("schema")(recipe.schema)
+app.command("doctor")(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import singledispatch
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -188,6 +189,14 @@ class NF4Linear(nn.Module):
 
     def _storage(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.weight, self.absmax, self.nested_absmax, self.nested_code, self.offset
+
+
+def native_library() -> tuple[str | None, bool]:
+    """The file of bitsandbytes' compiled kernels, None where it could not be loaded, and whether it was built for CUDA."""
+    from bitsandbytes.cextension import lib
+
+    file = getattr(getattr(lib, "_lib", None), "_name", None)
+    return None if file is None else Path(file).name, bool(getattr(lib, "compiled_with_cuda", False))
 
 
 def stored_format(model: nn.Module) -> NF4Format | None:

@@ -1,0 +1,54 @@
+"""Where files go: the working directory, the caches, and what keeps the hub away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from dorakit import cache
+from dorakit.doctor.finding import Finding, gib
+from dorakit.terminal import typed
+
+_LITTLE_ROOM = 10 << 30  # bytes; a quickstart takes 1, a 7B model 15
+_NO_ROOM = 1 << 30
+_FLAGS = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def check_disk() -> Iterator[Finding]:
+    """Room where runs are written."""
+    yield _of_place("disk", Path.cwd(), "", "set output_dir to another disk, or make room")
+
+
+def check_caches() -> Iterator[Finding]:
+    """Whether the caches can be written, and what is in the hub's."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    yield _of_place("cache", cache.root(), "", "export DORAKIT_CACHE=DIR")
+    hub = Path(HF_HUB_CACHE)
+    models = sum(1 for _ in hub.glob("models--*")) if hub.is_dir() else 0
+    yield _of_place("hub cache", hub, f"{models} model{'' if models == 1 else 's'}, ", "export HF_HOME=DIR")
+
+
+def check_offline() -> Iterator[Finding]:
+    """Flags that keep the hub away."""
+    given = [name for name in _FLAGS if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
+    if given:
+        yield Finding(
+            "warn", "offline", f"{', '.join(given)} set: only what is in the caches", f"unset {' '.join(given)}"
+        )
+    else:
+        yield Finding("ok", "offline", "no flag set: models and data of the hub may be fetched")
+
+
+def _of_place(about: str, place: Path, holds: str, mend: str) -> Finding:
+    """A directory that is there or will be made."""
+    there = next(parent for parent in (place, *place.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    says = f"{typed(place)}: {holds}{gib(free)} free"
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return Finding("fail", about, f"{says}, and cannot be written", mend)
+    if free < _LITTLE_ROOM:
+        return Finding("fail" if free < _NO_ROOM else "warn", about, says, mend)
+    return Finding("ok", about, says)
