@@ -81,6 +81,7 @@ def import_(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print what is not carried over only."),
 ) -> None:
     """Turn another toolkit's configuration into a recipe; what is not carried over is listed with the reason."""
+    from dorakit.files import write_whole
     from dorakit.recipe.importing.imported import import_recipe, one_line
     from dorakit.recipe.loader import load_recipe
 
@@ -88,7 +89,7 @@ def import_(
     if target.exists():
         raise UsageError(f"{target} exists: give another --output, or remove it")
     imported = import_recipe(file, toolkit=from_, directory=target.parent)
-    target.write_text(imported.text, encoding="utf-8")
+    write_whole(target, imported.text)
     problems: list[Problem] = []
     try:
         load_recipe(str(target), [])

@@ -172,6 +172,43 @@ def test_a_value_that_does_not_fit_is_listed(tmp_path):
     assert recipe.training.max_grad_norm == 1.0 and "got text 'often'" in reasons(result)["max_grad_norm"]
 
 
+def test_what_the_mode_does_not_read_is_listed(tmp_path):
+    """Planted bug caught: settings carried over that the recipe then refuses, or dropped with the mode."""
+    full = AXOLOTL.replace("adapter: qlora\n", "").replace("load_in_4bit: true\n", "")
+    result, recipe = imported(tmp_path, full)
+    assert recipe.adapter.mode == "full"
+    told = reasons(result)
+    assert "not read in mode full" in told["lora_r"] and "not read in mode full" in told["lora_alpha"]
+    assert any("lora_target_linear" in key for key in told)
+    result, recipe = imported(tmp_path, LLAMAFACTORY.replace("quantization_bit: 4\n", ""))
+    assert recipe.adapter.mode == "lora" and "not read in mode lora" in reasons(result)["double_quantization"]
+    split = AXOLOTL.replace("type: chat_template", "type: chat_template, split: train")
+    assert "not read with a single file" in reasons(imported(tmp_path, split)[0])["data.train.0.split"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("gradient_accumulation_steps: 4", "gradient_accumulation_steps: auto", "gradient_accumulation_steps"),
+        ("val_set_size: 0.05", "val_set_size: some", "val_set_size"),
+        ("lora_r: 32", "lora_r: high", "lora_r"),
+        ("datasets: [", "datasets: [rows.jsonl, ", "datasets"),
+    ],
+)
+def test_a_value_of_another_form_is_listed(tmp_path, old, new, key):
+    """Planted bug caught: a list, a text or a number taken for granted, and a traceback where it is another thing."""
+    result, _ = imported(tmp_path, AXOLOTL.replace(old, new))
+    assert key in reasons(result)
+
+
+def test_a_catalogue_that_is_no_json(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"dataset_info\.json.*not JSON"):
+        imported(tmp_path, LLAMAFACTORY)
+
+
 def test_paths_start_from_the_working_directory(tmp_path, monkeypatch):
     """Planted bug caught: rows looked for beside the recipe, where the other toolkit looked in the working directory."""
     (tmp_path / "recipes").mkdir()

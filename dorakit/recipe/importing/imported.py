@@ -34,7 +34,7 @@ def import_recipe(file: Path | str, *, toolkit: str | None = None, directory: Pa
             their own, so data.root is set where the two differ.
 
     Raises:
-        RecipeError: The file cannot be read as YAML.
+        RecipeError: The file, or a dataset_info.json that it points to, cannot be read.
         UsageError: An unknown toolkit, or one that cannot be told from the keys.
     """
     name, path = os.fspath(file), Path(file)
@@ -69,7 +69,7 @@ def import_recipe(file: Path | str, *, toolkit: str | None = None, directory: Pa
 def one_line(item: Left) -> str:
     """A key that was left, its value and the reason, without line breaks."""
     value = " ".join(str(item.value).split())
-    return f"{item.key}: {value if len(value) <= 60 else value[:57] + '...'} ({item.reason})"
+    return " ".join(f"{item.key}: {value if len(value) <= 60 else value[:57] + '...'} ({item.reason})".split())
 
 
 _SECTIONS = ("model.", "adapter.", "quantization.", "data.", "training.", "optimizer.", "evaluation.", "output_dir")

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dorakit.recipe.fields import default_of, homes
+from dorakit.recipe.fields import default_of, dotted, homes
 from dorakit.recipe.foreign import KEYS, VALUES
 from dorakit.recipe.problems import schema_problems
 from dorakit.recipe.resolved import yaml_value
 from dorakit.recipe.scalars import scalar
-from dorakit.recipe.tree import Place
+from dorakit.recipe.tree import PathKey, Place
+from dorakit.recipe.unread import unread_settings
 from dorakit.recipe.yaml_text import parse
 
 _NO_COUNTERPART = "dorakit has no such setting"
@@ -52,6 +53,7 @@ class Ledger:
         self.left: list[Left] = []
         self.empty: list[str] = []
         self._pending = _flat(content)
+        self._defaults: set[str] = set()
 
     def take(self, *names: str) -> Any:
         """The value of the first of these keys that is set; None where none is. The others stay to be listed."""
@@ -62,6 +64,30 @@ class Ledger:
                 return scalar(value) if isinstance(value, str) and value else value
         return None
 
+    def number(self, *names: str) -> float | None:
+        """As `take`; what is no number is listed, and None."""
+        present = next((name for name in names if self._pending.get(name) is not None), "")
+        value = self.take(*names)
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            return value
+        self.leave(present, value, "expected a number")
+        return None
+
+    def mappings(self, name: str) -> list[dict[str, Any]]:
+        """The entries of a list of mappings; what is none is listed."""
+        value = self.take(name)
+        entries = value if isinstance(value, list) else [] if value is None else [value]
+        for entry in entries:
+            if not isinstance(entry, dict):
+                self.leave(name, entry, "expected keys and values: path, type, ...")
+        return [entry for entry in entries if isinstance(entry, dict)]
+
+    def texts(self, name: str) -> list[str]:
+        """The entries of a list, or of a text with commas, as texts."""
+        value = self.take(name)
+        entries = value if isinstance(value, list) else str(value).split(",") if value is not None else []
+        return [str(entry).strip() for entry in entries if str(entry).strip()]
+
     def peek(self, name: str) -> Any:
         """The value of a key that is taken later, or None."""
         return self._pending.get(name)
@@ -71,6 +97,11 @@ class Ledger:
         self.recipe[key] = value
         self.sources[key] = source
 
+    def set_default(self, key: str, value: Any) -> None:
+        """Give a key the value that it has in the toolkit where nothing is said."""
+        self.set(key, value, f"{self.toolkit}'s default")
+        self._defaults.add(key)
+
     def carry(self, key: str, *names: str, default: Any = None) -> None:
         """Take a value as it is; where none is set, the toolkit's own default."""
         present = next((name for name in names if self._pending.get(name) is not None), None)
@@ -78,7 +109,7 @@ class Ledger:
         if value is not None:
             self.set(key, VALUES.get(key, {}).get(str(value), value), present or names[0])
         elif default is not None:
-            self.set(key, default, f"{self.toolkit}'s default")
+            self.set_default(key, default)
 
     def leave(self, key: str, value: Any, reason: str) -> None:
         """List a key, taken before, as not carried over."""
@@ -110,6 +141,28 @@ class Ledger:
             else:
                 self.set(target, translated, name)
         self._pending.clear()
+        self._leave_unread()
+
+    def _leave_unread(self) -> None:
+        """List what the recipe's other settings keep from being read, such as a rank in full fine-tuning."""
+        root, _ = parse(recipe_text(self.recipe, {}), Place("imported"))
+        assert root is not None
+
+        def get(path: PathKey) -> Any:
+            node = root.at(path)
+            return None if node is None else node.plain()
+
+        for unread in list(unread_settings(get)):
+            reason = f"{dotted(unread.path)} is not read {unread.when}"
+            if unread.path[:2] == ("data", "train"):
+                _, _, index, name = unread.path
+                if name in self.recipe["data.train"][index]:
+                    self.leave(dotted(unread.path), self.recipe["data.train"][index].pop(name), reason)
+                continue
+            for key in [key for key in self.recipe if f"{key}.".startswith(f"{dotted(unread.path)}.")]:
+                value, source = self.recipe.pop(key), self.sources.pop(key)
+                if key not in self._defaults:
+                    self.leave(source, value, reason)
 
 
 def recipe_text(values: Mapping[str, Any], comments: Mapping[str, str]) -> str:
@@ -128,7 +181,7 @@ def _lines(tree: Mapping[str, Any], path: str, indent: str, comments: Mapping[st
     lines = []
     for key, value in tree.items():
         here = f"{path}{key}"
-        comment = f"  # {comments[here]}" if here in comments else ""
+        comment = f"  # {' '.join(comments[here].split())}" if here in comments else ""
         if isinstance(value, dict) and here not in comments:
             lines += [f"{indent}{key}:", *_lines(value, f"{here}.", f"{indent}  ", comments)]
         elif isinstance(value, list) and value and isinstance(value[0], dict):

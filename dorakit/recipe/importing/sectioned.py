@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dorakit.recipe.importing.common import set_batch, set_mode, set_targets
+from dorakit.recipe.importing.conversions import set_batch, set_mode, set_targets
 from dorakit.recipe.importing.ledger import Ledger
 
 
@@ -20,22 +20,23 @@ def unsloth(ledger: Ledger, directory: Path) -> None:
         four_bit=kind != "full" and four_bit is not False,
         source="training_type, load_in_4bit, use_dora",
     )
-    targets = ledger.take("lora.target_modules")
-    if kind != "full":
-        ledger.carry("adapter.rank", "lora.lora_r", default=64)
-        ledger.carry("adapter.alpha", "lora.lora_alpha", default=16)
-        ledger.carry("adapter.dropout", "lora.lora_dropout", default=0.0)
-        ledger.carry("adapter.rslora", "lora.use_rslora")
-        set_targets(ledger, targets or "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "lora.target_modules")
+    ledger.carry("adapter.rank", "lora.lora_r", default=64)
+    ledger.carry("adapter.alpha", "lora.lora_alpha", default=16)
+    ledger.carry("adapter.dropout", "lora.lora_dropout", default=0.0)
+    ledger.carry("adapter.rslora", "lora.use_rslora")
+    if targets := ledger.take("lora.target_modules"):
+        set_targets(ledger, targets, "lora.target_modules")
+    else:
+        ledger.set_default("adapter.target_modules", "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
     form = ledger.take("data.format_type")
     formats = {"alpaca": "instruction", "raw": "text"}
     if form in (None, "auto"):
         ledger.leave("data.format_type", form, "the format is found from the rows there; chat is assumed: check it")
-    hub, files = ledger.take("data.dataset"), ledger.take("data.local_dataset") or []
+    hub, files = ledger.take("data.dataset"), ledger.texts("data.local_dataset")
     paths = [*([hub] if hub else []), *files]
     ledger.set(
         "data.train",
-        [{"path": path, "format": formats.get(form, "chat")} for path in paths],
+        [{"path": path, "format": formats.get(str(form), "chat")} for path in paths],
         "dataset, local_dataset, format_type",
     )
     ledger.set(
@@ -54,9 +55,9 @@ def unsloth(ledger: Ledger, directory: Path) -> None:
     ledger.carry("training.save_every", "training.save_steps")
     checkpointing = ledger.take("training.gradient_checkpointing")
     ledger.set("training.gradient_checkpointing", checkpointing not in (False, "none"), "gradient_checkpointing")
-    ledger.set("optimizer.name", "adamw_8bit", "unsloth's default")
+    ledger.set_default("optimizer.name", "adamw_8bit")
     ledger.carry("optimizer.learning_rate", "training.learning_rate", default=2e-4)
-    ledger.set("optimizer.schedule", "linear", "unsloth's default")
+    ledger.set_default("optimizer.schedule", "linear")
     ledger.carry("optimizer.warmup_steps", "training.warmup_steps", default=5)
     ledger.carry("optimizer.weight_decay", "training.weight_decay", default=0.01)
 
@@ -75,16 +76,16 @@ def torchtune(ledger: Ledger, directory: Path) -> None:
         ledger.leave(
             "checkpointer.checkpoint_dir", base, "model.base must hold the model in the form of the hub: check it"
         )
-    targets = [{"output_proj": "o_proj"}.get(n, n) for n in ledger.take("model.lora_attn_modules") or []]
+    targets = [{"output_proj": "o_proj"}.get(n, n) for n in ledger.texts("model.lora_attn_modules")]
     if ledger.take("model.apply_lora_to_mlp"):
         targets += ["gate_proj", "up_proj", "down_proj"]
     if ledger.take("model.apply_lora_to_output"):
         ledger.leave("model.apply_lora_to_output", True, "the output head is not among the usual targets; add lm_head")
-    if adapter:
+    if targets:
         set_targets(ledger, targets, "model.lora_attn_modules, apply_lora_to_mlp")
-        ledger.carry("adapter.rank", "model.lora_rank", default=8)
-        ledger.carry("adapter.alpha", "model.lora_alpha", default=16)
-        ledger.carry("adapter.dropout", "model.lora_dropout", default=0.0)
+    ledger.carry("adapter.rank", "model.lora_rank", default=8)
+    ledger.carry("adapter.alpha", "model.lora_alpha", default=16)
+    ledger.carry("adapter.dropout", "model.lora_dropout", default=0.0)
     _torchtune_rows(ledger)
     ledger.carry("data.max_seq_len", "tokenizer.max_seq_len")
     ledger.carry("data.packing", "dataset.packed")

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dorakit.recipe.importing.common import (
+from dorakit.errors import Problem, RecipeError
+from dorakit.recipe.importing.conversions import (
     carry_adapter,
     carry_trainer,
     set_batch,
@@ -40,10 +41,10 @@ def axolotl(ledger: Ledger, directory: Path) -> None:
     )
     carry_adapter(ledger, rank=None, alpha=None, dropout=None)
     everything, targets = ledger.take("lora_target_linear"), ledger.take("lora_target_modules")
-    if kind is not None and (everything or targets):
+    if everything or targets:
         set_targets(ledger, "all" if everything else targets, "lora_target_linear, lora_target_modules")
-    ledger.set("data.train", [_axolotl_source(ledger, s) for s in ledger.take("datasets") or []], "datasets")
-    if tests := ledger.take("test_datasets"):
+    ledger.set("data.train", [_axolotl_source(ledger, source) for source in ledger.mappings("datasets")], "datasets")
+    if tests := ledger.mappings("test_datasets"):
         ledger.set("data.validation.path", tests[0].get("path"), "test_datasets")
         if tests[0].get("split"):
             ledger.set("data.validation.split", tests[0]["split"], "test_datasets")
@@ -109,15 +110,14 @@ def llamafactory(ledger: Ledger, directory: Path) -> None:
         four_bit=bits is not None,
         source="finetuning_type, quantization_bit, use_dora",
     )
-    carry_adapter(ledger, rank=8, alpha=2 * (ledger.peek("lora_rank") or 8), dropout=0.0)
-    targets = ledger.take("lora_target")
-    if kind != "full":
-        set_targets(ledger, targets or "all", "lora_target")
-    limit, folder = ledger.take("max_samples"), ledger.take("dataset_dir")
-    names = [name.strip() for name in str(ledger.take("dataset") or "").split(",") if name.strip()]
+    carry_adapter(ledger, rank=8, alpha=_twice(ledger.peek("lora_rank")), dropout=0.0)
+    if targets := ledger.take("lora_target"):
+        set_targets(ledger, targets, "lora_target")
+    limit, folder = ledger.number("max_samples"), str(ledger.take("dataset_dir") or "data")
+    names = ledger.texts("dataset")
     ledger.set(
         "data.train",
-        _llamafactory_sources(ledger, names, limit, directory, folder or "data"),
+        _llamafactory_sources(ledger, names, limit, directory, folder),
         "dataset, dataset_dir, max_samples",
     )
     set_validation(ledger, "val_size")
@@ -131,13 +131,13 @@ def llamafactory(ledger: Ledger, directory: Path) -> None:
 
 
 def _llamafactory_sources(
-    ledger: Ledger, names: list[str], limit: int | None, directory: Path, folder: str
+    ledger: Ledger, names: list[str], limit: float | None, directory: Path, folder: str
 ) -> list[dict[str, Any]]:
     """The names of `dataset`, looked up in dataset_info.json where that can be found."""
     catalogue: dict[str, Any] = {}
     for file in (Path(folder) / "dataset_info.json", directory / folder / "dataset_info.json"):
         if file.is_file():
-            catalogue = json.loads(file.read_text(encoding="utf-8"))
+            catalogue = _read_catalogue(file)
             break
     sources = []
     for name in names:
@@ -159,6 +159,21 @@ def _llamafactory_sources(
     return sources
 
 
+def _twice(rank: Any) -> int:
+    """LLaMA-Factory's alpha where none is given; a rank that is no number is listed where it is carried."""
+    return 2 * (rank if isinstance(rank, int) and rank else 8)
+
+
+def _read_catalogue(file: Path) -> dict[str, Any]:
+    try:
+        catalogue = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError([Problem(f"not JSON: {error}", str(file))]) from None
+    if not isinstance(catalogue, dict) or not all(isinstance(facts, dict) for facts in catalogue.values()):
+        raise RecipeError([Problem("expected names of data sets, each with its facts", str(file))])
+    return catalogue
+
+
 def trl(ledger: Ledger, directory: Path) -> None:
     """`trl sft --config`."""
     ledger.carry("model.base", "model_name_or_path")
@@ -167,7 +182,7 @@ def trl(ledger: Ledger, directory: Path) -> None:
     adapter = bool(ledger.take("use_peft"))
     set_mode(ledger, adapter=adapter, dora=dora, four_bit=four_bit, source="use_peft, load_in_4bit, use_dora")
     carry_adapter(ledger, rank=16, alpha=32, dropout=0.05)
-    if (targets := ledger.take("lora_target_modules")) is not None and adapter:
+    if (targets := ledger.take("lora_target_modules")) is not None:
         set_targets(ledger, targets, "lora_target_modules")
     source: dict[str, Any] = {"path": ledger.take("dataset_name") or "", "format": "chat"}
     if field := ledger.take("dataset_text_field"):

@@ -1,4 +1,4 @@
-"""What the toolkits built on transformers' trainer have in common."""
+"""Conversions that several toolkits need: method, targets, batch, held-out rows, the settings of transformers' trainer."""
 
 from __future__ import annotations
 
@@ -31,12 +31,7 @@ def set_targets(ledger: Ledger, value: Any, source: str) -> None:
 
 
 def carry_adapter(ledger: Ledger, *, rank: int | None, alpha: float | None, dropout: float | None) -> None:
-    """Rank, alpha and dropout with the toolkit's defaults; in mode full there is nothing to carry."""
-    if ledger.recipe.get("adapter.mode") == "full":
-        for name in ("lora_r", "lora_rank", "lora_alpha", "lora_dropout", "use_rslora"):
-            if (value := ledger.take(name)) is not None:
-                ledger.leave(name, value, "not read in full fine-tuning")
-        return
+    """Rank, alpha and dropout with the toolkit's defaults."""
     ledger.carry("adapter.rank", "lora_r", "lora_rank", default=rank)
     ledger.carry("adapter.alpha", "lora_alpha", default=alpha)
     ledger.carry("adapter.dropout", "lora_dropout", default=dropout)
@@ -45,7 +40,7 @@ def carry_adapter(ledger: Ledger, *, rank: int | None, alpha: float | None, drop
 
 def set_batch(ledger: Ledger, micro: str, accumulation: str, *, defaults: tuple[int, int]) -> None:
     """Documents per optimizer step are the product that other toolkits leave to the reader. On one device."""
-    size, steps = ledger.take(micro) or defaults[0], ledger.take(accumulation) or defaults[1]
+    size, steps = int(ledger.number(micro) or defaults[0]), int(ledger.number(accumulation) or defaults[1])
     ledger.set("training.batch_size", size * steps, f"{micro} {size} x {accumulation} {steps}, one device")
     ledger.set("training.micro_batch_size", size, micro)
 
@@ -60,7 +55,7 @@ def carry_trainer(
     ledger.carry("training.seed", "seed", "random_seed")
     ledger.carry("training.log_every", "logging_steps")
     for key, name in (("training.eval_every", "eval_steps"), ("training.save_every", "save_steps")):
-        value = ledger.take(name)
+        value = ledger.number(name)
         if isinstance(value, float) and value < 1:
             ledger.leave(name, value, f"{key} is a number of steps here, not a share of them")
         elif value is not None:
@@ -69,7 +64,7 @@ def carry_trainer(
     ledger.carry("optimizer.name", "optim", "optimizer", default="adamw")
     ledger.carry("optimizer.schedule", "lr_scheduler_type", "lr_scheduler", default=schedule)
     ledger.carry("optimizer.weight_decay", "weight_decay")
-    steps, ratio = ledger.take("warmup_steps"), ledger.take("warmup_ratio")
+    steps, ratio = ledger.number("warmup_steps"), ledger.number("warmup_ratio")
     if steps:
         ledger.set("optimizer.warmup_steps", steps, "warmup_steps")
         if ratio:
@@ -77,7 +72,7 @@ def carry_trainer(
     elif ratio:
         ledger.set("optimizer.warmup_ratio", ratio, "warmup_ratio")
     elif ratio is None and warmup_ratio:
-        ledger.set("optimizer.warmup_ratio", warmup_ratio, f"{ledger.toolkit}'s default")
+        ledger.set_default("optimizer.warmup_ratio", warmup_ratio)
     betas = ledger.take("adam_beta1"), ledger.take("adam_beta2")
     if betas != (None, None):
         ledger.set("optimizer.betas", [betas[0] or 0.9, betas[1] or 0.999], "adam_beta1, adam_beta2")
@@ -91,7 +86,7 @@ def carry_trainer(
 
 def set_validation(ledger: Ledger, *names: str) -> None:
     """Rows held out: a share below 1, else a number of rows."""
-    value = ledger.take(*names)
+    value = ledger.number(*names)
     if value:
         key = "data.validation.fraction" if value < 1 else "data.validation.rows"
         ledger.set(key, value if value < 1 else int(value), names[0])
