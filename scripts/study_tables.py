@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dorakit.comparison.cells import Cell
-from dorakit.comparison.execution import right_or_wrong
-from dorakit.comparison.findings import CellResult, Method
-from dorakit.comparison.statistics import paired_difference
+from dorakit.comparison.findings import CellResult, Method, accuracy_difference, by_method
+from dorakit.comparison.sweep import result_of
 from dorakit.run import Run
 
 
@@ -29,35 +28,27 @@ def read_cells(place: Path) -> list[CellResult]:
 def read_cell(path: Path) -> CellResult:
     """One of them."""
     run = Run.open(path)
-    recipe, facts, measured = run.recipe, run.read("run.json"), run.read("eval/comparison.json")
-    forgotten = None
-    if (path / "eval" / "general.json").is_file():
-        forgotten = run.read("eval/general.json")["loss"] - run.read("eval/general-base.json")["loss"]
-    rank = None if recipe.adapter.mode == "full" else recipe.adapter.rank
-    return CellResult(
-        cell=Cell(recipe.adapter.mode, rank, recipe.optimizer.learning_rate, recipe.training.seed),
-        right=right_or_wrong(run, "comparison"),
-        unparsed=measured["unparsed"],
-        validation_loss=facts["best_validation_loss"],
-        seconds=facts["seconds"],
-        peak_memory_bytes=facts["peak_memory_bytes"],
-        trained_parameters=facts["trained_parameters"],
-        forgotten=forgotten,
-    )
-
-
-def methods(cells: Sequence[CellResult]) -> list[Method]:
-    """Cells of all seeds together."""
-    grouped: dict[tuple[str, int | None, float], list[CellResult]] = defaultdict(list)
-    for cell in cells:
-        grouped[cell.cell.mode, cell.cell.rank, cell.cell.learning_rate].append(cell)
-    return [Method(*key, sorted(found, key=lambda cell: cell.cell.seed)) for key, found in grouped.items()]
+    mode, rank = run.recipe.adapter.mode, run.recipe.adapter.rank
+    cell = Cell(mode, None if mode == "full" else rank, run.recipe.optimizer.learning_rate, run.recipe.training.seed)
+    return result_of(cell, run, with_general=(run.eval / "general-base.json").is_file())
 
 
 def best(found: Sequence[Method], mode: str) -> Method | None:
-    """The learning rate with the lowest validation loss."""
+    """The learning rate with the lowest validation loss, over the seeds that all its rates have."""
     known = [method for method in found if method.mode == mode]
-    return min(known, key=lambda method: method.mean(lambda cell: cell.validation_loss) or 0.0, default=None)
+    if not known:
+        return None
+    shared = set.intersection(*(seeds_of(method) for method in known))
+    return min(known, key=lambda method: only(method, shared).mean(lambda cell: cell.validation_loss) or 0.0)
+
+
+def seeds_of(method: Method) -> set[int]:
+    return {cell.cell.seed for cell in method.cells}
+
+
+def only(method: Method, seeds: set[int]) -> Method:
+    """The method with these of its seeds."""
+    return replace(method, cells=[cell for cell in method.cells if cell.cell.seed in seeds])
 
 
 def row(method: Method) -> str:
@@ -72,13 +63,12 @@ def row(method: Method) -> str:
 
 def difference(a: Method, b: Method) -> str:
     """Accuracy of a minus b over the seeds that both have, with its 95 % interval, and the difference of validation losses."""
-    seeds = {cell.cell.seed for cell in a.cells} & {cell.cell.seed for cell in b.cells}
-    ours, theirs = ([cell for cell in method.cells if cell.cell.seed in seeds] for method in (a, b))
-    order = list(ours[0].right)
-    found = paired_difference(
-        *([np.array([cell.right[key] for key in order]) for cell in cells] for cells in (ours, theirs)), same_rows=True
-    )
-    losses = [(x.validation_loss or 0.0) - (y.validation_loss or 0.0) for x, y in zip(ours, theirs, strict=True)]
+    seeds = seeds_of(a) & seeds_of(b)
+    ours, theirs = only(a, seeds), only(b, seeds)
+    found = accuracy_difference(ours, theirs)
+    losses = [
+        (x.validation_loss or 0.0) - (y.validation_loss or 0.0) for x, y in zip(ours.cells, theirs.cells, strict=True)
+    ]
     return (
         f"| {a.name} at {a.learning_rate:g} - {b.name} at {b.learning_rate:g} | {len(seeds)} | {found.mean:+.1%} "
         f"({found.low:+.1%} to {found.high:+.1%}) | {', '.join(f'{loss:+.4f}' for loss in losses)} |"
@@ -117,7 +107,7 @@ def commonest(run: Path) -> str:
 
 def main(place: Path) -> None:
     pilot(place)
-    swept = methods([*read_cells(place / "rates-adapters"), *read_cells(place / "rates-full")])
+    swept = by_method([*read_cells(place / "rates-adapters"), *read_cells(place / "rates-full")])
     print(f"\n## rates\n\n{HEADS}")
     for method in swept:
         print(row(method))
@@ -129,7 +119,7 @@ def main(place: Path) -> None:
             one, other = chosen.get(a), chosen.get(b)
             if one is not None and other is not None:
                 print(difference(one, other))
-    scaled = methods(read_cells(place / "scale"))
+    scaled = by_method(read_cells(place / "scale"))
     if scaled:
         print(f"\n## scale: QLoRA with s = 0.25\n\n{HEADS}")
         for method in scaled:
@@ -137,7 +127,7 @@ def main(place: Path) -> None:
         quarter, qdora = best(scaled, "qlora"), at_best["qdora"]
         if quarter is not None and qdora is not None:
             print(f"\n{PAIRS}\n{difference(qdora, quarter)}")
-    ranked = methods(read_cells(place / "ranks"))
+    ranked = by_method(read_cells(place / "ranks"))
     # Rank 16 at that rate is among the rates, where it has more seeds.
     ranked += [
         method for method in swept if ranked and method.mode in ("lora", "dora") and method.learning_rate == 1e-3

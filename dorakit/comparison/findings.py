@@ -130,7 +130,7 @@ def find(results: Sequence[CellResult], *, fixed_rate: float, tests_on_validatio
         RunError: Two cells of one seed were measured on other rows.
     """
     _check_same_rows(results)
-    methods = _methods(results)
+    methods = by_method(results)
     losses = [method.mean(lambda cell: cell.validation_loss) for method in methods]
     by_loss = None not in losses
 
@@ -145,7 +145,7 @@ def find(results: Sequence[CellResult], *, fixed_rate: float, tests_on_validatio
     others = [method for method in best if method is not winner]
     # Of several intervals one misses by chance more often than of one.
     confidence = 1 - 0.05 / max(1, len(others))
-    against = {method.name: _difference(winner, method, confidence) for method in others}
+    against = {method.name: accuracy_difference(winner, method, confidence) for method in others}
     swept = len({method.learning_rate for method in methods}) > 1
     chosen_by = "validation loss" if by_loss else "accuracy on the test rows"
     sentence = _sentence(winner, others, against, optimistic=swept and (tests_on_validation or not by_loss))
@@ -162,14 +162,16 @@ def _check_same_rows(results: Sequence[CellResult]) -> None:
             )
 
 
-def _methods(results: Sequence[CellResult]) -> list[Method]:
+def by_method(results: Sequence[CellResult]) -> list[Method]:
+    """Cells of all seeds together, in the order in which their methods come."""
     grouped: dict[tuple[str, int | None, float], list[CellResult]] = {}
     for result in results:
         grouped.setdefault((result.cell.mode, result.cell.rank, result.cell.learning_rate), []).append(result)
     return [Method(*key, sorted(cells, key=lambda result: result.cell.seed)) for key, cells in grouped.items()]
 
 
-def _difference(a: Method, b: Method, confidence: float) -> Difference:
+def accuracy_difference(a: Method, b: Method, confidence: float = 0.95) -> Difference:
+    """Accuracy of a minus b, which have the same seeds and rows; see statistics.py."""
     rows = [list(cell.right) for cell in a.cells]
     return paired_difference(
         *(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dorakit.comparison.cells import Cell, cell_recipe, check_alike, environment_notes, grid
 from dorakit.comparison.execution import measure_cell, right_or_wrong, train_cell
@@ -97,28 +96,40 @@ def compare(
 
 
 def _measure(cell: Cell, run: Run, general: Path | None, *, quiet: bool) -> CellResult:
-    measured = measure_cell(cell, run, name="comparison", arguments=[], quiet=quiet)
+    measure_cell(cell, run, name="comparison", arguments=[], quiet=quiet)
+    if general is not None:
+        _measure_forgetting(cell, run, general.absolute(), quiet=quiet)
+    return result_of(cell, run, with_general=general is not None)
+
+
+def result_of(cell: Cell, run: Run, *, with_general: bool) -> CellResult:
+    """What was measured of a finished cell, read from its run.
+
+    Raises:
+        RunError: It was not measured, or the files are damaged.
+    """
     facts = run.read("run.json")
+    forgotten = None
+    if with_general:
+        forgotten = float(run.read("eval/general.json")["loss"]) - float(run.read("eval/general-base.json")["loss"])
     return CellResult(
         cell=cell,
         right=right_or_wrong(run, "comparison"),
-        unparsed=int(measured["unparsed"]),
+        unparsed=int(run.read("eval/comparison.json")["unparsed"]),
         validation_loss=facts["best_validation_loss"],
         seconds=float(facts["seconds"]),
         peak_memory_bytes=int(facts["peak_memory_bytes"]),
         trained_parameters=int(facts["trained_parameters"]),
-        forgotten=None if general is None else _forgotten(cell, run, general.absolute(), quiet=quiet),
+        forgotten=forgotten,
     )
 
 
-def _forgotten(cell: Cell, run: Run, text: Path, *, quiet: bool) -> float:
-    """Rise of the loss on a text that the training was not about, over the base that the cell began with."""
+def _measure_forgetting(cell: Cell, run: Run, text: Path, *, quiet: bool) -> None:
+    """The loss on a text that the training was not about, and that of the base that the cell began with."""
     settings = [*_AS_TEXT, f"data.train=[{{path: {_quoted(text)}, format: text}}]"]
     arguments = ["--data", str(text), *(part for setting in settings for part in ("--set", setting))]
-    loss: dict[str, Any] = {}
     for name, base in (("general", []), ("general-base", ["--base"])):
-        loss[name] = measure_cell(cell, run, name=name, arguments=[*arguments, *base], file=text, quiet=quiet)["loss"]
-    return float(loss["general"]) - float(loss["general-base"])
+        measure_cell(cell, run, name=name, arguments=[*arguments, *base], file=text, quiet=quiet)
 
 
 def _quoted(path: Path) -> str:

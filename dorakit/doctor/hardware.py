@@ -10,7 +10,7 @@ from pathlib import Path
 from dorakit.doctor.finding import Finding, gib
 
 _REINSTALL_TORCH = "uv pip install --reinstall torch --torch-backend=auto"
-_LITTLE_MEMORY = 4 << 30  # bytes; a 135M model in mode dora takes half of it
+_LITTLE_MEMORY = 4 << 30  # bytes
 _NO_MEMORY = 1 << 30
 # Half of the widest gap between neighbouring NF4 values, -1 and -0.696, of a block's largest weight.
 _NF4_ERROR = 0.152

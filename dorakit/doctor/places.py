@@ -11,7 +11,7 @@ from dorakit import cache
 from dorakit.doctor.finding import Finding, gib
 from dorakit.terminal import typed
 
-_LITTLE_ROOM = 10 << 30  # bytes; a quickstart takes 1, a 7B model 15
+_LITTLE_ROOM = 10 << 30  # bytes
 _NO_ROOM = 1 << 30
 _FLAGS = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
