@@ -104,8 +104,8 @@ def quantize(
     worst = printable(errors["worst"])
     typer.echo(f"relative error per layer: mean {errors['mean']:.4f}, largest {errors['max']:.4f} ({worst})")
     norms = content["row_norm_error"]
-    kept = "kept" if norms["kept"] else "not kept"
-    typer.echo(f"relative error of row norms ({kept}): mean {norms['mean']:.4f}, largest {norms['max']:.4f}")
+    scaled = ", scaled back" if norms["kept"] else ""
+    typer.echo(f"relative error of row norms{scaled}: mean {norms['mean']:.4f}, largest {norms['max']:.4f}")
     perplexity = content["perplexity"]
     if perplexity["before"] is None:
         typer.echo(printable(f"perplexity: not measured, {perplexity['reason']}"))
