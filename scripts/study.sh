@@ -32,9 +32,9 @@ tasks=(orders) main=recipes/study/orders.yaml at=()
 if [ -n "$data" ]; then
   tasks=(math boolq openbookqa arc-easy) main=recipes/study/math.yaml at=(--set "data.root=$data")
 fi
-adapter_rates=1e-3,3e-3 more_rates=,3e-4 full_rates=1e-4,3e-4 more_full=,3e-5 ranks=4,8,32,64 seeds=3 beam_rows=200
+adapter_rates=1e-3,3e-3,3e-4 best_rate=3e-3 full_rates=1e-4,3e-4,3e-5 best_full=1e-4 ranks=8,4,64,32 seeds=3 beam_rows=200
 if [ -n "$quick" ]; then
-  adapter_rates=1e-3,3e-3 more_rates="" full_rates=1e-4 more_full="" ranks=4,8 seeds=1 beam_rows=2
+  adapter_rates=1e-3,3e-3 full_rates=1e-4 ranks=4,8 seeds=2 beam_rows=2
   at+=(--set training.max_steps=2 --set evaluation.limit=8 --set optimizer.warmup_ratio=0)
 fi
 
@@ -69,15 +69,15 @@ for piece in "${pieces[@]}"; do
         done
       done
       ;;
-    rates) # every method at three learning rates with one seed, then at the better two with all
-      compare rates-adapters "$main" --modes lora,dora,qlora,qdora --learning-rates "$adapter_rates$more_rates" --seeds 1 "${general[@]}"
-      compare rates-full "$main" --modes full --learning-rates "$full_rates$more_full" --seeds 1 "${general[@]}"
-      compare rates-adapters "$main" --modes lora,dora,qlora,qdora --learning-rates "$adapter_rates" --seeds "$seeds" "${general[@]}"
-      compare rates-full "$main" --modes full --learning-rates "$full_rates" --seeds "$seeds" "${general[@]}"
+    rates) # every method at three learning rates with one seed, then at the rate with the least validation loss with all
+      compare rates-adapters "$main" --modes lora,dora,qlora,qdora --learning-rates "$adapter_rates" --seeds 1 "${general[@]}"
+      compare rates-full "$main" --modes full --learning-rates "$full_rates" --seeds 1 "${general[@]}"
+      compare rates-adapters "$main" --modes lora,dora,qlora,qdora --learning-rates "$best_rate" --seeds "$seeds" "${general[@]}"
+      compare rates-full "$main" --modes full --learning-rates "$best_full" --seeds "$seeds" "${general[@]}"
       ;;
     scale) # QLoRA with the scale that Answer.AI's comparison gave it: s = 16 / 64, where QDoRA had 1
-      compare scale "$main" --modes qlora --learning-rates "$adapter_rates$more_rates" --seeds 1 --set adapter.alpha=4
-      compare scale "$main" --modes qlora --learning-rates 3e-3 --seeds "$seeds" --set adapter.alpha=4
+      compare scale "$main" --modes qlora --learning-rates "$adapter_rates" --seeds 1 --set adapter.alpha=4
+      compare scale "$main" --modes qlora --learning-rates "$best_rate" --seeds "$seeds" --set adapter.alpha=4
       ;;
     ranks) # rank robustness; rank 16 is in rates
       compare ranks "$main" --modes lora,dora --ranks "$ranks"
@@ -85,7 +85,7 @@ for piece in "${pieces[@]}"; do
     analysis) # how far length and direction of each matrix moved, over the checkpoints of one run each
       often=(--set training.save_every=8 --set training.keep_checkpoints=8 --set optimizer.name=adamw_8bit)
       compare analysis "$main" --modes lora,dora "${often[@]}"
-      compare analysis "$main" --modes full --learning-rates "${full_rates%%,*}" "${often[@]}"
+      compare analysis "$main" --modes full --learning-rates "$best_full" "${often[@]}"
       dorakit analyze "$output"/analysis/*-seed42
       ;;
     quantized) # what merging and quantizing leave of a QDoRA; needs the piece rates
