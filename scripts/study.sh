@@ -47,7 +47,7 @@ import json, re, sys
 
 for row in json.load(open(sys.argv[1], encoding="utf-8"))[:100]:
     sentence, first, second = re.search(r"sentence: (.*?)\n\nOption1: (.*?) Option2: (.*?) Answer", row["instruction"], re.S).groups()
-    print(sentence.replace("_", {"option1": first, "option2": second}[row["answer"]]))
+    print(sentence.replace("_", {"option1": first, "option2": second}[row["answer"]]), end="\n\n")  # a paragraph is a row
 PYTHON
   general=(--general "$output/general.txt")
 fi
