@@ -152,9 +152,29 @@ def _generate(
         eos_token_id=stops or None,
         pad_token_id=pad_id,
     )
-    output = model.generate(ids_BT, attention_mask=mask_BT, generation_config=form)
+    read = {}
+    if num_beams > 1 and ids_BT.shape[1] > 1 and has_plain_cache(model):
+        # transformers would read the prompt once per beam.
+        read["past_key_values"] = _read_but_last(model, ids_BT, mask_BT)
+        read["past_key_values"].batch_repeat_interleave(num_beams)
+    output = model.generate(ids_BT, attention_mask=mask_BT, generation_config=form, **read)
     new: list[list[int]] = output[:, ids_BT.shape[1] :].tolist()
     return new
+
+
+@torch.no_grad()
+def _read_but_last(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> DynamicCache:
+    """Keys and values of left-padded rows, of all but the last token."""
+    cache = DynamicCache(config=model.config)
+    model(
+        input_ids=ids_BT[:, :-1],
+        attention_mask=mask_BT[:, :-1],
+        position_ids=(mask_BT.cumsum(dim=-1) - 1).clamp_min_(0)[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return cache
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

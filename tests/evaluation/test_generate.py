@@ -3,7 +3,7 @@ import torch
 
 from dorakit import attach_
 from dorakit.errors import ModelError
-from dorakit.model.generate import generate_ids, stop_token_ids
+from dorakit.model.generate import _read_but_last, generate_ids, stop_token_ids
 from dorakit.model.load import load_base
 
 # The fifth holds the padding token as text, which a guessed mask would hide.
@@ -97,6 +97,20 @@ def test_models_with_another_state_go_through_transformers(tiny, monkeypatch):
     monkeypatch.setattr(type(tiny.model), "_supports_default_dynamic_cache", classmethod(lambda _: False))
     found = generate_ids(tiny.model, tiny.tokenizer, PROMPTS, max_new_tokens=8, batch_size=4, stop_ids=[])
     assert found == expected
+
+
+def test_what_beams_have_read_of_a_padded_row_is_what_the_row_alone_gives(tiny):
+    """Planted bugs caught: pad that is attended to; positions counted from the pad."""
+    short, long = [5, 9, 17, 30], [7, 2, 5, 9, 17, 30, 41, 8]
+    mask = torch.ones(2, 8, dtype=torch.int64)
+    mask[0, :4] = 0
+    both = _read_but_last(tiny.model, torch.tensor([[0] * 4 + short, long]), mask)
+    for row, ids in enumerate((short, long)):
+        alone = _read_but_last(tiny.model, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))
+        for together, single in zip(both.layers, alone.layers, strict=True):
+            for name in ("keys", "values"):
+                expected = getattr(single, name)[0]
+                assert torch.allclose(getattr(together, name)[row, :, 1 - len(ids) :], expected, atol=1e-5), name
 
 
 def best_beam(model, prompt, width, count, stops):
