@@ -13,7 +13,15 @@ from dorakit.terminal import typed
 
 Kind = Literal["run", "adapter", "model"]
 # Directories of a run, and the command that makes each.
-_MAKERS = {"merged": "merge", "quantized": "quantize", "adapter": "train --resume", "model": "train --resume"}
+_MAKERS = {
+    "merged": "merge",
+    "quantized": "quantize",
+    "adapter": "train --resume",
+    "model": "train --resume",
+    "peft": "export --to peft",
+    "gguf": "export --to gguf",
+    "lora": "export --to lora",
+}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ checkpoints/step-N/     complete or absent (training/checkpoint.py)
 best/step-N/            the weights of the lowest validation loss that a checkpoint names, with keep_best
 adapter/ or model/      the result; exists only when training finished
 analysis.json           how far each matrix moved (report/analysis.py)
-eval/  merged/  quantized/  report.html
+eval/  merged/  quantized/  peft/  gguf/  lora/  report.html
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ class Run:
         self.eval = path / "eval"
         self.merged = path / "merged"
         self.quantized = path / "quantized"
+        self.peft = path / "peft"
+        self.gguf = path / "gguf"
+        self.lora = path / "lora"
         self.report = path / "report.html"
 
     @classmethod

@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dorakit import __version__, failpoints
-from dorakit.cli import analyze, compare, data, doctor, evaluate, export, recipe, report, runs, train
+from dorakit.cli import analyze, compare, data, doctor, evaluate, export, export_to, recipe, report, runs, train
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 from dorakit.terminal import lasting
 
@@ -29,6 +29,7 @@ app.command("generate")(evaluate.generate)
 app.command("compare")(compare.compare)
 app.command("merge")(export.merge)
 app.command("quantize")(export.quantize)
+app.command("export")(export_to.export)
 app.command("analyze")(analyze.analyze)
 app.command("report")(report.report)
 app.command("runs")(runs.runs)

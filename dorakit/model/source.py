@@ -66,6 +66,21 @@ def resolve(base: str, *, revision: str = "main", dtype: torch.dtype = torch.flo
     return _hub(base, revision)
 
 
+def gguf_file(base: str) -> Path | None:
+    """The GGUF file that a base is, None for any other; its header is checked.
+
+    Raises:
+        ModelError: It is not there, or damaged.
+    """
+    path = _inside_package(base) if base.startswith("pkg:") else Path(os.path.expanduser(base))
+    if path.suffix != ".gguf":
+        return None
+    if not path.is_file():
+        raise ModelError(f"no such file: {path}")
+    check_gguf(path)
+    return path
+
+
 def _directory(path: Path) -> Source:
     check_model_directory(path)
     files = [
