@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dorakit import __version__, failpoints
-from dorakit.cli import analyze, compare, data, doctor, evaluate, export, export_to, recipe, report, runs, train
+from dorakit.cli import analyze, chat, compare, data, doctor, evaluate, export, export_to, recipe, report, runs, train
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 from dorakit.terminal import lasting
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(evaluate.generate)
+app.command("chat")(chat.chat)
 app.command("compare")(compare.compare)
 app.command("merge")(export.merge)
 app.command("quantize")(export.quantize)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dorakit.data.tokens import Question
+    from dorakit.recipe.schema import Recipe
     from dorakit.target import Target
 
 
@@ -185,37 +186,68 @@ def _prompt_ids(
 ) -> list[list[int]]:
     """As the training rows ask where a recipe is known, else a user's turn, else the text itself."""
     from dorakit.data.asked import encode_asked
-    from dorakit.data.chat import install_template_, try_template_of
     from dorakit.data.encoder import Encoder
 
     tokenizer = target.tokenizer
-    if target.recipe is not None:
-        install_template_(tokenizer, target.recipe.data)
-    # Also for `raw`: generation looks up in the template which token ends a turn.
-    try_template_of(tokenizer, target.recipe.data if target.recipe is not None else None)
-    if target.recipe is not None:
-        if system is None and not raw:
-            return encode_asked(list(prompts), target.recipe.data, tokenizer, place="--prompt")
-        source = target.recipe.data.train[0]
-        if system is not None and source.format != "chat" and source.prompt != "chat":
-            raise UsageError(
-                f"--system: {target.name} was trained on rows of format {source.format}, which have no system turn\n"
-                "  write the text into --prompt, or leave it out"
-            )
+    ready_template_(target)  # also for `raw`: generation looks up in the template which token ends a turn
+    if target.recipe is not None and system is None and not raw:
+        return encode_asked(list(prompts), target.recipe.data, tokenizer, place="--prompt")
+    if system is not None:
+        check_system(target)
     if raw or not tokenizer.chat_template:
-        if system is not None:
-            raise UsageError(f"--system: the tokenizer of {target.name} has no chat template to put it into")
         if not raw:
             say("the tokenizer has no chat template: prompts are given as they are", quiet=quiet)
         return [ids.tolist() for ids in Encoder(tokenizer).beginnings(list(prompts))]
     turns = [] if system is None else [{"role": "system", "content": system}]
+    hint = "--raw leaves the template out"
+    return [template_ids(tokenizer, [*turns, {"role": "user", "content": prompt}], hint) for prompt in prompts]
+
+
+def ready_template_(target: Target) -> None:
+    """Give the tokenizer the chat template of the recipe, where there is one, and try it.
+
+    Raises:
+        DataError: It cannot be used.
+    """
+    from dorakit.data.chat import install_template_, try_template_of
+
+    data = None if target.recipe is None else target.recipe.data
+    if data is not None:
+        install_template_(target.tokenizer, data)
+    try_template_of(target.tokenizer, data)
+
+
+def check_system(target: Target) -> None:
+    """Refuse a system message that the target has no place for.
+
+    Raises:
+        UsageError: The rows it was trained on are no chats, or there is no chat template.
+    """
+    if target.recipe is not None and not asks_in_turns(target.recipe):
+        raise UsageError(
+            f"--system: {target.name} was trained on rows of format {target.recipe.data.train[0].format}, which have no "
+            "system turn\n  write the text into the prompt, or leave it out"
+        )
+    if not target.tokenizer.chat_template:
+        raise UsageError(f"--system: the tokenizer of {target.name} has no chat template to put it into")
+
+
+def asks_in_turns(recipe: Recipe) -> bool:
+    """Whether the rows that a recipe trains on first go through the chat template."""
+    source = recipe.data.train[0]
+    return source.format == "chat" or source.prompt == "chat"
+
+
+def template_ids(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], hint: str) -> list[int]:
+    """Ids of turns in the chat template, up to where the assistant's answer begins.
+
+    Raises:
+        DataError: The template refuses these turns; the message ends with the hint.
+    """
+    from dorakit.data.encoder import Encoder
+
     try:
-        texts = [
-            tokenizer.apply_chat_template(
-                [*turns, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-            for prompt in prompts
-        ]
+        text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template raises what it likes
-        raise DataError(f"the chat template refuses this prompt: {error}\n  --raw leaves the template out") from None
-    return [ids.tolist() for ids in Encoder(tokenizer).texts([str(text) for text in texts])]
+        raise DataError(f"the chat template refuses this prompt: {error}\n  {hint}") from None
+    return [int(number) for number in Encoder(tokenizer).texts([str(text)])[0]]

@@ -63,7 +63,7 @@ def generate_ids(
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
     answer = _greedy if num_beams == 1 and has_plain_cache(model) else partial(_generate, num_beams=num_beams)
-    with _ready_to_generate(model):
+    with ready_to_generate(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             width = len(prompts[chosen[0]])
@@ -224,13 +224,19 @@ def check_prompts(model: PreTrainedModel, prompts: list[list[int]], max_new_toke
     """
     if any(not prompt for prompt in prompts):
         raise ModelError(f"prompt {[bool(p) for p in prompts].index(False) + 1} holds no token: nothing to continue")
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = num_positions(model)
     longest = max(map(len, prompts), default=0)
     if positions is not None and longest + max_new_tokens > positions:
         raise ModelError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {positions} positions\n"
             "  lower max_new_tokens or shorten the prompt"
         )
+
+
+def num_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens, prompt and answer together, the model was made for; None where its config states no limit."""
+    positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions
 
 
 def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
@@ -241,7 +247,7 @@ def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
+def ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
     """Eval mode and a neutral generation_config, which would otherwise fill whatever ours leaves open."""
     was_training = model.training
     own, model.generation_config = model.generation_config, GenerationConfig()

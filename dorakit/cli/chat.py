@@ -1,0 +1,200 @@
+"""`dorakit chat`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dorakit.cli.evaluate import BASE_MODEL, QUIET, TARGET
+from dorakit.errors import DorakitError, UsageError
+from dorakit.terminal import json_line
+
+if TYPE_CHECKING:
+    from dorakit.evaluation.conversation import Answer, Voice
+
+_HELP = """\
+/clear  forget the turns so far
+/help   show this
+/quit   leave; Ctrl-D does too
+Ctrl-C  stop the answer"""
+_COMMAND = re.compile(r"/\w+\s*")
+
+
+def chat(
+    target: str = TARGET,
+    compare: bool = typer.Option(
+        False, "--compare", help="Let the base answer beside the adapter, each with its turns."
+    ),
+    max_new_tokens: int = typer.Option(512, "--max-new-tokens", min=1, help="Tokens an answer at most."),
+    temperature: float = typer.Option(
+        0.0, "--temperature", min=0.0, help="0 is greedy; higher draws more freely, from all tokens."
+    ),
+    seed: int | None = typer.Option(None, "--seed", help="Of what is drawn; 42 where none is given."),
+    system: str | None = typer.Option(None, "--system", help="System message before the first turn."),
+    base_model: str | None = BASE_MODEL,
+    as_json: bool = typer.Option(False, "--json", help="One JSON object a turn on stdout, messages on stderr."),
+    quiet: bool = QUIET,
+) -> None:
+    """Talk with a run or a model; with --compare its base answers beside it.
+
+    Inside: /clear, /help, /quit. Off a terminal each line of stdin is a turn.
+
+    Examples:
+        dorakit chat runs/latest --compare
+
+        dorakit chat runs/latest --json < questions.txt
+    """
+    if not math.isfinite(temperature):
+        raise UsageError(f"--temperature {temperature}: expected a number from 0")
+    if seed is not None and temperature == 0:
+        raise UsageError("--seed: at temperature 0 nothing is drawn\n  set --temperature, or leave --seed out")
+    check_text(system or "", "--system")
+    from dorakit.evaluation.conversation import Sampling, open_voices
+
+    sampling = Sampling(max_new_tokens, temperature, 42 if seed is None else seed)
+    voices = open_voices(target, sampling, compare=compare, system=system, base_model=base_model, quiet=quiet)
+    _talk(voices, as_json=as_json, quiet=quiet)
+
+
+def check_text(text: str, place: str) -> None:
+    """Refuse what no tokenizer takes.
+
+    Raises:
+        UsageError: Not UTF-8, or with a zero character.
+    """
+    from dorakit.data.turns import fault_in
+
+    if fault := fault_in(text):
+        raise UsageError(f"{place} {text[:60]!r} is no UTF-8 text: it holds {fault}")
+
+
+def _talk(voices: list[Voice], *, as_json: bool, quiet: bool) -> None:
+    from dorakit.evaluation.progress import say
+
+    is_typed = sys.stdin.isatty()
+    if is_typed:
+        say("/help says what can be typed besides texts", quiet=quiet)
+    number = 0
+    for line in _lines(is_typed=is_typed, prompt_on_stdout=sys.stdout.isatty() and not as_json):
+        if _COMMAND.fullmatch(line):
+            if line.strip() == "/quit":
+                return
+            _obey(line.strip(), voices)
+            continue
+        if not line.strip():
+            continue
+        number += 1
+        try:
+            _turn(voices, line, number, is_typed=is_typed, as_json=as_json)
+        except DorakitError as error:
+            if not is_typed:
+                raise
+            say(f"error: {error}", quiet=False)
+
+
+def _obey(command: str, voices: list[Voice]) -> None:
+    from dorakit.evaluation.progress import say
+
+    if command == "/clear":
+        for voice in voices:
+            voice.forget()
+        say("the turns so far are forgotten", quiet=False)
+    elif command == "/help":
+        say(_HELP, quiet=False)
+    else:
+        say(f"no such command: {command}; /help lists them, and a blank before it makes it a text", quiet=False)
+
+
+def _lines(*, is_typed: bool, prompt_on_stdout: bool) -> Iterator[str]:
+    """What is typed or piped, line by line, without line ends."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # refused by name later on
+    if is_typed:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # gives `input` its line editing
+    while True:
+        try:
+            if is_typed and not prompt_on_stdout:
+                print("> ", end="", file=sys.stderr, flush=True)
+            line = input("> " if is_typed and prompt_on_stdout else "")
+        except EOFError:
+            if is_typed:
+                print(file=sys.stderr)
+            return
+        except KeyboardInterrupt:
+            if not is_typed:
+                raise
+            print("\n/quit or Ctrl-D leaves", file=sys.stderr)
+            continue
+        yield line
+
+
+def _turn(voices: list[Voice], text: str, number: int, *, is_typed: bool, as_json: bool) -> None:
+    """Ask all voices and show their answers. On a terminal Ctrl-C ends the turn, elsewhere the program."""
+    from dorakit.cli.answers import Screen, screen
+    from dorakit.evaluation.progress import say
+    from dorakit.training.interruptions import StoppedAtOnce, out_of_memory_said
+
+    check_text(text, "the text")
+    asked = [voice.ask(text) for voice in voices]
+    for voice, one in zip(voices, asked, strict=True):
+        if one.dropped_turns:
+            whose = f" of the {voice.name}" if len(voices) > 1 else ""
+            say(f"the context{whose} is full: the oldest turns were dropped, {one.dropped_turns} of them", quiet=False)
+    answers: list[Answer] = []
+    place = Screen() if as_json else screen([voice.name for voice in voices])
+    advice = "/clear forgets the turns so far; a lower --max-new-tokens takes less too"
+    with _stops(is_typed) as stops, out_of_memory_said(advice), contextlib.closing(place):
+        for voice, one in zip(voices, asked, strict=True):
+            if stops:
+                break
+            place.open(voice.name)
+            answers.append(voice.answer(one, number=number, take=place.add, is_stopped=lambda: bool(stops)))
+    if signal.SIGTERM in stops:
+        raise StoppedAtOnce(signal.SIGTERM)
+    for line in _notes(voices, answers, is_stopped=bool(stops)):
+        say(line, quiet=False)
+    if as_json:
+        typer.echo(json_line(_as_dict(text, voices, answers)))
+
+
+def _stops(is_typed: bool) -> AbstractContextManager[list[int]]:
+    from dorakit.training.interruptions import stop_requests
+
+    return stop_requests() if is_typed else contextlib.nullcontext([])
+
+
+def _notes(voices: list[Voice], answers: list[Answer], *, is_stopped: bool) -> list[str]:
+    if is_stopped:
+        silent = "".join(f"; {voice.name} was not asked" for voice in voices[len(answers) :])
+        return [f"stopped{silent}"]
+    both = list(zip(voices, answers, strict=True))
+    cut = [voice.name for voice, answer in both if not answer.finished]
+    empty = [voice.name for voice, answer in both if not answer.text.strip()]
+    lines = [f"{_whose(cut, voices)} was cut off: --max-new-tokens allows more"] if cut else []
+    return [*lines, *([f"{_whose(empty, voices)} is empty"] if empty else [])]
+
+
+def _whose(names: list[str], voices: list[Voice]) -> str:
+    return f"the answer of {' and '.join(names)}" if len(voices) > 1 else "the answer"
+
+
+def _as_dict(text: str, voices: list[Voice], answers: list[Answer]) -> dict[str, Any]:
+    content: dict[str, Any] = {"prompt": text}
+    for voice, answer in zip(voices, answers, strict=False):
+        prefix = "base_" if voice is not voices[-1] else ""
+        content |= {
+            f"{prefix}text": answer.text,
+            f"{prefix}finished": answer.finished,
+            f"{prefix}dropped_turns": answer.dropped_turns,
+        }
+    return content
