@@ -25,7 +25,7 @@ ORDER = [
     {"export"},
     {"report"},
     {"comparison"},
-    {"doctor"},
+    {"plan", "doctor"},
     {"cli"},
     {"__main__"},
 ]

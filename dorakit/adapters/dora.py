@@ -42,7 +42,7 @@ class DoRALinear(LoRALinear):
             if magnitude_init == "original" and isinstance(base, NF4Linear) and base.original_row_norm.numel():
                 norm = base.original_row_norm
         self._start = norm
-        self._keep_product = base.bias is not None or bool((norm == 0).any())
+        self._keep_product = base.bias is not None or (not norm.is_meta and bool((norm == 0).any()))
         self.lora_magnitude_vector = nn.Parameter(norm.clone())
         self._norm: Tensor | None = None
         self._norm_versions = (-1, -1)

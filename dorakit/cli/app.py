@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dorakit import __version__, failpoints
-from dorakit.cli import analyze, chat, compare, data, doctor, evaluate, export, export_to, recipe, report, runs, train
+from dorakit.cli import analyze, chat, compare, data, doctor, evaluate, export, export_to, plan, recipe, report, runs, train
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 from dorakit.terminal import lasting
 
@@ -38,6 +38,7 @@ app.command("validate")(recipe.validate)
 app.command("data")(data.data)
 app.command("import")(recipe.import_)
 app.command("schema")(recipe.schema)
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 
 

@@ -54,7 +54,7 @@ def resolve(base: str, *, revision: str = "main", dtype: torch.dtype = torch.flo
     if base.startswith("tiny:"):
         return _tiny(base.removeprefix("tiny:"))
     if base.startswith("pkg:"):
-        base = str(_inside_package(base))
+        base = str(inside_package(base))
     path = Path(os.path.expanduser(base))
     if path.suffix == ".gguf" or path.is_file():
         return _gguf(path, dtype)
@@ -202,7 +202,8 @@ def _hub(base: str, revision: str) -> Source:
     return Source(path, path.name, _directory(path).identity)
 
 
-def _inside_package(base: str) -> Path:
+def inside_package(base: str) -> Path:
+    """The file that `pkg:<package>/<file>` names, found without importing the package."""
     package, _, inside = base.removeprefix("pkg:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:

@@ -20,7 +20,7 @@ from dorakit.data.batches import IGNORE_INDEX, Batch
 from dorakit.training.device import autocast
 
 # Logits of this many tokens exist at once; more are computed in turn and again in backward.
-_TOKENS_AT_ONCE = 1024
+TOKENS_AT_ONCE = 1024
 
 
 class SupervisedLoss(nn.Module):
@@ -58,10 +58,10 @@ class SupervisedLoss(nn.Module):
                 logits = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
                 return _cross_entropy(logits[:, :-1][keep], targets_N)
             hidden_NH = self._hidden(input_ids, position_ids)[:, :-1][keep]
-            if len(targets_N) <= _TOKENS_AT_ONCE:
+            if len(targets_N) <= TOKENS_AT_ONCE:
                 return self._head_loss(hidden_NH, targets_N)
             total = hidden_NH.new_zeros((), dtype=torch.float32)
-            pieces = zip(torch.split(hidden_NH, _TOKENS_AT_ONCE), torch.split(targets_N, _TOKENS_AT_ONCE), strict=True)
+            pieces = zip(torch.split(hidden_NH, TOKENS_AT_ONCE), torch.split(targets_N, TOKENS_AT_ONCE), strict=True)
             for hidden, part_targets in pieces:
                 total = total + checkpoint(self._head_loss, hidden, part_targets, use_reentrant=False)
             return total

@@ -21,7 +21,9 @@ import bitsandbytes as bnb  # isort: skip
 from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
 from dorakit.training.device import can_page
 
-_SMALLEST_PAGED = 100_000  # bitsandbytes' own limit, in elements
+SMALLEST_PAGED = 100_000  # bitsandbytes' own limit, in elements
+_SMALLEST_8BIT = 4096  # likewise: below it states stay float32
+_GROUPS = ("matrices", "magnitudes", "vectors")
 # bitsandbytes hands its kernels the number of elements as a signed 32-bit integer. A multiple of its blocks of 256.
 _LARGEST_PIECE = 1 << 30
 _UNPAGED = {"paged_adamw": "adamw_32bit", "paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_32bit"}
@@ -113,7 +115,7 @@ class Updater:
         if name in _UNPAGED:
             if can_page():
                 sizes = [piece.numel() for group in self._groups for piece in group.pieces.values()]
-                total, paged = sum(sizes), sum(size for size in sizes if size >= _SMALLEST_PAGED)
+                total, paged = sum(sizes), sum(size for size in sizes if size >= SMALLEST_PAGED)
                 self.notes.append(f"optimizer states of {paged:,} of {total:,} parameters are paged")
             else:
                 self.notes.append(f"asked: {name}, using: {_UNPAGED[name]} (no CUDA device to page from)")
@@ -169,12 +171,16 @@ def _under(place: str, values: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(f"{place}."): value for key, value in values.items() if key.startswith(f"{place}.")}
 
 
+def _group_of(name: str, parameter: nn.Parameter) -> str:
+    if parameter.dim() >= 2:
+        return "matrices"
+    return "magnitudes" if name.endswith("lora_magnitude_vector") else "vectors"
+
+
 def _group(model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSection) -> list[_FlatGroup]:
     """DoRA's magnitudes apart, with their own rate and decay; vectors (norms, biases) apart, without decay."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    magnitudes = [p for name, p in trained if name.endswith("lora_magnitude_vector")]
-    vectors = [p for name, p in trained if p.dim() < 2 and not name.endswith("lora_magnitude_vector")]
-    matrices = [p for _, p in trained if p.dim() >= 2]
+    matrices, magnitudes, vectors = ([p for name, p in trained if _group_of(name, p) == group] for group in _GROUPS)
     ratio, decay = magnitude.learning_rate_ratio, magnitude.weight_decay
     groups = [
         ("matrices", matrices, 1.0, settings.weight_decay),
@@ -182,6 +188,24 @@ def _group(model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSec
         ("vectors", vectors, 1.0, 0.0),
     ]
     return [_FlatGroup(name, p, rate_ratio=r, weight_decay=d) for name, p, r, d in groups if p]
+
+
+def group_sizes(model: nn.Module) -> list[int]:
+    """Elements of each piece that the optimizer is given, without making it: matrices, magnitudes, vectors."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    sizes = [sum(p.numel() for name, p in trained if _group_of(name, p) == group) for group in _GROUPS]
+    return [min(_LARGEST_PIECE, size - start) for size in sizes for start in range(0, size, _LARGEST_PIECE)]
+
+
+def state_bytes(name: str, sizes: list[int]) -> int:
+    """Bytes of an optimizer's states for pieces of these sizes, without making them."""
+    averages = 0 if name == "sgd" else 1 if name == "lion_8bit" else 2
+    if name == "adamw":
+        return sum(8 * size + 4 for size in sizes)  # and the number of steps
+    if not name.endswith("8bit"):
+        return sum(4 * averages * size for size in sizes)
+    # Small pieces stay float32; the others have a byte, a float32 absmax for each 256, and a table of 256.
+    return sum(averages * (4 * size if size < _SMALLEST_8BIT else size + 4 * -(-size // 256) + 1024) for size in sizes)
 
 
 def num_trained(model: nn.Module) -> int:

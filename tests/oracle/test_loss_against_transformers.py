@@ -12,7 +12,7 @@ from dorakit.training.loss import SupervisedLoss
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3"])
 def test_equals_transformers(monkeypatch, architecture, tokens_at_once):
     """gemma2 soft-caps its logits. Planted bugs that die here: labels not shifted; the cap forgotten."""
-    monkeypatch.setattr(module, "_TOKENS_AT_ONCE", tokens_at_once)
+    monkeypatch.setattr(module, "TOKENS_AT_ONCE", tokens_at_once)
     model = load_base(f"tiny:{architecture}", dtype="float32", attention="eager").model
     model.requires_grad_(True)
     loss = SupervisedLoss(model)

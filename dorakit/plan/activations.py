@@ -1,0 +1,142 @@
+"""What autograd keeps for the backward pass, found by running the forward pass on the meta device.
+
+Each tensor saved is counted once, by its storage; parameters are not. Attention is counted as torch's fused kernel, which
+keeps queries, keys, values, the output and a sum per query. Kernels that keep the whole scores (attention: eager, a bfloat16
+CPU on short rows) take more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dorakit.errors import ModelError
+
+_NAME = "dorakit_plan"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes kept from forward to backward: of the backbone, and of logits and loss."""
+
+    backbone: int
+    logits: int
+
+
+def kept_for_backward(
+    model: PreTrainedModel, *, rows: int, tokens: int, supervised: int, recomputes: bool = False
+) -> Kept:
+    """Run a forward pass of `rows` x `tokens` on the meta device.
+
+    Args:
+        model: On the meta device, adapters attached. Its attention is exchanged.
+        rows: Rows of the pass.
+        tokens: Tokens in each.
+        supervised: Tokens whose logits exist at once.
+        recomputes: With gradient checkpointing: of each layer only its input is kept, of one layer everything.
+
+    Raises:
+        ModelError: The family looks at values in its forward pass, which meta tensors do not have.
+    """
+    _register()
+    model.set_attn_implementation(_NAME)
+    model.train()
+    counter = _Counter(model)
+    handles = counter.watch_layers(model)
+    ids = torch.zeros(rows, tokens, dtype=torch.int64, device="meta")
+    mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device="meta")  # 4-D: transformers takes it as it is
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(counter.see, lambda tensor: tensor):
+            hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            before = counter.total
+            head = model.get_output_embeddings()
+            logits = head(hidden.flatten(0, 1)[:supervised])
+            nn.functional.cross_entropy(logits.float(), ids.flatten()[:supervised], reduction="sum")
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the activations of {type(model).__name__} cannot be planned without its weights: {reason}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    backbone = before
+    if recomputes and counter.layers:
+        inside = sum(size for size, _ in counter.layers)
+        backbone += sum(entry for _, entry in counter.layers) - inside + max(size for size, _ in counter.layers)
+    return Kept(backbone, counter.total - before)
+
+
+class _Counter:
+    """Adds up storages that autograd saves; `layers` has of each decoder layer what it saves and the size of its input."""
+
+    def __init__(self, model: nn.Module):
+        self.total = 0
+        self.layers: list[tuple[int, int]] = []
+        self._alive: list[Tensor] = []  # or the address of a storage that is gone would be given to the next
+        self._seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def see(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._alive.append(tensor)
+            self.total += storage.nbytes()
+        return tensor
+
+    def watch_layers(self, model: nn.Module) -> list[Any]:
+        handles = []
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                begun: list[int] = []
+
+                def before(_: nn.Module, inputs: Any, begun: list[int] = begun) -> None:
+                    begun.append(self.total)
+
+                def after(_: nn.Module, inputs: Any, output: Any, begun: list[int] = begun) -> None:
+                    hidden = output[0] if isinstance(output, tuple) else output
+                    self.layers.append((self.total - begun.pop(), hidden.nbytes))
+
+                handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+        return handles
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    output: Tensor = _FusedAttention.apply(query, key, value, scale)  # type: ignore[no-untyped-call]
+    return output.transpose(1, 2).contiguous(), None
+
+
+class _FusedAttention(torch.autograd.Function):
+    """The shapes of a fused kernel: output as (B, T, H, D) in memory, one float32 a query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        rows, heads, tokens, _ = query.shape
+        output = query.new_empty(rows, tokens, heads, value.shape[-1]).transpose(1, 2)
+        ctx.save_for_backward(query, key, value, output, query.new_empty(rows, heads, tokens, dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise AssertionError("a plan has no backward pass")
+
+
+def _register() -> None:
+    AttentionInterface.register(_NAME, _attention)
+    AttentionMaskInterface.register(_NAME, lambda *_, **__: None)

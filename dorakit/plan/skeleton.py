@@ -1,0 +1,136 @@
+"""A recipe's model without its weights: built from config.json on torch's meta device, adapters attached."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from dorakit.adapters.attach import attach_, text_part
+from dorakit.errors import DorakitError, ModelError, ResourceError
+from dorakit.model.configs import read_object, refuse_code
+from dorakit.model.gguf_check import check_gguf
+from dorakit.model.names import has_suffix
+from dorakit.model.source import inside_package, resolve
+from dorakit.recipe.schema import Recipe
+
+
+def find_config(recipe: Recipe, file: Path | None = None) -> Any:
+    """The transformers config of a recipe's base, or the one in `file`. Of a hub id only config.json is fetched.
+
+    Raises:
+        ModelError: There is no usable config.
+        ResourceError: The hub cannot be reached; says which file to give instead.
+    """
+    if file is not None:
+        return _read(file / "config.json" if file.is_dir() else file)
+    base = recipe.model.base
+    if base.startswith("tiny:"):
+        return _read(resolve(base).directory / "config.json")
+    path = inside_package(base) if base.startswith("pkg:") else Path(os.path.expanduser(base))
+    if path.suffix == ".gguf":
+        return _of_gguf(path)
+    if path.is_dir():
+        return _read(path / "config.json")
+    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+        raise ModelError(f"no such model directory: {base}")
+    return _read(_fetch(base, recipe.model.revision))
+
+
+def build_skeleton(recipe: Recipe, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """The model on the meta device, frozen but for what the recipe trains; linear layers stay dense in every mode.
+
+    Raises:
+        ModelError: transformers builds no causal language model of this config, or the adapter does not fit it.
+    """
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except Exception as error:  # what a config may say differs from family to family
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"no causal language model can be built from this config: {reason}") from error
+    model.tie_weights()
+    model.requires_grad_(False)
+    if recipe.method is None:
+        for part in (text_part(model), model.get_input_embeddings(), model.get_output_embeddings()):
+            part.requires_grad_(True)
+        return model
+    adapter = recipe.adapter
+    attach_(
+        model,
+        method=recipe.method,
+        target_modules=adapter.target_modules,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+        rslora=adapter.rslora,
+        rank_pattern=adapter.rank_pattern,
+        modules_to_save=adapter.modules_to_save,
+    )
+    return model
+
+
+def quantized_layers(recipe: Recipe, model: PreTrainedModel) -> list[nn.Linear]:
+    """The linear layers that a q mode stores as NF4; none in the other modes."""
+    if not recipe.is_quantized:
+        return []
+    head = model.get_output_embeddings()
+    skipped = recipe.quantization.skip_modules
+    return [
+        module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+        and module is not head
+        and not any(has_suffix(name.removesuffix(".base"), suffix) for suffix in skipped)
+    ]
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ModelError(f"no such file: {path}\n  give the model's config.json")
+    stated = read_object(path)
+    refuse_code(path, stated)
+    kind = stated.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ModelError(f"{path}: model_type is {kind!r}, which transformers does not know")
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # sizes that are texts, say
+        raise ModelError(
+            f"{path} cannot be used: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+        ) from error
+
+
+def _of_gguf(path: Path) -> Any:
+    if not path.is_file():
+        raise ModelError(f"no such file: {path}")
+    check_gguf(path)
+    # In a directory of its own: transformers would read a config that lies beside it.
+    with tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / "model.gguf").symlink_to(path.resolve())
+        try:
+            return AutoConfig.from_pretrained(alone, gguf_file="model.gguf", trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(f"{path}: transformers cannot read this GGUF file: {error}") from error
+
+
+def _fetch(base: str, revision: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    instead = "give its config.json instead: dorakit plan RECIPE --config PATH/config.json"
+    try:
+        return Path(hf_hub_download(base, "config.json", revision=revision))
+    except HFValidationError:
+        raise ModelError(f"{base!r} is neither a directory nor a hub id\n  {instead}") from None
+    except (HfHubHTTPError, OSError, DorakitError) as error:
+        offline = " (HF_HUB_OFFLINE is set, or --offline)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise ResourceError(
+            f"config.json of {base} is not in the hub cache and cannot be had from the hub{offline}: {type(error).__name__}\n"
+            f"  {instead}"
+        ) from None
