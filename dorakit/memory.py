@@ -1,8 +1,9 @@
-"""What was freed, given back to the system."""
+"""Memory of the machine: how much there is, how it is written, and what was freed given back."""
 
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 _SMALL = 1 << 24  # bytes
 
@@ -19,3 +20,27 @@ def return_freed_memory(size: int) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def host_memory() -> tuple[int, int]:
+    """Bytes free and in all; a container's limit where it is lower."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    free, total = kib["MemAvailable"] << 10, kib["MemTotal"] << 10
+    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None and limit < total:
+        return min(free, max(0, limit - used)), limit
+    return free, total
+
+
+def gib(size: float) -> str:
+    """Bytes, for people."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file of the system; None where it says `max` or is not there."""
+    try:
+        return int(file.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None

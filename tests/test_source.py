@@ -3,7 +3,7 @@
 import gguf
 import pytest
 
-from dorakit.model.source import _header_read_quickly
+from dorakit.model.source import header_read_quickly
 
 
 def test_a_header_is_read_once(tmp_path):
@@ -14,7 +14,7 @@ def test_a_header_is_read_once(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     own = gguf.GGUFReader, gguf.get_tensor_name_map
-    with pytest.raises(KeyError), _header_read_quickly():
+    with pytest.raises(KeyError), header_read_quickly():
         reader = gguf.GGUFReader(str(tmp_path / "m.gguf"))
         assert "general.architecture" in reader.fields
         assert gguf.GGUFReader(str(tmp_path / "m.gguf")) is reader

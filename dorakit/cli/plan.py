@@ -2,80 +2,115 @@
 
 from __future__ import annotations
 
-import re
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dorakit.errors import UsageError
+from dorakit.memory import gib
 from dorakit.terminal import json_line, printable
 
-# GiB, as the makers state them.
-_CARDS = {
-    "RTX 3090": 24,
-    "RTX 4090": 24,
-    "RTX 5090": 32,
-    "T4": 16,
-    "L4": 24,
-    "A10": 24,
-    "A100": 80,
-    "H100": 80,
-    "H200": 141,
+if TYPE_CHECKING:
+    from dorakit.plan.estimate import Estimate
+    from dorakit.plan.schedule import Schedule
+
+_COUNTS = {"parameters": "parameters", "trained_parameters": "  trained"}
+_BYTES = {
+    "base": "frozen base",
+    "quant_constants": "  quantization constants",
+    "trained": "trained parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer states",
+    "paged": "  can leave the card",
+    "activations": "activations",
+    "logits": "logits and loss",
+    "transients": "for a moment",
+    "peak": "peak",
+    "checkpoint": "a checkpoint, on disk",
 }
 
 
 def plan(
-    recipe: str = typer.Argument(help="Recipe to plan."),
-    gpu: str | None = typer.Option(None, "--gpu", help='A card ("RTX 4090") or its memory ("24GB"): does it fit?'),
-    config: Path | None = typer.Option(None, "--config", help="The base's config.json, where the base is not here."),
-    set_: list[str] | None = typer.Option(None, "--set", help="Override a value: section.key=value. May be repeated."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print nothing but the answer to --gpu."),
+    recipe: Annotated[str, typer.Argument(help="Recipe to plan.")],
+    gpu: Annotated[
+        str | None, typer.Option(help='A card ("RTX 4090") or its memory ("24GB"); else this machine.')
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="The base's config.json, where the base is not here.")] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Speed of a training like this, as its lines show it (tok/s): gives the time.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no table.")] = False,
 ) -> None:
-    """Say what a training takes, mode by mode, from the base's config alone: no weights are read."""
-    from dorakit.recipe.schema import MODES, Recipe
+    """Say what a training takes, mode by mode, without reading weights: memory, steps, time, and what makes it fit.
 
-    room = None if gpu is None else _memory(gpu)
-    own = Recipe.from_yaml(recipe, set_ or [])
+    Examples:
+        dorakit plan recipes/quickstart.yaml
 
-    import torch
+        dorakit plan recipes/llama3-commonsense.yaml --gpu "RTX 4090" --config Llama-3-8B/config.json
+    """
+    from dorakit.recipe.schema import Recipe
 
-    from dorakit.model.load import pick_dtype
-    from dorakit.plan.ledger import ledger
-    from dorakit.plan.skeleton import find_config
-    from dorakit.training.device import can_page
+    parsed = Recipe.from_yaml(recipe, overrides or [])
 
-    found = find_config(own, config)
-    auto_on_card = room is not None and own.model.dtype == "auto"
-    dtype = torch.bfloat16 if auto_on_card else pick_dtype(own.model.dtype)
-    pages = room is not None or can_page()
-    modes = {
-        mode: ledger(Recipe.from_yaml(recipe, [*(set_ or []), f"adapter.mode={mode}"]), found, dtype=dtype, pages=pages)
-        for mode in MODES
-    }
-    rows = {mode: entry.as_dict() for mode, entry in modes.items()}
-    fits = {} if room is None else {mode: entry.peak <= 0.92 * room for mode, entry in modes.items()}
+    from dorakit.plan.estimate import estimate
+
+    found = estimate(parsed, gpu=gpu, config=config, tokens_per_s=tokens_per_second)
     if as_json:
-        typer.echo(
-            json_line({"mode": own.adapter.mode, "dtype": str(dtype), "modes": rows, "room": room, "fits": fits})
-        )
+        typer.echo(json_line(found.as_dict()))
         return
     if not quiet:
-        typer.echo(f"{'bytes':20}" + "".join(f"{mode:>16}" for mode in MODES))
-        for name in rows[own.adapter.mode]:
-            if name != "mode":
-                typer.echo(f"{name:20}" + "".join(f"{rows[mode][name]:16,}" for mode in MODES))
-    if room is not None:
-        # A share stays with CUDA's context and with holes.
-        typer.echo(printable(f"{gpu}: fits " + (", ".join(mode for mode in MODES if fits[mode]) or "no mode")))
-        if not fits[own.adapter.mode]:
-            typer.echo("smaller: --set training.micro_batch_size=1 --set training.gradient_checkpointing=true")
+        show_table(found)
+    show_summary(found)
 
 
-def _memory(gpu: str) -> int:
-    """Bytes of a card, or of a size."""
-    if size := re.fullmatch(r"(\d+)\s*G(i?)B", gpu.strip(), re.IGNORECASE):
-        return int(size[1]) << 30
-    if gpu.upper().strip() in _CARDS:
-        return _CARDS[gpu.upper().strip()] << 30
-    raise UsageError(f"--gpu {gpu!r} is not known; give its memory, as 24GB, or one of {', '.join(_CARDS)}")
+def show_table(estimate: Estimate) -> None:
+    """A column for each mode, the recipe's own with a star."""
+    modes = {mode: entry.as_dict() for mode, entry in estimate.ledgers.items()}
+    heads = [f"{mode}{'*' if mode == estimate.mode else ' '}" for mode in modes]
+    typer.echo(f"{'millions':24}" + "".join(f"{head:>12}" for head in heads))
+    for key, label in _COUNTS.items():
+        typer.echo(f"{label:24}" + "".join(f"{values[key] / 1e6:11,.1f} " for values in modes.values()))
+    typer.echo("MiB")
+    for key, label in _BYTES.items():
+        if any(values[key] for values in modes.values()):
+            typer.echo(f"{label:24}" + "".join(f"{values[key] / 2**20:11,.1f} " for values in modes.values()))
+
+
+def show_summary(estimate: Estimate) -> None:
+    """The device, which modes fit, steps, tokens, time, and what to change."""
+    device, own = estimate.device, estimate.ledgers[estimate.mode]
+    fitting = [mode for mode in estimate.ledgers if estimate.mode_fits(mode)]
+    lines = [
+        f"a forward pass: {estimate.rows} x {estimate.tokens} tokens in {estimate.dtype}",
+        f"{device.name}: {gib(device.memory)}, {gib(device.room)} of them for tensors; "
+        f"fits: {', '.join(fitting) or 'no mode'}",
+        *_progress(estimate.schedule, estimate.seconds),
+    ]
+    if not estimate.fits:
+        lines.append(f"{estimate.mode} does not fit: {gib(own.peak)} at its peak, {gib(device.room)} are there")
+        many = len(estimate.advice) > 1
+        lines.append(
+            f"it fits with{' any one of' if many else ''}:" if estimate.advice else "nothing planned here makes it fit"
+        )
+        lines += [f"  {advice}" for advice in estimate.advice]
+    typer.echo(printable("\n".join(lines)))
+
+
+def _progress(schedule: Schedule, seconds: float | None) -> list[str]:
+    if schedule.documents is None:
+        known = "unknown" if schedule.steps is None else f"at most {schedule.steps:,}"
+        return [f"steps: {known}; {schedule.remark}"]
+    most = "at most " if schedule.is_bound else ""
+    lines = [
+        f"steps: {most}{schedule.steps:,}, tokens: {most}{schedule.tokens:,}, of {most}{schedule.documents:,} documents"
+    ]
+    if schedule.remark:
+        lines.append(f"rows counted as max_seq_len tokens each: {schedule.remark}")
+    if seconds is not None:
+        lines.append(f"time: {most}{timedelta(seconds=round(seconds))}")
+    return lines

@@ -83,7 +83,7 @@ def encode(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, 
         taken.append((source, [rows[i] for i in kept.tolist()], copies[kept].tolist()))
         notes += remarks or [_rows_note(source, len(rows), int(copies.sum()))]
     num_rows = sum(len(rows) for _, rows, _ in taken)
-    chosen, remarks = _chosen(data, num_rows, seed, twin=twin)
+    chosen, remarks = choose_held_out(data, num_rows, seed, twin=twin)
     notes += remarks
 
     train: list[Document] = []
@@ -162,7 +162,12 @@ def encode_prompts(
     ]
 
 
-def _chosen(data: DataSection, num_rows: int, seed: int, *, twin: bool) -> tuple[set[int], list[str]]:
+def choose_held_out(data: DataSection, num_rows: int, seed: int, *, twin: bool = False) -> tuple[set[int], list[str]]:
+    """Which of all sources' distinct rows are held out, by their index, and lines to print and record.
+
+    Raises:
+        DataError: Nothing would be left to train on.
+    """
     wanted = data.validation.rows
     if data.validation.fraction > 0:
         wanted = max(1, round(data.validation.fraction * num_rows))

@@ -19,8 +19,3 @@ class Finding:
     about: str
     says: str
     mend: str = ""
-
-
-def gib(size: float) -> str:
-    """Bytes, for people."""
-    return f"{size / 2**30:.1f} GiB"

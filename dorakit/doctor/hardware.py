@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
-from dorakit.doctor.finding import Finding, gib
+from dorakit.doctor.finding import Finding
+from dorakit.memory import gib, host_memory
 
 _REINSTALL_TORCH = "uv pip install --reinstall torch --torch-backend=auto"
 _LITTLE_MEMORY = 4 << 30  # bytes
@@ -87,7 +87,7 @@ def check_memory() -> Iterator[Finding]:
 
     from dorakit.model.load import pick_device
 
-    free, total = _host_memory()
+    free, total = host_memory()
     yield _of_memory("memory", free, total, "close other programs, or use a machine with more")
     if pick_device().type == "cuda":
         free, total = torch.cuda.mem_get_info()
@@ -113,22 +113,3 @@ def _cards() -> list[str]:
         return []
     lines = answer.stdout.splitlines() if answer.returncode == 0 else []
     return [line.replace(", ", ", driver ") for line in lines if line.strip()]
-
-
-def _host_memory() -> tuple[int, int]:
-    """Bytes free and in all; a container's limit where it is lower."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-    free, total = kib["MemAvailable"] << 10, kib["MemTotal"] << 10
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None and limit < total:
-        return min(free, max(0, limit - used)), limit
-    return free, total
-
-
-def _number(file: Path) -> int | None:
-    """The number in a file of the system; None where it says `max` or is not there."""
-    try:
-        return int(file.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dorakit import cache
-from dorakit.doctor.finding import Finding, gib
+from dorakit.doctor.finding import Finding
+from dorakit.memory import gib
 from dorakit.terminal import typed
 
 _LITTLE_ROOM = 10 << 30  # bytes

@@ -130,11 +130,19 @@ def _attend(
     causal: bool,
 ) -> Tensor:
     """Each row by itself: (B, T, H, D)."""
-    rows, heads, queries, width = query.shape
-    groups, keys = key.shape[1], key.shape[2]
+    queries, keys = query.shape[2], key.shape[2]
     plain_mask = attention_mask is None or attention_mask.dtype == torch.bool
     if queries * keys > LONGEST**2 or not plain_mask or not _kernel_is_slow(query):
         return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, causal)[0]  # type: ignore[no-any-return]
+    return whole_products(query, key, value, attention_mask, scaling, causal)
+
+
+def whole_products(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None, causal: bool
+) -> Tensor:
+    """Each row by itself, as two products of the whole row: (B, T, H, D). A mask is boolean, true where a query sees."""
+    rows, heads, queries, width = query.shape
+    groups, keys = key.shape[1], key.shape[2]
     scaled = query * (width**-0.5 if scaling is None else scaling)
     # The heads of a group stand one below the other, so keys and values are not repeated.
     scores = scaled.reshape(rows, groups, -1, width) @ key.transpose(2, 3)

@@ -21,10 +21,12 @@ import numpy.typing as npt
 import torch
 import transformers
 
-from dorakit.cache import cached
+from dorakit.cache import cached, find
 from dorakit.errors import DorakitError, ModelError, ResourceError, is_out_of_memory
 from dorakit.model.directory import READ, check_model_directory
 from dorakit.model.gguf_check import check_gguf
+
+_QUICKLY_HASHED = 1 << 30  # bytes: about three seconds
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,6 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
         raise ModelError(f"no such file: {path}" + (f"\n  beside it: {near}" if near else ""))
     check_gguf(path)
     digest = sha256(path)
-    name = f"gguf-{digest[:16]}-{str(dtype).removeprefix('torch.')}-{transformers.__version__}"
 
     def convert(staging: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
@@ -106,7 +107,7 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
 
         try:
             # In a directory of its own: transformers would read config and tokenizer files that lie beside it.
-            with tempfile.TemporaryDirectory() as alone, _header_read_quickly():
+            with tempfile.TemporaryDirectory() as alone, header_read_quickly():
                 (Path(alone) / "model.gguf").symlink_to(path.resolve())
                 model = AutoModelForCausalLM.from_pretrained(
                     alone,
@@ -124,11 +125,15 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
 
-    return Source(cached(name, convert), "", {path.name: digest})
+    return Source(cached(_converted(digest, dtype), convert), "", {path.name: digest})
+
+
+def _converted(digest: str, dtype: torch.dtype) -> str:
+    return f"gguf-{digest[:16]}-{str(dtype).removeprefix('torch.')}-{transformers.__version__}"
 
 
 @contextlib.contextmanager
-def _header_read_quickly() -> Iterator[None]:
+def header_read_quickly() -> Iterator[None]:
     """Within the block a GGUF file's header is parsed once: transformers asks three times, for config, weights and
     tokenizer. It also builds its table of tensor names anew for every module of the model. And each of a vocabulary's
     strings is a slice of the file, which numpy makes several times slower from a memmap than from an array.
@@ -200,6 +205,31 @@ def _hub(base: str, revision: str) -> Source:
             f"{type(error).__name__}\n  a local directory starts with ./ or /; `--twin` runs a recipe without its weights"
         ) from None
     return Source(path, path.name, _directory(path).identity)
+
+
+def at_hand(base: str, *, revision: str = "main") -> Path | None:
+    """The directory of a base with its config and tokenizer, where nothing need be fetched or converted for it; else None.
+
+    Raises:
+        ModelError: `pkg:` or `tiny:` names nothing.
+    """
+    if base.startswith("tiny:"):
+        return _tiny(base.removeprefix("tiny:")).directory
+    path = inside_package(base) if base.startswith("pkg:") else Path(os.path.expanduser(base))
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.stat().st_size > _QUICKLY_HASHED:
+            return None
+        digest = sha256(path)
+        return find(_converted(digest, torch.float32)) or find(_converted(digest, torch.bfloat16))
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    with contextlib.suppress(HFValidationError, LocalEntryNotFoundError):
+        return Path(snapshot_download(base, revision=revision, allow_patterns=list(READ), local_files_only=True))
+    return None
 
 
 def inside_package(base: str) -> Path:

@@ -1,24 +1,26 @@
 """What autograd keeps for the backward pass, found by running the forward pass on the meta device.
 
-Each tensor saved is counted once, by its storage; parameters are not. Attention is counted as torch's fused kernel, which
-keeps queries, keys, values, the output and a sum per query. Kernels that keep the whole scores (attention: eager, a bfloat16
-CPU on short rows) take more.
+Each tensor saved is counted once, by its storage; parameters are not. Attention is either torch's fused kernel, which keeps
+queries, keys, values, the output and a sum per query, or whole products (model/attention.py), which keep the weights of every
+query for every key.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dorakit.errors import ModelError
+from dorakit.model.attention import whole_products
+from dorakit.training.loss import TOKENS_AT_ONCE
 
-_NAME = "dorakit_plan"
+_FUSED, _WHOLE = "dorakit_plan_fused", "dorakit_plan_whole"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,13 @@ class Kept:
 
 
 def kept_for_backward(
-    model: PreTrainedModel, *, rows: int, tokens: int, supervised: int, recomputes: bool = False
+    model: PreTrainedModel,
+    *,
+    rows: int,
+    tokens: int,
+    lowered: torch.dtype | None = None,
+    whole_scores: bool = False,
+    recomputes: bool = False,
 ) -> Kept:
     """Run a forward pass of `rows` x `tokens` on the meta device.
 
@@ -38,26 +46,26 @@ def kept_for_backward(
         model: On the meta device, adapters attached. Its attention is exchanged.
         rows: Rows of the pass.
         tokens: Tokens in each.
-        supervised: Tokens whose logits exist at once.
+        lowered: What autocast computes products in, over float32 weights.
+        whole_scores: Attention by whole products instead of a fused kernel.
         recomputes: With gradient checkpointing: of each layer only its input is kept, of one layer everything.
 
     Raises:
         ModelError: The family looks at values in its forward pass, which meta tensors do not have.
     """
     _register()
-    model.set_attn_implementation(_NAME)
+    model.set_attn_implementation(_WHOLE if whole_scores else _FUSED)
     model.train()
     counter = _Counter(model)
     handles = counter.watch_layers(model)
     ids = torch.zeros(rows, tokens, dtype=torch.int64, device="meta")
     mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device="meta")  # 4-D: transformers takes it as it is
     try:
-        with torch.autograd.graph.saved_tensors_hooks(counter.see, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(counter.see, lambda tensor: tensor), _Autocast(lowered):
             hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             before = counter.total
-            head = model.get_output_embeddings()
-            logits = head(hidden.flatten(0, 1)[:supervised])
-            nn.functional.cross_entropy(logits.float(), ids.flatten()[:supervised], reduction="sum")
+            logits = model.get_output_embeddings()(hidden.flatten(0, 1)[:TOKENS_AT_ONCE])
+            nn.functional.cross_entropy(logits.float(), ids.flatten()[:TOKENS_AT_ONCE], reduction="sum")
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -66,11 +74,13 @@ def kept_for_backward(
     finally:
         for handle in handles:
             handle.remove()
-    backbone = before
+    backbone, of_logits = before, counter.total - before
+    if rows * tokens > TOKENS_AT_ONCE:
+        of_logits += hidden.nbytes  # what each piece is computed again from
     if recomputes and counter.layers:
         inside = sum(size for size, _ in counter.layers)
         backbone += sum(entry for _, entry in counter.layers) - inside + max(size for size, _ in counter.layers)
-    return Kept(backbone, counter.total - before)
+    return Kept(backbone, of_logits)
 
 
 class _Counter:
@@ -107,26 +117,40 @@ class _Counter:
         return handles
 
 
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **_: Any,
+class _Autocast(TorchFunctionMode):
+    """torch has no autocast for the meta device: products take their inputs in `dtype`, if one is given."""
+
+    _PRODUCTS = (nn.functional.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)
+
+    def __init__(self, dtype: torch.dtype | None):
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._dtype is not None and func in self._PRODUCTS:
+            args = [x.to(self._dtype) if isinstance(x, Tensor) and x.dtype == torch.float32 else x for x in args]
+        return func(*args, **(kwargs or {}))
+
+
+def _fused(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
 ) -> tuple[Tensor, None]:
-    scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
-    output: Tensor = _FusedAttention.apply(query, key, value, scale)  # type: ignore[no-untyped-call]
+    # Under autocast rotated queries and keys are float32, and the kernel takes them in the dtype of products: the values'.
+    output: Tensor = _FusedAttention.apply(query.to(value.dtype), key.to(value.dtype), value)  # type: ignore[no-untyped-call]
     return output.transpose(1, 2).contiguous(), None
+
+
+def _whole(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
+) -> tuple[Tensor, None]:
+    return whole_products(query, key, value, None, None, causal=True), None
 
 
 class _FusedAttention(torch.autograd.Function):
     """The shapes of a fused kernel: output as (B, T, H, D) in memory, one float32 a query."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows, heads, tokens, _ = query.shape
         output = query.new_empty(rows, tokens, heads, value.shape[-1]).transpose(1, 2)
         ctx.save_for_backward(query, key, value, output, query.new_empty(rows, heads, tokens, dtype=torch.float32))
@@ -138,5 +162,6 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _register() -> None:
-    AttentionInterface.register(_NAME, _attention)
-    AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
+    for name, attention in ((_FUSED, _fused), (_WHOLE, _whole)):
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, lambda *_, **__: None)

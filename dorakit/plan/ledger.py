@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dorakit.adapters.attach import adapter_layers
+from dorakit.model.attention import LONGEST
 from dorakit.plan.activations import kept_for_backward
 from dorakit.plan.skeleton import build_skeleton, quantized_layers
 from dorakit.recipe.schema import Recipe
@@ -53,22 +54,28 @@ class Ledger:
         return {**asdict(self), "peak": self.peak}
 
 
-def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, pages: bool) -> Ledger:
+def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, row_tokens: int | None = None) -> Ledger:
     """Add up one recipe.
 
     Args:
         recipe: Its mode decides.
         config: The base's transformers config.
         dtype: What is computed in.
-        pages: Whether the device can page optimizer states.
+        on_card: Whether it runs on a card, which can page optimizer states, instead of a CPU.
+        row_tokens: Tokens of the longest row, where that is known; else data.max_seq_len.
+
+    Raises:
+        ModelError: The model cannot be planned, or the adapter does not fit it.
     """
-    model = build_skeleton(recipe, config, dtype)
+    lowered = dtype if recipe.method is None and dtype != torch.float32 else None
+    model = build_skeleton(recipe, config, torch.float32 if lowered else dtype)
     frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
     packed = quantized_layers(recipe, model)
     constants = sum(_constants(layer, recipe) for layer in packed)
     base = sum(p.nbytes for p in frozen.values()) + sum(buffer.nbytes for buffer in model.buffers())
-    base += (
-        sum(layer.weight.numel() // 2 - layer.weight.nbytes + 4 * layer.out_features for layer in packed) + constants
+    # Two weights a byte, and the row norms from before.
+    base += constants + sum(
+        layer.weight.numel() // 2 - layer.weight.nbytes + 4 * layer.out_features for layer in packed
     )
     if recipe.method == "dora":
         # Squared norms of the base, the start of m, the norm in use.
@@ -76,25 +83,24 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, pages: bool) -> L
     trained = num_trained(model)
     sizes = group_sizes(model)
     optimizer, paged = state_bytes(recipe.optimizer.name, sizes), 0
-    if pages and recipe.optimizer.name.startswith("paged_"):
+    if on_card and recipe.optimizer.name.startswith("paged_"):
         paged = state_bytes(recipe.optimizer.name, [size for size in sizes if size >= SMALLEST_PAGED])
-    rows, tokens = micro_batch(recipe)
-    supervised = min(rows * tokens, TOKENS_AT_ONCE)
+    rows, tokens = micro_batch(recipe, row_tokens)
     kept = kept_for_backward(
         model,
         rows=rows,
         tokens=tokens,
-        supervised=supervised,
+        lowered=lowered,
+        whole_scores=_keeps_whole_scores(recipe, dtype, tokens, on_card=on_card),
         recomputes=recipe.training.gradient_checkpointing,
     )
-    total = num_trained(model) + sum(p.numel() for p in frozen.values())
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    element = dtype.itemsize
-    backward = supervised * vocabulary * (4 + (element if element < 4 else 0))
-    backward = max(backward, max((layer.weight.numel() * element for layer in packed), default=0))
+    total = trained + sum(p.numel() for p in frozen.values())
+    vocabulary, element = model.get_output_embeddings().weight.shape[0], dtype.itemsize
+    # In backward the gradient of the logits, in float32 and in the dtype that they have, or an NF4 weight unpacked.
+    of_logits = min(rows * tokens, TOKENS_AT_ONCE) * vocabulary * (4 + (element if element < 4 else 0))
+    backward = max([of_logits, *(layer.weight.numel() * element for layer in packed)])
     # Adam's denominator, where torch and not bitsandbytes takes the step; the activations are gone by then.
     step = 4 * max(sizes) if recipe.optimizer.name == "adamw" else 0
-    casts = trained * element if recipe.method is None and element < 4 else 0  # autocast's copies of the masters
     return Ledger(
         mode=recipe.adapter.mode,
         parameters=total,
@@ -107,17 +113,26 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, pages: bool) -> L
         paged=paged,
         activations=kept.backbone,
         logits=kept.logits,
-        transients=max(backward + casts, step - kept.backbone - kept.logits),
+        transients=max(backward, step - kept.backbone - kept.logits),
         checkpoint=4 * trained + optimizer,
     )
 
 
-def micro_batch(recipe: Recipe) -> tuple[int, int]:
+def micro_batch(recipe: Recipe, row_tokens: int | None = None) -> tuple[int, int]:
     """Rows and tokens of the largest forward pass that the recipe allows."""
-    tokens, training = recipe.data.max_seq_len, recipe.training
+    training = recipe.training
+    tokens = recipe.data.max_seq_len if row_tokens is None else row_tokens
     if training.micro_batch_tokens is not None:
         return max(1, training.micro_batch_tokens // tokens), tokens
     return min(training.micro_batch_size, training.batch_size), tokens
+
+
+def _keeps_whole_scores(recipe: Recipe, dtype: torch.dtype, tokens: int, *, on_card: bool) -> bool:
+    """As model/attention.py chooses; under autocast, in mode full, queries are float32 and stay with torch's kernel."""
+    if recipe.model.attention == "eager":
+        return True
+    is_slow = not on_card and dtype == torch.bfloat16 and recipe.method is not None
+    return recipe.model.attention == "auto" and is_slow and tokens <= LONGEST
 
 
 def _constants(layer: nn.Linear, recipe: Recipe) -> int:

@@ -16,7 +16,7 @@ from dorakit.errors import DorakitError, ModelError, ResourceError
 from dorakit.model.configs import read_object, refuse_code
 from dorakit.model.gguf_check import check_gguf
 from dorakit.model.names import has_suffix
-from dorakit.model.source import inside_package, resolve
+from dorakit.model.source import at_hand, header_read_quickly, inside_package
 from dorakit.recipe.schema import Recipe
 
 
@@ -30,8 +30,8 @@ def find_config(recipe: Recipe, file: Path | None = None) -> Any:
     if file is not None:
         return _read(file / "config.json" if file.is_dir() else file)
     base = recipe.model.base
-    if base.startswith("tiny:"):
-        return _read(resolve(base).directory / "config.json")
+    if (here := at_hand(base, revision=recipe.model.revision)) is not None and (here / "config.json").is_file():
+        return _read(here / "config.json")
     path = inside_package(base) if base.startswith("pkg:") else Path(os.path.expanduser(base))
     if path.suffix == ".gguf":
         return _of_gguf(path)
@@ -111,7 +111,7 @@ def _of_gguf(path: Path) -> Any:
         raise ModelError(f"no such file: {path}")
     check_gguf(path)
     # In a directory of its own: transformers would read a config that lies beside it.
-    with tempfile.TemporaryDirectory() as alone:
+    with tempfile.TemporaryDirectory() as alone, header_read_quickly():
         (Path(alone) / "model.gguf").symlink_to(path.resolve())
         try:
             return AutoConfig.from_pretrained(alone, gguf_file="model.gguf", trust_remote_code=False)

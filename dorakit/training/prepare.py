@@ -71,10 +71,11 @@ def prepare(recipe: Recipe, place: Path, *, start_from: Path | str | None = None
         keep_best=recipe.training.keep_best,
     )
     updater = Updater(base.model, recipe.optimizer, recipe.adapter.magnitude)
-    return Prepared(recipe, base, data, loss, updater, _total_steps(recipe, len(data.train)), predecessor)
+    return Prepared(recipe, base, data, loss, updater, total_steps(recipe, len(data.train)), predecessor)
 
 
-def _total_steps(recipe: Recipe, num_documents: int) -> int:
+def total_steps(recipe: Recipe, num_documents: int) -> int:
+    """Optimizer steps that a recipe asks for, with so many documents to train on."""
     asked = recipe.training
     steps = math.ceil(asked.epochs * steps_per_epoch(num_documents, asked.batch_size))
     return steps if asked.max_steps is None else min(steps, asked.max_steps)

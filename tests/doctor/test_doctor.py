@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from dorakit import memory
 from dorakit.cli.app import app
 from dorakit.doctor import hardware, libraries, places
 from dorakit.model.nf4 import NF4Linear
@@ -85,7 +86,7 @@ def test_a_full_disk_and_offline_flags(monkeypatch):
 def test_a_container_with_a_limit(monkeypatch):
     """Dies of reading the whole machine's memory where a container may use a part of it."""
     numbers = {"memory.max": 3 << 30, "memory.current": 1 << 30}
-    monkeypatch.setattr(hardware, "_number", lambda file: numbers[file.name])
-    assert hardware._host_memory()[1] == 3 << 30
+    monkeypatch.setattr(memory, "_number", lambda file: numbers[file.name])
+    assert memory.host_memory()[1] == 3 << 30
     found = next(hardware.check_memory())
     assert found.level == "warn" and "3.0 GiB" in found.says

@@ -1,0 +1,116 @@
+"""The whole plan of a recipe: bytes mode by mode, the device, steps and time, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dorakit.errors import UsageError
+from dorakit.plan.advice import Advice, advise, changed
+from dorakit.plan.device import Device, card, this_machine
+from dorakit.plan.ledger import Ledger, ledger, micro_batch
+from dorakit.plan.schedule import Schedule, schedule
+from dorakit.plan.skeleton import find_config
+from dorakit.recipe.schema import MODES, Recipe
+from dorakit.training.checks import check_trainable_dtype
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a recipe takes.
+
+    `rows` x `tokens` is the largest forward pass. `ledgers` has an entry for each mode asked for and for the recipe's own.
+    `seconds` is None where the speed or the number of tokens is not known. `advice` is empty where the recipe fits, and where
+    nothing helps.
+    """
+
+    mode: str
+    dtype: str
+    device: Device
+    rows: int
+    tokens: int
+    ledgers: dict[str, Ledger]
+    schedule: Schedule
+    seconds: float | None
+    advice: list[Advice]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the recipe's own mode does."""
+        return self.mode_fits(self.mode)
+
+    def mode_fits(self, mode: str) -> bool:
+        """Whether the peak of a mode is no more than the device's room."""
+        return self.ledgers[mode].peak <= self.device.room
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "mode": self.mode,
+            "dtype": self.dtype,
+            "device": {**asdict(self.device), "room": self.device.room},
+            "micro_batch": {"rows": self.rows, "tokens": self.tokens},
+            "modes": {mode: {**entry.as_dict(), "fits": self.mode_fits(mode)} for mode, entry in self.ledgers.items()},
+            "fits": self.fits,
+            "schedule": asdict(self.schedule),
+            "seconds": self.seconds,
+            "advice": [asdict(advice) for advice in self.advice],
+        }
+
+
+def estimate(
+    recipe: Recipe,
+    *,
+    gpu: str | None = None,
+    config: Path | None = None,
+    tokens_per_s: float | None = None,
+    modes: Sequence[str] = MODES,
+) -> Estimate:
+    """Plan a recipe without reading weights.
+
+    Args:
+        recipe: What is to be trained.
+        gpu: A card, or its memory; this machine where there is none.
+        config: The base's config.json, where the base is not here.
+        tokens_per_s: Speed of the training, in tokens without padding, as its lines and metrics give it.
+        modes: To be planned beside the recipe's own.
+
+    Raises:
+        UsageError: An unknown card, or a speed that is none.
+        ModelError, ResourceError: The base's config cannot be used, or not be had.
+        DataError: Rows that training would refuse too.
+    """
+    if tokens_per_s is not None and not 0 < tokens_per_s < float("inf"):
+        raise UsageError(f"a speed of {tokens_per_s} tokens a second says nothing; give one above 0")
+    device = this_machine() if gpu is None else card(gpu)
+    check_trainable_dtype(recipe.model.dtype)
+    stated = recipe.model.dtype
+    name = stated if stated != "auto" else "bfloat16" if device.has_bfloat16 else "float32"
+    own = recipe.adapter.mode
+    found = find_config(recipe, config)
+    expected = schedule(recipe)
+    longest = None if recipe.data.packing else expected.longest
+    add_up = partial(ledger, config=found, dtype=getattr(torch, name), on_card=device.is_card)
+
+    def plan(recipe: Recipe) -> Ledger:
+        limit = recipe.data.max_seq_len
+        return add_up(recipe, row_tokens=limit if longest is None else min(limit, longest))
+
+    ledgers = {mode: plan(changed(recipe, "adapter.mode", mode)) for mode in MODES if mode in modes or mode == own}
+    rows, tokens = micro_batch(recipe, longest)
+    advice = []
+    if ledgers[own].peak > device.room:
+        advice = advise(
+            recipe,
+            room=device.room,
+            row_tokens=tokens,
+            on_card=device.is_card,
+            peak_of=lambda recipe: plan(recipe).peak,
+        )
+    seconds = None if tokens_per_s is None or expected.tokens is None else expected.tokens / tokens_per_s
+    return Estimate(own, name, device, rows, tokens, ledgers, expected, seconds, advice)
