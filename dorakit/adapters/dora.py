@@ -99,6 +99,16 @@ class DoRALinear(LoRALinear):
         """The float32 weight (O, I): g (W + s B A)."""
         return super().merged_weight().mul_((self.lora_magnitude_vector / self.weight_norm())[:, None])
 
+    @torch.no_grad()
+    def delta_weight(self) -> Tensor:
+        """The float32 change of the weight (O, I): (g - 1) W + g s B A, of full rank as soon as m has moved."""
+        gain_O1 = (self.lora_magnitude_vector / self.weight_norm())[:, None]
+        delta_OI, weight_OI = super().delta_weight().mul_(gain_O1), dense_weight(self.base)
+        for start in range(0, self.out_features, _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            delta_OI[rows].addcmul_(weight_OI[rows].float(), gain_O1[rows] - 1)
+        return delta_OI
+
 
 def _rows(weight_OI: Tensor, function: Any) -> Tensor:
     """`function(float32 rows, slice)` over slices of rows, joined: never a whole float32 copy of the weight."""

@@ -84,6 +84,11 @@ class LoRALinear(nn.Module):
         """The float32 weight (O, I) of the one dense layer that does what this one does in eval mode."""
         return dense_weight(self.base).float().addmm(self.lora_B.float(), self.lora_A.float(), alpha=self.scaling)
 
+    @torch.no_grad()
+    def delta_weight(self) -> Tensor:
+        """The float32 change of the weight (O, I): merged_weight() - W, without the rounding of that subtraction."""
+        return (self.lora_B.float() @ self.lora_A.float()).mul_(self.scaling)
+
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
         return f"rank={self.rank}, alpha={self.alpha}, scaling={self.scaling:.4g}"
