@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dorakit import __version__, failpoints
-from dorakit.cli import analyze, chat, compare, data, doctor, evaluate, export, export_to, plan, recipe, report, runs, train
+from dorakit.cli import analyze, chat, compare, data, doctor, evaluate, export, export_to, init, plan, recipe, report, runs, train
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 from dorakit.terminal import lasting
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(evaluate.generate)

@@ -24,7 +24,7 @@ from dorakit.model.configs import read_object
 from dorakit.model.names import select
 from dorakit.model.nf4 import NF4Format
 from dorakit.model.prequantized import is_nf4, skipped_modules
-from dorakit.model.source import Source, resolve
+from dorakit.model.source import Source, local_directory, resolve
 from dorakit.model.streaming import ConversionFailed, NF4Config
 
 # transformers' own bars and advice would interleave with ours.
@@ -129,6 +129,16 @@ def load_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerB
         ModelError: The base has none.
     """
     return _tokenizer(base, resolve(base, revision=revision, dtype=pick_dtype("auto")))[0]
+
+
+def local_tokenizer(base: str) -> PreTrainedTokenizerBase | None:
+    """The base's tokenizer, without a download and without reading the weights; None where it takes a download.
+
+    Raises:
+        ModelError: There is no such model here, or it has no tokenizer.
+    """
+    with local_directory(base) as directory:
+        return None if directory is None else _tokenizer(base, Source(directory, "", {}))[0]
 
 
 def pad_(tokenizer: PreTrainedTokenizerBase) -> list[str]:

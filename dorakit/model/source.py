@@ -106,9 +106,7 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
         modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=None)
 
         try:
-            # In a directory of its own: transformers would read config and tokenizer files that lie beside it.
-            with tempfile.TemporaryDirectory() as alone, header_read_quickly():
-                (Path(alone) / "model.gguf").symlink_to(path.resolve())
+            with _alone(path) as alone:
                 model = AutoModelForCausalLM.from_pretrained(
                     alone,
                     gguf_file="model.gguf",
@@ -130,6 +128,58 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
 
 def _converted(digest: str, dtype: torch.dtype) -> str:
     return f"gguf-{digest[:16]}-{str(dtype).removeprefix('torch.')}-{transformers.__version__}"
+
+
+@contextlib.contextmanager
+def local_directory(base: str) -> Iterator[Path | None]:
+    """A directory with a base's config and tokenizer, without a download and without converting weights.
+
+    None for a hub id that is not in the hub's cache. Of a .gguf file the directory holds the tokenizer alone, and is there
+    within the block only.
+
+    Raises:
+        ModelError: There is no such model here, or it is not one that can be loaded.
+    """
+    path = _inside_package(base) if base.startswith("pkg:") else Path(os.path.expanduser(base))
+    if path.is_dir():
+        check_model_directory(path)
+        yield path
+    elif path.is_file():
+        check_gguf(path)
+        from transformers import AutoTokenizer
+
+        with tempfile.TemporaryDirectory() as saved:
+            try:
+                with _alone(path) as alone:
+                    tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", trust_remote_code=False)
+            except Exception as error:  # a library walks a file that may say anything
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ModelError(f"{path}: transformers cannot read this GGUF file's tokenizer: {reason}") from error
+            tokenizer.save_pretrained(saved)
+            yield Path(saved)
+    elif base.startswith(("tiny:", "pkg:", ".", "/", "~")) or base.endswith(".gguf") or base.count("/") > 1:
+        yield resolve(base).directory  # makes a tiny model; of the others it says that there is none
+    else:
+        yield _snapshot_here(base)
+
+
+def _snapshot_here(base: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(base, local_files_only=True))
+        check_model_directory(path)
+    except (OSError, ValueError, ModelError):  # not in the cache, no hub id, or there in part only
+        return None
+    return path
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[str]:
+    """A directory that holds a .gguf file and nothing else: transformers would read config and tokenizer files beside it."""
+    with tempfile.TemporaryDirectory() as alone, header_read_quickly():
+        (Path(alone) / "model.gguf").symlink_to(path.resolve())
+        yield alone
 
 
 @contextlib.contextmanager
