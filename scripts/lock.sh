@@ -15,7 +15,7 @@ source scripts/venv.sh
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 "${PYTHON:-python3}" -m venv "$place/venv"
-"$place/venv/bin/python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
+"$place/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$UV"
 export UV_CACHE_DIR=$place/cache
 # Universal: one file for x86-64 and arm64, and for any Python from 3.11 on.
 compile() {

