@@ -3,7 +3,7 @@
 import gguf
 import pytest
 
-from dorakit.model.source import header_read_quickly
+from dorakit.model.gguf_reading import header_read_quickly
 
 
 def test_a_header_is_read_once(tmp_path):

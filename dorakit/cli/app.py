@@ -12,7 +12,22 @@ import typer
 from typer.exceptions import TyperException
 
 from dorakit import __version__, failpoints
-from dorakit.cli import analyze, chat, compare, data, doctor, evaluate, export, export_to, init, plan, recipe, report, runs, train
+from dorakit.cli import (
+    analyze,
+    chat,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    export_to,
+    init,
+    plan,
+    recipe,
+    report,
+    runs,
+    train,
+)
 from dorakit.errors import DorakitError, MachineError, ResourceError, shown
 from dorakit.terminal import lasting
 

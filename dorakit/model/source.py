@@ -13,18 +13,17 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import transformers
 
 from dorakit.cache import cached, find
-from dorakit.errors import DorakitError, ModelError, ResourceError, is_out_of_memory
+from dorakit.errors import ModelError, ResourceError
 from dorakit.model.directory import READ, check_model_directory
 from dorakit.model.gguf_check import check_gguf
+from dorakit.model.gguf_reading import read_tokenizer, save_dequantized
 
 _QUICKLY_HASHED = 1 << 30  # bytes: about three seconds
 
@@ -74,7 +73,7 @@ def gguf_file(base: str) -> Path | None:
     Raises:
         ModelError: It is not there, or damaged.
     """
-    path = _inside_package(base) if base.startswith("pkg:") else Path(os.path.expanduser(base))
+    path = inside_package(base) if base.startswith("pkg:") else Path(os.path.expanduser(base))
     if path.suffix != ".gguf":
         return None
     if not path.is_file():
@@ -97,33 +96,7 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
         raise ModelError(f"no such file: {path}" + (f"\n  beside it: {near}" if near else ""))
     check_gguf(path)
     digest = sha256(path)
-
-    def convert(staging: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
-
-        # Its bar asks neither the terminal nor transformers' own switch.
-        bar = modeling_gguf_pytorch_utils.tqdm
-        modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=None)
-
-        try:
-            with _alone(path) as alone:
-                model = AutoModelForCausalLM.from_pretrained(
-                    alone,
-                    gguf_file="model.gguf",
-                    quantization_config=GgufConfig(dequantize=True),
-                    dtype=dtype,
-                    trust_remote_code=False,
-                )
-                tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", trust_remote_code=False)
-        except Exception as error:  # two libraries walk a file that may say anything
-            if is_out_of_memory(error) or isinstance(error, DorakitError):
-                raise  # not the file's fault; the caller says what to lower
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{path}: transformers cannot read this GGUF file: {reason}") from error
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-
-    return Source(cached(_converted(digest, dtype), convert), "", {path.name: digest})
+    return Source(cached(_converted(digest, dtype), partial(save_dequantized, path, dtype)), "", {path.name: digest})
 
 
 def _converted(digest: str, dtype: torch.dtype) -> str:
@@ -134,78 +107,26 @@ def _converted(digest: str, dtype: torch.dtype) -> str:
 def local_directory(base: str) -> Iterator[Path | None]:
     """A directory with a base's config and tokenizer, without a download and without converting weights.
 
-    None for a hub id that is not in the hub's cache. Of a .gguf file the directory holds the tokenizer alone, and is there
-    within the block only.
+    None for a hub id that is not whole in the hub's cache. Of a .gguf file the directory holds the tokenizer alone, and is
+    there within the block only.
 
     Raises:
         ModelError: There is no such model here, or it is not one that can be loaded.
     """
-    path = _inside_package(base) if base.startswith("pkg:") else Path(os.path.expanduser(base))
-    if path.is_dir():
-        check_model_directory(path)
-        yield path
-    elif path.is_file():
-        check_gguf(path)
-        from transformers import AutoTokenizer
-
+    if (file := gguf_file(base)) is not None:
         with tempfile.TemporaryDirectory() as saved:
-            try:
-                with _alone(path) as alone:
-                    tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf", trust_remote_code=False)
-            except Exception as error:  # a library walks a file that may say anything
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise ModelError(f"{path}: transformers cannot read this GGUF file's tokenizer: {reason}") from error
-            tokenizer.save_pretrained(saved)
+            read_tokenizer(file).save_pretrained(saved)
             yield Path(saved)
-    elif base.startswith(("tiny:", "pkg:", ".", "/", "~")) or base.endswith(".gguf") or base.count("/") > 1:
-        yield resolve(base).directory  # makes a tiny model; of the others it says that there is none
+    elif base.startswith(("tiny:", "pkg:", ".", "/", "~")) or base.count("/") > 1 or Path(base).is_dir():
+        yield resolve(base).directory  # makes a tiny model; where there is none, it says so
     else:
-        yield _snapshot_here(base)
-
-
-def _snapshot_here(base: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-
-    try:
-        path = Path(snapshot_download(base, local_files_only=True))
-        check_model_directory(path)
-    except (OSError, ValueError, ModelError):  # not in the cache, no hub id, or there in part only
-        return None
-    return path
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[str]:
-    """A directory that holds a .gguf file and nothing else: transformers would read config and tokenizer files beside it."""
-    with tempfile.TemporaryDirectory() as alone, header_read_quickly():
-        (Path(alone) / "model.gguf").symlink_to(path.resolve())
-        yield alone
-
-
-@contextlib.contextmanager
-def header_read_quickly() -> Iterator[None]:
-    """Within the block a GGUF file's header is parsed once: transformers asks three times, for config, weights and
-    tokenizer. It also builds its table of tensor names anew for every module of the model. And each of a vocabulary's
-    strings is a slice of the file, which numpy makes several times slower from a memmap than from an array.
-    """
-    import gguf
-
-    own = gguf.GGUFReader, gguf.get_tensor_name_map
-
-    class PlainReader(gguf.GGUFReader):  # type: ignore[misc]
-        @property
-        def data(self) -> npt.NDArray[np.uint8]:
-            return self._data
-
-        @data.setter
-        def data(self, mapped: npt.NDArray[np.uint8]) -> None:
-            self._data = mapped.view(np.ndarray)
-
-    gguf.GGUFReader, gguf.get_tensor_name_map = lru_cache(PlainReader), lru_cache(own[1])
-    try:
-        yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = own
+        here = at_hand(base)
+        if here is not None:
+            try:
+                check_model_directory(here)
+            except ModelError:  # there in part only
+                here = None
+        yield here
 
 
 def _tiny(architecture: str) -> Source:

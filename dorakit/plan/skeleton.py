@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from dorakit.adapters.attach import attach_, text_part
 from dorakit.errors import DorakitError, ModelError, ResourceError
 from dorakit.model.configs import read_object, refuse_code
-from dorakit.model.gguf_check import check_gguf
+from dorakit.model.gguf_reading import read_config
 from dorakit.model.names import has_suffix
-from dorakit.model.source import at_hand, header_read_quickly, inside_package
+from dorakit.model.source import at_hand, gguf_file
 from dorakit.recipe.schema import Recipe
 
 
@@ -32,9 +31,9 @@ def find_config(recipe: Recipe, file: Path | None = None) -> Any:
     base = recipe.model.base
     if (here := at_hand(base, revision=recipe.model.revision)) is not None and (here / "config.json").is_file():
         return _read(here / "config.json")
-    path = inside_package(base) if base.startswith("pkg:") else Path(os.path.expanduser(base))
-    if path.suffix == ".gguf":
-        return _of_gguf(path)
+    if (file := gguf_file(base)) is not None:
+        return read_config(file)
+    path = Path(os.path.expanduser(base))
     if path.is_dir():
         return _read(path / "config.json")
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
@@ -104,19 +103,6 @@ def _read(path: Path) -> Any:
         raise ModelError(
             f"{path} cannot be used: {(str(error).strip() or 'no reason given').splitlines()[0]}"
         ) from error
-
-
-def _of_gguf(path: Path) -> Any:
-    if not path.is_file():
-        raise ModelError(f"no such file: {path}")
-    check_gguf(path)
-    # In a directory of its own: transformers would read a config that lies beside it.
-    with tempfile.TemporaryDirectory() as alone, header_read_quickly():
-        (Path(alone) / "model.gguf").symlink_to(path.resolve())
-        try:
-            return AutoConfig.from_pretrained(alone, gguf_file="model.gguf", trust_remote_code=False)
-        except Exception as error:
-            raise ModelError(f"{path}: transformers cannot read this GGUF file: {error}") from error
 
 
 def _fetch(base: str, revision: str) -> Path:
