@@ -34,7 +34,7 @@ if [ -n "$data" ]; then
 fi
 adapter_rates=1e-3,3e-3,3e-4 best_rate=3e-3 full_rates=1e-4,3e-4,3e-5 best_full=1e-4 ranks=8,4,64,32 seeds=3 beam_rows=200
 if [ -n "$quick" ]; then
-  adapter_rates=1e-3,3e-3 full_rates=1e-4 ranks=4,8 seeds=2 beam_rows=2
+  adapter_rates=1e-3 best_rate=1e-3 full_rates=1e-4 ranks=4 seeds=2 beam_rows=2
   at+=(--set training.max_steps=2 --set evaluation.limit=8 --set optimizer.warmup_ratio=0)
 fi
 
