@@ -19,7 +19,7 @@ _DTYPE = "the compute dtype is `model.dtype: bfloat16` (or float16, float32) her
 _TARGETS = "adapter.target_modules"
 _ATTENTION = "attention is `model.attention: flash_attention_2` (or sdpa, eager) here"
 _FORMAT = "rows are described under `data.train`: path, format (chat, instruction, completion or text), columns"
-_TRACKERS = "trackers are `logging.to: [tensorboard]` here"
+_TRACKERS = "trackers are `logging.to` here: [tensorboard, wandb, mlflow, trackio]"
 _SECRET = "no secret belongs in a recipe: use `hf auth login`, or the environment's HF_TOKEN"
 _ALWAYS = "this is always so here: remove the line"
 

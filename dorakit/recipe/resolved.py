@@ -43,6 +43,11 @@ def settings(recipe: Recipe) -> dict[str, str]:
     return {".".join(map(str, path)): yaml_value(value) for path, value, _ in _leaves(recipe, ())}
 
 
+def plain_settings(recipe: Recipe) -> dict[str, Any]:
+    """Every value as it is, by dotted key: numbers, texts, booleans, None, lists and mappings of these."""
+    return {".".join(map(str, path)): value for path, value, _ in _leaves(recipe, ())}
+
+
 def dump_resolved(recipe: Recipe) -> str:
     """Write a recipe out in full, each value with a comment that names its source; it loads back equal.
 

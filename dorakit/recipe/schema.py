@@ -365,7 +365,12 @@ class MergeSection(Section):
 class LoggingSection(Section):
     """Where metrics go besides metrics.jsonl."""
 
-    to: list[Literal["tensorboard"]] = setting([], reads="training/metrics.py", says="Trackers to write to.")
+    to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = setting(
+        [],
+        reads="training/trackers/telling.py",
+        says="Trackers to write to, each behind the extra of its name (docs/trackers.md). They keep to this machine unless "
+        "their own environment variables say otherwise.",
+    )
 
 
 class Recipe(Section):

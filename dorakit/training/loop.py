@@ -25,7 +25,7 @@ from dorakit.training.checks import check_magnitudes_moved, check_trainable_dtyp
 from dorakit.training.compiled import compile_layers_
 from dorakit.training.device import computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
 from dorakit.training.interruptions import out_of_memory_said, stop_requests
-from dorakit.training.metrics import Metrics, check_trackers
+from dorakit.training.metrics import Metrics
 from dorakit.training.nonfinite import is_finite, pass_over
 from dorakit.training.optim import learning_rate, num_trained
 from dorakit.training.prepare import Prepared, prepare
@@ -53,7 +53,6 @@ def train(
 ) -> Run:
     """Train, as `training/start.py: train` says: it looks first for what can be refused without torch, and calls this."""
     check_trainable_dtype(recipe.model.dtype)
-    check_trackers(recipe.logging)
     place = resume.path if resume else Run.place(recipe)  # refuse before minutes are spent on loading
     with (
         contextlib.ExitStack() as held,
@@ -117,7 +116,7 @@ class _Training:
             self.recipe, run, self.loss, self.base.tokenizer, self.data.validation, self._micro_batches
         )
         self.metrics = Metrics(
-            run, self.recipe.logging, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet
+            run, self.recipe, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet
         )
         if self.settings.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -126,8 +125,9 @@ class _Training:
 
     def run(self) -> Run:
         """The loop."""
-        try:
+        with self.metrics:
             self._announce()
+            self.metrics.start_trackers()
             self.loss.train()
             with stop_requests() as stop:
                 if self.saves_start:
@@ -152,8 +152,6 @@ class _Training:
                             stop[0],
                         )
             return self._finish()
-        finally:
-            self.metrics.close()
 
     def _step(self, step: int) -> None:
         """One update, or one passed over; `step` counts from 0."""
@@ -207,7 +205,7 @@ class _Training:
             grad_norm=grad_norm,
         )
         self.progress.skipped += 1
-        self._note(line)
+        self.metrics.note(line)
 
     def _documents(self, step: int) -> list[Document]:
         chosen = documents_of_step(len(self.data.train), self.settings.batch_size, self.settings.seed, step)
@@ -233,7 +231,7 @@ class _Training:
             *self.loss.notes,
             *self.updater.notes,
         ]:
-            self._note(line)
+            self.metrics.note(line)
         trained = num_trained(self.model)
         # NF4 keeps two weights a byte.
         total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.model.parameters())
@@ -246,10 +244,6 @@ class _Training:
             self.metrics.say(
                 f"going on after step {self.progress.step} ({'bitwise' if exactly else 'resumable, not bitwise'})"
             )
-
-    def _note(self, line: str) -> None:
-        self.metrics.say(line)
-        self.directory.note(line)
 
     def _save(self) -> None:
         tensors, numbers = self.updater.state()
@@ -272,7 +266,9 @@ class _Training:
         recipe, run = self.recipe, self.directory
         # Of the last step, which the rates add up to; the best one may be of before they amounted to anything.
         if still := check_adapter_moved(self.model, self.progress.summed_rate):
-            self._note(f"{len(still)} adapted layers got no gradient and are as they were, the first is {still[0]}")
+            self.metrics.note(
+                f"{len(still)} adapted layers got no gradient and are as they were, the first is {still[0]}"
+            )
         check_magnitudes_moved(self.model, self.progress.summed_rate * recipe.adapter.magnitude.learning_rate_ratio)
         if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
             restore_trained(self.model, load_best(run, self.progress.best_step))

@@ -1,11 +1,10 @@
-"""What a run says while it trains: metrics.jsonl always, TensorBoard if asked, a live line on a terminal, plain lines
+"""What a run says while it trains: metrics.jsonl always, trackers if asked, a live line on a terminal, plain lines
 elsewhere. Nothing here can move a trained byte.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import sys
 import time
@@ -16,11 +15,14 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dorakit.errors import MachineError, shown
+from dorakit.errors import Interrupted, shown
 from dorakit.files import write_whole
-from dorakit.recipe.schema import LoggingSection
+from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.terminal import json_line, lasting
+from dorakit.training.trackers.figures import figures_of
+from dorakit.training.trackers.telling import Telling
+from dorakit.training.trackers.tracker import End
 
 _SPEED_WINDOW = 20  # logged intervals over which tokens/s is averaged
 
@@ -30,18 +32,21 @@ class Metrics:
 
     Args:
         run: Where metrics.jsonl and log.txt are.
-        settings: Trackers to write to.
+        recipe: What trackers are told, and which there are.
         total_steps: For the bar.
         start_step: Steps done before; lines of later steps, from before a crash, are removed.
         quiet: Show nothing; files are written all the same.
     """
 
-    def __init__(self, run: Run, settings: LoggingSection, *, total_steps: int, start_step: int, quiet: bool):
+    def __init__(self, run: Run, recipe: Recipe, *, total_steps: int, start_step: int, quiet: bool):
+        self._run = run
+        self._trackers = Telling(
+            run, recipe, start_step=start_step, last_steps=_last_steps(run.metrics_file), warn=self.note
+        )
         for file in (run.metrics_file, run.nonfinite_file):
             _forget_after(file, start_step)
         self._file = open(run.metrics_file, "a", encoding="utf-8")
         self._log = open(run.log_file, "a", encoding="utf-8")
-        self._board = _tensorboard(run) if "tensorboard" in settings.to else None
         self._quiet = quiet
         self._has_lost_lines = False
         self._total = total_steps
@@ -67,6 +72,16 @@ class Metrics:
         self._append(self._log, line)
         if not self._quiet:
             self._console.print(line, markup=False, emoji=False, soft_wrap=True)
+
+    def note(self, line: str) -> None:
+        """One line for a person, recorded with the run too."""
+        self.say(line)
+        self._run.note(line)
+
+    def start_trackers(self) -> None:
+        """Start those that the recipe names, which may take seconds."""
+        self._trackers.start()
+        self.pause_clock()
 
     def step(self, step: int, num_tokens: int) -> None:
         """An optimizer step is done; `num_tokens` counts its tokens without padding."""
@@ -115,17 +130,18 @@ class Metrics:
     def write(self, entry: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl, numbers also to the trackers."""
         self._append(self._file, json_line(entry))
-        if self._board:
-            for name, value in entry.items():
-                if name != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(name, value, entry["step"])
+        self._trackers.log(entry["step"], figures_of(entry))
 
-    def close(self) -> None:
-        """Close every file and the bar."""
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Close every file and the bar, and let go of the trackers."""
+        stops = (Interrupted, KeyboardInterrupt, SystemExit)
+        end: End = "finished" if kind is None else "interrupted" if issubclass(kind, stops) else "failed"
         if self._bar:
             self._bar.stop()
-        if self._board:
-            self._board.close()
+        self._trackers.finish(end)
         for file in (self._file, self._log):
             with contextlib.suppress(OSError):  # of a full disk; it was said when it was written to
                 file.close()
@@ -151,6 +167,17 @@ def last_logged_step(run: Run) -> int:
     return last
 
 
+def _last_steps(file: Path) -> dict[str, int]:
+    """By the names of trackers, the last step at which each figure stands in metrics.jsonl."""
+    last: dict[str, int] = {}
+    with contextlib.suppress(OSError):
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+                entry = json.loads(line)
+                last |= {figure: max(last.get(figure, 0), int(entry["step"])) for figure in figures_of(entry)}
+    return last
+
+
 def _forget_after(file: Path, step: int) -> None:
     """Remove the lines of steps that a resumed run does again."""
     if not file.exists():
@@ -163,19 +190,3 @@ def _forget_after(file: Path, step: int) -> None:
         except (ValueError, TypeError, KeyError):  # the last line, cut short by a crash
             continue
     write_whole(file, "".join(line + "\n" for line in kept))
-
-
-def check_trackers(settings: LoggingSection) -> None:
-    """Refuse a tracker that is not installed, before anything is loaded.
-
-    Raises:
-        MachineError: It is not.
-    """
-    if "tensorboard" in settings.to and importlib.util.find_spec("tensorboard") is None:
-        raise MachineError("logging.to: tensorboard is not installed\n  pip install 'dorakit[tensorboard]'")
-
-
-def _tensorboard(run: Run) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run.path / "tensorboard"))

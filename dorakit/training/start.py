@@ -11,6 +11,7 @@ from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.terminal import typed
 from dorakit.training.interruptions import terminated_at_once
+from dorakit.training.trackers import check_trackers
 
 _ASIDE = "aside-"  # as training/checkpoint.py calls them
 
@@ -37,6 +38,7 @@ def train(
 
     Raises:
         RunError: The run directory is taken, locked, changed or damaged.
+        MachineError: A tracker of `logging.to` is not installed.
         GateError: A loss or gradient is not finite; no step was taken.
         Interrupted: Stopped by a signal; a checkpoint was saved.
         StoppedAtOnce: By SIGTERM outside the steps, or by a second signal.
@@ -51,6 +53,7 @@ def train(
             raise UsageError("--from is for new runs: a resumed one has the adapter that it began with")
         if checkpoint is not None and checkpoint.startswith(_ASIDE):
             raise RunError(_how_to_use(resume, checkpoint))
+    check_trackers(recipe.logging.to)
     check_rows(recipe)
 
     from dorakit.training import loop
