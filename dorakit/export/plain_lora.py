@@ -1,8 +1,8 @@
 """A plain LoRA that does what a DoRA does, for servers that know no DoRA: vLLM and llama.cpp refuse one.
 
 Written is the true change of each weight, (m / n) (W + s B A) - W, cut to a low rank. The change has full rank as soon as
-m has moved, so the rank is measured: the smallest at which the model answers as the live adapter does, by the
-divergence of the two over the rows of a merge's receipt. One layer's dense change exists at a time.
+m has moved, so the rank is measured (rank_search.py), by the divergence from the live adapter over the rows of a merge's
+receipt. The live model answers first; then its adapters are replaced, so one model is in memory.
 """
 
 from __future__ import annotations
@@ -11,24 +11,20 @@ import contextlib
 import gc
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from transformers import PreTrainedModel
-
 import dorakit
 from dorakit.adapters.attach import adapter_layers, whole_modules
-from dorakit.adapters.dora import DoRALinear
-from dorakit.adapters.lora import LoRALinear
 from dorakit.adapters.peft_config import read_config
 from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_saved, save_adapter
 from dorakit.data.chat import install_template_
-from dorakit.errors import GateError, UsageError
-from dorakit.evaluation.progress import progress, say
-from dorakit.export.low_rank import Factors, low_rank_factors
+from dorakit.errors import UsageError
+from dorakit.evaluation.progress import say
+from dorakit.export.gguf_adapter import FAMILIES, write_gguf_adapter
 from dorakit.export.nf4_tensors import spread
+from dorakit.export.rank_search import RANKS, factor_layers, ranks_to_try, try_ranks_
 from dorakit.export.receipt import (
     MAX_ROWS,
     Sample,
@@ -40,8 +36,8 @@ from dorakit.export.receipt import (
 )
 from dorakit.export.shards import check_output, check_space, locked
 from dorakit.files import whole_directory, write_json
-from dorakit.memory import return_freed_memory
-from dorakit.model.nf4 import NF4Format, stored_format
+from dorakit.model.nf4 import NF4Format, NF4Linear, stored_format
+from dorakit.model.source import sha256
 from dorakit.place import Place, find_target
 from dorakit.run import Run
 from dorakit.target import open_target
@@ -50,24 +46,21 @@ from dorakit.training.interruptions import out_of_memory_said
 if TYPE_CHECKING:
     from dorakit.target import Target
 
-RECEIPT = "export.json"
-# The ranks that vLLM's --max-lora-rank can be set to, up to where a LoRA is small beside a weight.
-RANKS = (8, 16, 32, 64, 128, 256)
+RECEIPT, GGUF = "export.json", "adapter.gguf"
+_Onto = Literal["trained", "original"]
+_Note = Callable[[str], None]
 
 
-@out_of_memory_said("the model must fit in memory once, and its factors of the largest rank; --max-rank takes less")
+@out_of_memory_said(
+    "the model must fit in memory once, and its factors of the largest rank: a smaller --max-rank takes less"
+)
 def export_plain_lora(
-    run: Run | Path | str,
-    *,
-    output: Path,
-    onto: Literal["trained", "original"],
-    max_kl: float,
-    max_rank: int,
-    quiet: bool,
+    run: Run | Path | str, *, output: Path, onto: _Onto, max_kl: float, max_rank: int, quiet: bool
 ) -> dict[str, Any]:
     """Write a PEFT directory of a LoRA without magnitude, rslora or patterns: r = lora_alpha, so the scale is 1.
 
-    A LoRA is written at its own rank, as long as that is within `max_rank`; nothing of it is lost.
+    Beside it goes adapter.gguf, where llama.cpp can use it. A LoRA is written at its own rank where that is within
+    `max_rank`, and nothing of it is lost.
 
     Args:
         run: A finished run, or a PEFT adapter directory.
@@ -84,38 +77,49 @@ def export_plain_lora(
         UsageError: There is no adapter, it trains more than LoRA matrices, or the output is something else's.
         GateError: No rank within `max_rank` answers as the adapter does; nothing is left.
     """
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        if line not in notes:
+            notes.append(line)
+            say(line, quiet=quiet)
+
     if max_rank not in RANKS:
         raise UsageError(f"--max-rank {max_rank}: expected one of {', '.join(map(str, RANKS))}")
-    place = _adapter_place(str(run.path if isinstance(run, Run) else run))
-    output = Path(os.path.expanduser(output))
+    place, output = _adapter_place(str(run.path if isinstance(run, Run) else run)), Path(os.path.expanduser(output))
     check_output(output, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
-    onto, notes = _base_of_server(place, onto)
-    for line in notes:
-        say(line, quiet=quiet)
+    onto = _base_of_server(place, onto, note)
     with locked(place.run, output), whole_directory(output) as staging, _scratch(output) as scratch:
         if onto == "original":
-            trained = _open(place, "trained", notes, quiet)
-            store_logits(trained.model, sample_rows(trained.recipe, trained.tokenizer)[0], _made(scratch / "trained"))
+            # The model that was trained answers too: the receipt says how far this other one is from it.
+            trained = _open(place, "trained", note)
+            _answer(trained, output, scratch / "trained")
             del trained
             gc.collect()
-        live = _open(place, onto, notes, quiet)
-        samples, rows = sample_rows(live.recipe, live.tokenizer)
-        check_space(output, logits_bytes(live.model, samples) + _adapter_bytes(live.model, max_rank))
-        store_logits(live.model, samples, _made(scratch / "live"))
-        ranks = _ranks_to_try(live.model, max_rank)
-        factors = _factors(live.model, ranks, quiet=quiet)
-        tried = _search(live.model, factors, ranks, samples, scratch, max_kl=max_kl, quiet=quiet)
-        _check_gate(tried, max_kl, place)
-        _write(live, staging)
-        content = _content(live, factors, tried, onto=onto, max_kl=max_kl, max_rank=max_rank)
-        content["compared_on"], content["rows"], content["max_rows"] = rows, len(samples), MAX_ROWS
+        live = _open(place, onto, note)
+        samples, rows = _answer(live, output, scratch / "live", beside=_adapter_bytes(live, max_rank))
+        ranks = ranks_to_try(live.model, max_rank)
+        factors = factor_layers(live.model, ranks, quiet=quiet)
+        tried = try_ranks_(live.model, factors, ranks, samples, scratch / "live", max_kl=max_kl, quiet=quiet)
+        content = {
+            **_source(live),
+            "onto": onto,
+            "max_rank": max_rank,
+            "max_kl": max_kl,
+            "rank": (rank := tried[-1]["rank"]),
+            "tried": tried,
+            "relative_error": spread({name: layer.errors[rank] for name, layer in factors.items()}),
+            "compared_on": rows,
+            "rows": len(samples),
+            "max_rows": MAX_ROWS,
+        }
         if (scratch / "trained").is_dir():
             content["versus_trained_model"] = compare_logits(live.model, samples, scratch / "trained")
             divergence = content["versus_trained_model"]["all"]["kl"]
-            notes.append(f"KL(model as trained || plain LoRA on the original weights) is {divergence:.2e}")
-            say(notes[-1], quiet=quiet)
-        content["bytes"] = (staging / WEIGHTS).stat().st_size
-        content["sha256"] = {WEIGHTS: adapter_sha256(staging)}
+            note(f"KL(model as trained || plain LoRA on the original weights) is {divergence:.2e}")
+        files = _write(live, staging, note)
+        content["bytes"] = {file: (staging / file).stat().st_size for file in files}
+        content["sha256"] = {file: sha256(staging / file) for file in files}
         content["notes"] = notes
         write_json(staging / RECEIPT, content)
     return content
@@ -137,23 +141,26 @@ def _adapter_place(text: str) -> Place:
     return place
 
 
-def _base_of_server(
-    place: Place, onto: Literal["trained", "original"]
-) -> tuple[Literal["trained", "original"], list[str]]:
-    """Where `onto` makes a difference, and what to say of it, as a merge does."""
+def _base_of_server(place: Place, onto: _Onto, note: _Note) -> _Onto:
+    """What `onto` comes to for this adapter, as for a merge."""
     if place.kind == "run" and place.run is not None:
         is_nf4 = place.run.recipe.is_quantized
     else:
         assert place.path is not None
         is_nf4 = isinstance(base_storage(place.path), NF4Format)
     if onto == "trained":
-        return onto, ["the adapter was trained on NF4 weights: serve it on a base stored so"] if is_nf4 else []
+        if is_nf4:
+            note("the adapter was trained on NF4 weights and is exported for a base stored so: serve it on one")
+        return onto
     if is_nf4:
-        return onto, ["onto the original weights: the adapter was trained on NF4 ones, so this is another model"]
-    return "trained", ["the adapter was trained on the weights as they are: --onto original changes nothing"]
+        note("onto the original weights: the adapter was trained on NF4 ones, so this is another model")
+        return onto
+    note("the adapter was trained on the weights as they are: --onto original changes nothing")
+    return "trained"
 
 
-def _open(place: Place, onto: Literal["trained", "original"], notes: list[str], quiet: bool) -> Target:
+def _open(place: Place, onto: _Onto, note: _Note) -> Target:
+    """Load the adapter, live on the base asked for."""
     target = open_target(place.text, onto=onto, as_stored=True)
     if onto == "original" and stored_format(target.model) is not None:
         raise UsageError(
@@ -161,95 +168,45 @@ def _open(place: Place, onto: Literal["trained", "original"], notes: list[str], 
         )
     if whole := [name for name, _ in whole_modules(target.model)]:
         raise UsageError(
-            f"{place.text} holds modules trained whole ({', '.join(whole[:5])}), which a server of plain LoRA does not take\n"
-            f"  `dorakit merge` writes them into a model of its own"
+            f"{place.text} holds modules trained whole ({', '.join(whole[:5])}), which servers of plain LoRA do not take\n"
+            "  `dorakit merge` writes them into a model of its own"
         )
     for line in target.notes:
-        if line not in notes:
-            notes.append(line)
-            say(line, quiet=quiet)
+        note(line)
     return target
 
 
-def _ranks_to_try(model: PreTrainedModel, max_rank: int) -> list[int]:
-    """Ascending; none above the first that leaves nothing out."""
-    layers = [layer for _, layer in adapter_layers(model)]
-    own = max(layer.rank for layer in layers)
-    if own <= max_rank and not any(isinstance(layer, DoRALinear) for layer in layers):
-        return [own]
-    whole = max(min(layer.in_features, layer.out_features) for layer in layers)
-    return [rank for n, rank in enumerate(RANKS) if rank <= max_rank and (n == 0 or RANKS[n - 1] < whole)]
+def _answer(target: Target, output: Path, directory: Path, *, beside: int = 0) -> tuple[list[Sample], str]:
+    """Store the model's logits over the rows to compare on; the rows, and where they come from.
+
+    Besides them, the disk must hold `beside` bytes.
+    """
+    samples, rows = sample_rows(target.recipe, target.tokenizer)
+    check_space(output, logits_bytes(target.model, samples) + beside)
+    directory.mkdir()
+    store_logits(target.model, samples, directory)
+    return samples, rows
 
 
-def _factors(model: PreTrainedModel, ranks: list[int], *, quiet: bool) -> dict[str, Factors]:
-    """The factors of each adapted layer's change, largest rank, by name."""
-    layers = list(adapter_layers(model))
-    found = {}
-    with progress("factoring layers", len(layers), quiet=quiet) as tell:
-        for number, (name, layer) in enumerate(layers, start=1):
-            found[name] = low_rank_factors(layer.delta_weight(), ranks)
-            return_freed_memory(4 * layer.in_features * layer.out_features)
-            tell(number)
-    return found
+def _source(live: Target) -> dict[str, Any]:
+    """What export.json says of the adapter that is exported."""
+    assert live.adapter is not None
+    return {
+        "dorakit": dorakit.__version__,
+        "to": "lora",
+        "base": live.base,
+        "adapter_sha256": adapter_sha256(live.adapter),
+        "mode": live.recipe.adapter.mode if live.recipe else None,
+    }
 
 
-def _search(
-    model: PreTrainedModel,
-    factors: dict[str, Factors],
-    ranks: list[int],
-    samples: list[Sample],
-    scratch: Path,
-    *,
-    max_kl: float,
-    quiet: bool,
-) -> list[dict[str, Any]]:
-    """Compare rank after rank with the live logits, up to the first within the limit, which stays attached."""
-    tried: list[dict[str, Any]] = []
-    for rank in ranks:
-        _attach_plain_(model, factors, rank)
-        found = compare_logits(model, samples, scratch / "live")
-        mean = sum(layer.errors[rank] for layer in factors.values()) / len(factors)
-        tried.append({"rank": rank, "relative_error": mean, **found})
-        say(
-            f"rank {rank}: KL(live || plain) {found['all']['kl']:.2e}, top-1 agreement "
-            f"{found['all']['top1_agreement']:.2%}, mean relative error of a layer {mean:.4f}",
-            quiet=quiet,
-        )
-        if _is_within(tried[-1], max_kl):
-            break
-    return tried
+def _adapter_bytes(live: Target, rank: int) -> int:
+    """Of both files at that rank."""
+    return sum(2 * 4 * rank * (layer.in_features + layer.out_features) for _, layer in adapter_layers(live.model))
 
 
-@torch.no_grad()
-def _attach_plain_(model: PreTrainedModel, factors: dict[str, Factors], rank: int) -> None:
-    """Put the first `rank` directions in the place of each adapter; a smaller matrix has fewer, the others are zero."""
-    for name, layer in list(adapter_layers(model)):
-        plain = LoRALinear(layer.base, rank=rank, alpha=rank)
-        held = min(rank, len(factors[name].A))
-        plain.lora_A.zero_()[:held] = factors[name].A[:rank]
-        plain.lora_B.zero_()[:, :held] = factors[name].B[:, :rank]
-        model.set_submodule(name, plain.eval().requires_grad_(False))
-
-
-def _is_within(found: dict[str, Any], max_kl: float) -> bool:
-    # Written so that a NaN fails.
-    return all(found[part]["kl"] is None or found[part]["kl"] <= max_kl for part in ("supervised", "all"))
-
-
-def _check_gate(tried: list[dict[str, Any]], max_kl: float, place: Place) -> None:
-    if _is_within(last := tried[-1], max_kl):
-        return
-    part = "supervised" if not (last["supervised"]["kl"] or 0.0) <= max_kl else "all"
-    reached = ", ".join(f"{found['rank']}: {found[part]['kl']:.3g}" for found in tried)
-    raise GateError(
-        f"no plain LoRA up to rank {last['rank']} is the trained model: KL(live || plain) over {part} positions is "
-        f"{last[part]['kl']:.3g}, above the limit {max_kl:g}\n"
-        f"  by rank: {reached}; nothing was written\n"
-        f"  `dorakit merge {place.text}` folds the adapter in without loss; a larger --max-rank or --max-kl lets a LoRA through"
-    )
-
-
-def _write(live: Target, staging: Path) -> None:
+def _write(live: Target, staging: Path, note: _Note) -> list[str]:
+    """Write what is attached for PEFT's readers and, where it can be used there, for llama.cpp; the weights' files."""
     assert live.adapter is not None
     stated = read_config(live.adapter)
     base, revision = stated.get("base_model_name_or_path") or live.base, stated.get("revision")
@@ -258,30 +215,14 @@ def _write(live: Target, staging: Path) -> None:
     if live.recipe is not None and live.recipe.data.chat_template:
         install_template_(live.tokenizer, live.recipe.data)
         live.tokenizer.save_pretrained(staging)
-
-
-def _content(
-    live: Target, factors: dict[str, Factors], tried: list[dict[str, Any]], *, onto: str, max_kl: float, max_rank: int
-) -> dict[str, Any]:
-    assert live.adapter is not None
-    rank = tried[-1]["rank"]
-    return {
-        "dorakit": dorakit.__version__,
-        "to": "lora",
-        "base": live.base,
-        "adapter_sha256": adapter_sha256(live.adapter),
-        "mode": live.recipe.adapter.mode if live.recipe else None,
-        "onto": onto,
-        "rank": rank,
-        "max_rank": max_rank,
-        "max_kl": max_kl,
-        "tried": tried,
-        "relative_error": spread({name: layer.errors[rank] for name, layer in factors.items()}),
-    }
-
-
-def _adapter_bytes(model: PreTrainedModel, rank: int) -> int:
-    return sum(4 * rank * (layer.in_features + layer.out_features) for _, layer in adapter_layers(model))
+    if any(isinstance(module, NF4Linear) for module in live.model.modules()):
+        note(f"no {GGUF}: llama.cpp loads no NF4 base; --onto original makes one for the unquantized weights")
+    elif (family := live.model.config.model_type) not in FAMILIES:
+        note(f"no {GGUF}: known are {', '.join(FAMILIES)}, and this model is of type {family}")
+    else:
+        write_gguf_adapter(live.model, staging / GGUF)
+        return [WEIGHTS, GGUF]
+    return [WEIGHTS]
 
 
 @contextlib.contextmanager
@@ -289,8 +230,3 @@ def _scratch(output: Path) -> Iterator[Path]:
     """A directory for logits, on the disk of the result and gone afterwards."""
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-export-") as directory:
         yield Path(directory)
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir()
-    return directory

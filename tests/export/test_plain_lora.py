@@ -73,7 +73,7 @@ def test_what_is_cut_is_the_change_that_peft_merges(trained, tmp_path):
 
 
 def test_biases_stay_the_bases_own(tmp_path):
-    """Planted bug caught: the change of the output scaled instead of the weight's, so that g reaches the bias."""
+    """Planted bug caught: the bias scaled as the weight is."""
     model = load_base("tiny:qwen2", dtype="float32")
     with torch.no_grad():
         for name, parameter in model.model.named_parameters():
@@ -91,7 +91,7 @@ def test_on_the_base_as_it_was_trained_on(trained, tmp_path):
     """Planted bug caught: the change taken from the original weights though the server loads NF4."""
     run = trained("qdora")
     content = export(run, tmp_path / "out", max_kl=EXACT)
-    assert content["onto"] == "trained" and "serve it on a base stored so" in content["notes"][0]
+    assert content["onto"] == "trained" and "exported for a base stored so" in content["notes"][0]
     ours = base(NF4Format())
     load_adapter(ours, tmp_path / "out")
     torch.testing.assert_close(logits(ours), live(run), rtol=1e-4, atol=1e-4)
@@ -110,17 +110,13 @@ def test_onto_the_original_weights_is_what_a_merge_onto_them_is(trained, tmp_pat
 
 
 def test_the_smallest_rank_within_the_limit(trained, tmp_path):
-    """Planted bugs caught: the first or the last rank always taken; only one kind of position held to the limit."""
+    """Planted bugs caught: the first or the last rank always taken; either kind of position enough for the limit."""
     tried = export(trained("dora"), tmp_path / "all", max_kl=EXACT)["tried"]
     assert [found["rank"] for found in tried] == [8, 16, 32, 64]
-    for part, other in (("supervised", "all"), ("all", "supervised")):
-        assert tried[1][part]["kl"] < tried[0][part]["kl"]
-        limit = max(tried[1][part]["kl"], tried[1][other]["kl"]) * 1.001
-        content = export(trained("dora"), tmp_path / part, max_kl=limit)
-        assert content["rank"] == 16
-        assert json.loads((tmp_path / part / "adapter_config.json").read_text())["r"] == 16
-    limit = min(tried[1]["all"]["kl"], tried[1]["supervised"]["kl"]) * 1.001
-    assert export(trained("dora"), tmp_path / "one", max_kl=limit)["rank"] == 32
+    lower, higher = sorted(tried[1][part]["kl"] for part in ("supervised", "all"))
+    assert export(trained("dora"), tmp_path / "both", max_kl=higher * 1.001)["rank"] == 16
+    assert json.loads((tmp_path / "both" / "adapter_config.json").read_text())["r"] == 16
+    assert export(trained("dora"), tmp_path / "one", max_kl=lower * 1.001)["rank"] == 32
 
 
 def test_a_lora_of_a_larger_rank_is_cut(tmp_path):
@@ -135,7 +131,7 @@ def test_no_rank_suffices(trained, tmp_path):
     """Planted bugs caught: figures written and not held against the limit; what was there replaced all the same."""
     export(trained("lora"), tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    with pytest.raises(GateError, match=r"up to rank 16 .*\n  by rank: 8: .*, 16: .*\n  `dorakit merge ") as caught:
+    with pytest.raises(GateError, match=r"up to rank 16 .*\n  by rank: 8: .*, 16: .*\n.*`dorakit merge`") as caught:
         export(trained("dora"), tmp_path / "out", max_kl=EXACT, max_rank=16)
     assert caught.value.exit_code == 5
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -148,7 +144,7 @@ def test_the_same_bytes_each_time(trained, tmp_path):
     """Planted bug caught: factors that depend on torch's generator."""
     for place in ("one", "other"):
         torch.manual_seed(len(place))
-        export(trained("dora"), tmp_path / place, max_kl=1e3)
+        export(trained("dora"), tmp_path / place, max_kl=1e3, max_rank=8)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes(), file.name
 
@@ -178,7 +174,7 @@ def test_the_receipt_names_what_it_was_made_from(trained, tmp_path):
     content = export(run, tmp_path / "out")
     assert content == json.loads((tmp_path / "out" / "export.json").read_text())
     assert content["adapter_sha256"] == adapter_sha256(run.adapter)
-    assert content["sha256"] == {"adapter_model.safetensors": adapter_sha256(tmp_path / "out")}
+    assert content["sha256"]["adapter_model.safetensors"] == adapter_sha256(tmp_path / "out")
     assert (content["to"], content["mode"], content["compared_on"], content["rows"]) == (
         "lora",
         "dora",
