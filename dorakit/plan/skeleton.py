@@ -15,6 +15,7 @@ from dorakit.errors import DorakitError, ModelError, ResourceError
 from dorakit.model.configs import read_object, refuse_code
 from dorakit.model.gguf_reading import read_config
 from dorakit.model.names import has_suffix
+from dorakit.model.prequantized import is_nf4, refuse_quantized, skipped_modules
 from dorakit.model.source import at_hand, gguf_file
 from dorakit.recipe.schema import Recipe
 
@@ -75,11 +76,13 @@ def build_skeleton(recipe: Recipe, config: Any, dtype: torch.dtype) -> PreTraine
 
 
 def quantized_layers(recipe: Recipe, model: PreTrainedModel) -> list[nn.Linear]:
-    """The linear layers that a q mode stores as NF4; none in the other modes."""
-    if not recipe.is_quantized:
+    """The linear layers that a q mode stores as NF4, or that the base comes with as NF4; else none."""
+    stated = model.config.to_dict()
+    comes_as_nf4 = recipe.method is not None and is_nf4(stated)
+    if not recipe.is_quantized and not comes_as_nf4:
         return []
     head = model.get_output_embeddings()
-    skipped = recipe.quantization.skip_modules
+    skipped = skipped_modules(stated) if comes_as_nf4 else recipe.quantization.skip_modules
     return [
         module
         for name, module in model.named_modules()
@@ -94,6 +97,7 @@ def _read(path: Path) -> Any:
         raise ModelError(f"no such file: {path}\n  give the model's config.json")
     stated = read_object(path)
     refuse_code(path, stated)
+    refuse_quantized(str(path), stated)
     kind = stated.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(f"{path}: model_type is {kind!r}, which transformers does not know")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from tiny_runs import tiny_recipe
 
-from dorakit.errors import ModelError, ResourceError
 from dorakit.plan.ledger import ledger
 from dorakit.plan.skeleton import find_config
 
@@ -52,10 +51,3 @@ def test_activations_in_bfloat16(tmp_path, mode, tokens):
     )
     plan, found = planned(recipe), Training(recipe).step(tokens)
     assert plan.activations + plan.logits == pytest.approx(found["activations"], rel=0.1)
-
-
-def test_what_is_not_here_says_which_file_to_give(tmp_path):
-    """Dies of an error that names no way on."""
-    recipe = tiny_recipe(tmp_path, "lora", ("model.base=nobody/nothing",))
-    with pytest.raises((ResourceError, ModelError), match=r"--config PATH/config\.json"):
-        find_config(recipe)
