@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from dorakit import Recipe
@@ -62,6 +63,15 @@ def test_the_commands_as_printed_run_in_their_order(here):
 def test_the_table_names_every_command():
     named = re.findall(r"^\| `dorakit (\w+)", README, re.MULTILINE)
     assert sorted(named) == sorted(command.name for command in app.registered_commands)
+
+
+def test_every_command_and_option_says_what_it_is():
+    """Planted bug caught: an option without help, which docs/cli.md would list as a bare name."""
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        assert command.help and command.help.partition("\n")[0].rstrip().endswith("."), name
+        mute = [option.name for option in command.params if not option.help]
+        assert not mute, f"{name}: {mute}"
 
 
 def test_the_table_names_every_recipe():

@@ -8,13 +8,16 @@ from typing import Any
 
 import typer
 
+from dorakit.cli import completion
 from dorakit.terminal import json_line, printable
 
 _SHOWN_STILL = 12  # names of matrices that never moved
 
 
 def analyze(
-    runs: list[str] = typer.Argument(help="Run directories, finished or with a checkpoint."),
+    runs: list[str] = typer.Argument(
+        help="Run directories, finished or with a checkpoint.", autocompletion=completion.runs
+    ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Write the files only."),
 ) -> None:

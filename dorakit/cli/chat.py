@@ -38,7 +38,7 @@ def chat(
     temperature: float = typer.Option(
         0.0, "--temperature", min=0.0, help="0 is greedy; higher draws more freely, from all tokens."
     ),
-    seed: int | None = typer.Option(None, "--seed", help="Of what is drawn; 42 where none is given."),
+    seed: int | None = typer.Option(None, "--seed", help="Of what is drawn at a temperature above 0. Default: 42."),
     system: str | None = typer.Option(None, "--system", help="System message before the first turn."),
     base_model: str | None = BASE_MODEL,
     as_json: bool = typer.Option(False, "--json", help="One JSON object a turn on stdout, messages on stderr."),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dorakit.cli import completion
 from dorakit.errors import UsageError
 from dorakit.terminal import json_line, printable
 
@@ -17,8 +18,18 @@ if TYPE_CHECKING:
 
 
 def compare(
-    recipe: Annotated[Path, typer.Argument(help="Recipe that all cells share; its evaluation section measures them.")],
-    modes: Annotated[str, typer.Option("--modes", help="As lora,dora,qlora,qdora. Default: the recipe's.")] = "",
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="Recipe that all cells share; its evaluation section measures them.", autocompletion=completion.recipes
+        ),
+    ],
+    modes: Annotated[
+        str,
+        typer.Option(
+            "--modes", help="As lora,dora,qlora,qdora. Default: the recipe's.", autocompletion=completion.modes
+        ),
+    ] = "",
     ranks: Annotated[str, typer.Option("--ranks", help="As 4,8,16,32; alpha follows. Default: the recipe's.")] = "",
     learning_rates: Annotated[
         str, typer.Option("--learning-rates", help="As 1e-4,3e-4,1e-3. Default: the recipe's.")
@@ -31,9 +42,16 @@ def compare(
         Path | None, typer.Option("--output", help="Directory of the cells. Default: runs/RECIPE-comparison.")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a value in every cell: section.key=value. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Override a value in every cell: section.key=value. Repeatable.",
+            autocompletion=completion.settings,
+        ),
     ] = None,
-    twin: Annotated[bool, typer.Option("--twin", help="As of `dorakit train`.")] = False,
+    twin: Annotated[
+        bool, typer.Option("--twin", help="In every cell a tiny random base, and made rows where data is absent.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout when done.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dorakit.cli import completion
 from dorakit.errors import shown
 from dorakit.terminal import json_line, printable
 
@@ -20,8 +21,10 @@ Piece = tuple[str, bool]
 
 
 def data(
-    recipe: str = typer.Argument(help="Recipe whose rows to show."),
-    set_: list[str] | None = typer.Option(None, "--set", help="Override a value: section.key=value. May be repeated."),
+    recipe: str = typer.Argument(help="Recipe whose rows to show.", autocompletion=completion.recipes),
+    set_: list[str] | None = typer.Option(
+        None, "--set", help="Override a value: section.key=value. May be repeated.", autocompletion=completion.settings
+    ),
     twin: bool = typer.Option(
         False, "--twin", help="Use the tiny base's tokenizer, and made rows where data is absent."
     ),

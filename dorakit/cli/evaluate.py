@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dorakit.cli import completion
 from dorakit.errors import UsageError
 from dorakit.terminal import json_line, printable
 
@@ -15,9 +16,20 @@ if TYPE_CHECKING:
 
 TARGET = typer.Argument(
     help="A run, a PEFT adapter directory, a model directory (merged, quantized), a hub id, pkg:... or tiny:...",
+    autocompletion=completion.runs,
 )
-RECIPE = typer.Option(None, "--recipe", help="Recipe that names the rows and the metric, where TARGET is no run.")
-SET = typer.Option(None, "--set", help="Override a value of the recipe: section.key=value. May be repeated.")
+RECIPE = typer.Option(
+    None,
+    "--recipe",
+    help="Recipe that names the rows and the metric, where TARGET is no run.",
+    autocompletion=completion.recipes,
+)
+SET = typer.Option(
+    None,
+    "--set",
+    help="Override a value of the recipe: section.key=value. May be repeated.",
+    autocompletion=completion.settings,
+)
 BASE_MODEL = typer.Option(None, "--base-model", help="Base of an adapter directory, instead of the one it names.")
 JSON = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr.")
 # Of what a run was trained with, these only say how it is computed.

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from dorakit.cli import completion
 from dorakit.cli.evaluate import BASE_MODEL, JSON, QUIET, RECIPE, SET, asked_recipe
 from dorakit.terminal import json_line, printable
 
@@ -33,7 +34,7 @@ class Format(enum.StrEnum):
 
 
 def merge(
-    target: str = typer.Argument(help="A run, or a PEFT adapter directory."),
+    target: str = typer.Argument(help="A run, or a PEFT adapter directory.", autocompletion=completion.runs),
     output: str | None = typer.Option(None, "--output", help="Directory to write; RUN/merged for a run."),
     onto: Onto | None = typer.Option(
         None, "--onto", help="Base to merge into: what the adapter was trained on, or the original weights."
@@ -68,7 +69,9 @@ def merge(
 
 
 def quantize(
-    target: str = typer.Argument(help="A run (merged first), or a model directory, hub id, pkg:... or tiny:..."),
+    target: str = typer.Argument(
+        help="A run (merged first), or a model directory, hub id, pkg:... or tiny:...", autocompletion=completion.runs
+    ),
     format_: Format = typer.Option(Format.nf4, "--format", help="Format of the weights."),
     output: str | None = typer.Option(None, "--output", help="Directory to write; RUN/quantized for a run."),
     keep_row_norms: bool = typer.Option(

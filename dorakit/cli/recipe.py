@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dorakit.cli import completion
 from dorakit.errors import Problem, RecipeError, UsageError, shown
 from dorakit.terminal import json_line, printable
 
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
 
 def validate(
-    recipes: list[str] = typer.Argument(help="Recipe files, or directories: every .yaml file below them."),
-    set_: list[str] | None = typer.Option(None, "--set", help="Override a value: section.key=value. May be repeated."),
+    recipes: list[str] = typer.Argument(
+        help="Recipe files, or directories: every .yaml file below them.", autocompletion=completion.recipes
+    ),
+    set_: list[str] | None = typer.Option(
+        None, "--set", help="Override a value: section.key=value. May be repeated.", autocompletion=completion.settings
+    ),
     twin: bool = typer.Option(False, "--twin", help="Check the recipe as `--twin` would run it."),
     explain: bool = typer.Option(False, "--explain", help="Show each value, where it came from and what reads it."),
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr."),

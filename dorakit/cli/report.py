@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from dorakit.cli import completion
 from dorakit.terminal import json_line, printable
 
 
 def report(
-    runs: list[str] = typer.Argument(help="Run directories: one in full, several side by side."),
+    runs: list[str] = typer.Argument(
+        help="Run directories: one in full, several side by side.", autocompletion=completion.runs
+    ),
     output: str | None = typer.Option(
         None, "--output", "-o", help="Write the page here; for one run instead of RUN/report.html."
     ),

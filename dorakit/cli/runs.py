@@ -39,7 +39,7 @@ def runs(
     """List runs, the latest first: state, mode, steps, lowest validation loss, best accuracy measured."""
     if not directory.is_dir():
         raise UsageError(f"no such directory: {directory}\n  `dorakit train RECIPE` makes runs below runs/")
-    found = sorted(_run_directories(directory, _DEPTH), key=_changed, reverse=True)
+    found = sorted(run_directories(directory, _DEPTH), key=_changed, reverse=True)
     rows = [_row(path) for path in found]
     if as_json:
         typer.echo(json_line({"directory": str(directory), "runs": [asdict(row) for row in rows]}))
@@ -49,13 +49,14 @@ def runs(
         _show(rows)
 
 
-def _run_directories(directory: Path, depth: int) -> list[Path]:
+def run_directories(directory: Path, depth: int) -> list[Path]:
+    """The runs at most so many levels below a directory."""
     if (directory / "run.json").is_file():
         return [directory]
     if depth == 0:
         return []
     below = [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink() and path.name[0] != "."]
-    return [run for path in below for run in _run_directories(path, depth - 1)]
+    return [run for path in below for run in run_directories(path, depth - 1)]
 
 
 def _changed(path: Path) -> float:

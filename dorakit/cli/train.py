@@ -8,18 +8,26 @@ from typing import Annotated
 
 import typer
 
+from dorakit.cli import completion
 from dorakit.errors import UsageError
 from dorakit.terminal import json_line, printable, typed
 
 
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="Recipe to train.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe to train.", autocompletion=completion.recipes)] = None,
     start_from: Annotated[
         Path | None,
-        typer.Option("--from", help="Adapter directory or finished run to begin with: a LoRA may go on as a DoRA."),
+        typer.Option(
+            "--from",
+            help="Adapter directory or finished run to begin with: a LoRA may go on as a DoRA.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Unfinished run directory to go on with, or one of its checkpoints.")
+        Path | None,
+        typer.Option(
+            help="Unfinished run directory to go on with, or one of its checkpoints.", autocompletion=completion.runs
+        ),
     ] = None,
     accept_changes: Annotated[
         list[str] | None,
@@ -29,7 +37,10 @@ def train(
         ),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="Override a value: section.key=value. Repeatable.", autocompletion=completion.settings
+        ),
     ] = None,
     twin: Annotated[
         bool, typer.Option("--twin", help="Swap the base for a tiny random one, absent data for made rows.")
