@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dorakit.training.trackers.tracker import End, Tracked
 
@@ -22,6 +22,7 @@ class WandbTracker:
         self.id = tracked.kept_id or uuid.uuid4().hex[:8]
         self.has_told = bool(tracked.kept_id)
         is_online = os.environ.get("WANDB_MODE") == "online"
+        mode: Any = os.environ.get("WANDB_MODE", "offline")  # of any other text wandb says that it knows none
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", tracked.project),
             name=tracked.name,
@@ -30,7 +31,7 @@ class WandbTracker:
             resume="allow" if is_online else None,
             config=dict(tracked.settings),
             dir=str(tracked.directory),
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=mode,
             settings=wandb.Settings(
                 silent=True,
                 console="off",
