@@ -35,7 +35,7 @@ def host_memory() -> tuple[int, int]:
 
 def gib(size: float) -> str:
     """Bytes, for people."""
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def _number(file: Path) -> int | None:

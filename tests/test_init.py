@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -34,7 +35,12 @@ def here(tmp_path, monkeypatch):
 def test_flags_write_a_recipe_that_trains(here):
     """Planted bug caught: columns that are sniffed and not written, so that training finds no field `instruction`."""
     done = run("--data", "my.jsonl", "--model", "tiny:llama")
-    assert done.stdout.splitlines() == [
+    said = done.stdout.splitlines()
+    needed, there = re.fullmatch(
+        r"memory: about (.*) MiB at the peak of training, (.*) GiB are there \(this machine, .*\)", said.pop(3)
+    ).groups()
+    assert 1 < float(needed) < 1024 * float(there)
+    assert said == [
         "rows:   40 of format instruction (question as instruction, answer as output); not used: id",
         "first:  0 and one? -> 1",
         "tokens: median 34; 99 of 100 rows have at most 34, counted; max_seq_len 64",

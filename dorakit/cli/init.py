@@ -84,8 +84,7 @@ def init(
     _say("tokens", f"median {measured.median:,}; {draft.in_99_of_100}; max_seq_len {plan.data.max_seq_len:,}")
     for note in (*measured.notes, *plan.origin.notes):
         _say("note", note)
-    for line in _memory_estimate(plan):
-        _say("memory", line)
+    _say("memory", _memory_estimate(plan))
     _say_what_is_next(target)
 
 
@@ -161,9 +160,23 @@ def _report(target: Path, draft: Draft, sniffed: Sniffed, measured: Measured, pl
     }
 
 
-def _memory_estimate(plan: Recipe) -> list[str]:
-    """Lines about the memory that training this recipe takes."""
-    return []
+def _memory_estimate(recipe: Recipe) -> str:
+    """What training the recipe takes at its peak, and what is there. Nothing is downloaded for it."""
+    from dorakit.errors import DorakitError
+    from dorakit.memory import gib
+    from dorakit.model.source import at_hand, gguf_file
+    from dorakit.plan.estimate import estimate
+
+    base = recipe.model.base
+    if gguf_file(base) is None and at_hand(base) is None:
+        return f"not estimated: {base} is not here; `dorakit plan` fetches its config.json"
+    try:
+        found = estimate(recipe, modes=())
+    except DorakitError as error:
+        return f"not estimated: {str(error).splitlines()[0]}"
+    fits = "" if found.fits else "; `dorakit plan` says what makes it fit"
+    peak, device = found.ledgers[found.mode].peak, found.device
+    return f"about {gib(peak)} at the peak of training, {gib(device.room)} are there ({device.name}){fits}"
 
 
 def _written(target: Path, draft: Draft) -> Recipe:
