@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from dorakit import Recipe
-from dorakit.cli.app import app
+from dorakit.cli.app import app, main
 from dorakit.errors import DataError, ModelError, UsageError
 
 
@@ -145,6 +146,18 @@ def test_what_is_not_given_is_asked_on_a_terminal(here):
     os.close(terminal)
     assert "40 of format instruction" in seen
     assert Recipe.from_yaml("my.yaml").adapter.mode == "qdora"
+
+
+def test_a_question_can_be_left(monkeypatch, capsys):
+    """Planted bug caught: Ctrl-C or Ctrl-D at a question is reported as a bug of dorakit."""
+
+    def leave(**_):
+        raise typer.Abort  # what Typer makes of either
+
+    monkeypatch.setattr("dorakit.cli.app.app", leave)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert (left.value.code, capsys.readouterr().err) == (130, "stopped\n")
 
 
 def _read_until(terminal: int, expected: str) -> str:

@@ -98,6 +98,9 @@ def _main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(141)
+    except typer.Abort:  # Ctrl-C, or Ctrl-D, in answer to a question
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         _print_trace()
         told = _about_files(error)

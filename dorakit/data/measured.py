@@ -16,11 +16,12 @@ _MOST = 2000  # rows looked at
 _CHARACTERS_PER_TOKEN = 4  # of English text, in tokenizers with some 50,000 tokens and more
 _TOKENS_PER_TURN = 6  # role and borders, as chat templates write them
 _NO_LIMIT = 1 << 30
-# For bases that have no template: any tokenizer can write it, and each answer ends with the token that ends a text.
+# For bases that have no template: any tokenizer can write it, and each answer ends with the token that ends a text. Line
+# breaks are spelled out, since one behind a tag is dropped.
 _PLAIN_TEMPLATE = (
-    "{% for turn in messages %}### {{ turn.role }}\n{{ turn.content }}"
-    "{% if turn.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}### assistant\n{% endif %}"
+    "{% for turn in messages %}{{ '### ' + turn.role + '\\n' + turn.content }}"
+    "{% if turn.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### assistant\\n' }}{% endif %}"
 )
 
 
