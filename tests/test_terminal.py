@@ -15,7 +15,6 @@ from dorakit.cli import app
 from dorakit.evaluation import generation, task
 from dorakit.evaluation.progress import say
 from dorakit.model.load import load_base
-from dorakit.recipe.schema import LoggingSection
 from dorakit.terminal import json_line, printable
 from dorakit.training.metrics import Metrics
 
@@ -102,10 +101,9 @@ def test_evaluated_samples_and_names(monkeypatch):
 
 def test_lines_while_training(tmp_path, capsys):
     run = Run(tmp_path)
-    metrics = Metrics(run, LoggingSection(), total_steps=1, start_step=0, quiet=False)
-    metrics.say(HOSTILE)
-    metrics.write({"step": 1, "samples": [{"text": HOSTILE}]})
-    metrics.close()
+    with Metrics(run, tiny_recipe(tmp_path, "lora"), total_steps=1, start_step=0, quiet=False) as metrics:
+        metrics.say(HOSTILE)
+        metrics.write({"step": 1, "samples": [{"text": HOSTILE}]})
     say(HOSTILE, quiet=False)
     err = capsys.readouterr().err
     assert not steers(err) and err.replace("\n", "") == SHOWN * 2

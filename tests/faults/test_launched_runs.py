@@ -1,5 +1,6 @@
 """docker/slurm.sbatch with the installed command: a job whose time is up, queued again. The test plays Slurm."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,8 +16,25 @@ SCONTROL = '#!/bin/bash\necho "$@" >>"$REQUEUED"\n'
 STEPS = 300
 
 
+@pytest.fixture
+def start():
+    """Starts a job; what is left of its processes after the test is killed."""
+    jobs = []
+
+    def start(recipe: Path, environment: dict[str, str]) -> subprocess.Popen:
+        whole = {**os.environ, **environment}
+        command = ["bash", SBATCH, recipe]
+        jobs.append(subprocess.Popen(command, env=whole, stderr=subprocess.PIPE, text=True, start_new_session=True))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+
+
 @pytest.mark.timeout(600)
-def test_time_is_up_in_mid_run(tmp_path, matrix):
+def test_time_is_up_in_mid_run(tmp_path, matrix, start):
     """Dies if the announced end of a job's time costs a step, or its second start begins anew, or its third trains."""
     site = make_site(tmp_path / "site", steps=STEPS)
     rarely = (
@@ -27,16 +45,17 @@ def test_time_is_up_in_mid_run(tmp_path, matrix):
     (tmp_path / "scontrol").chmod(0o755)
     requeued = tmp_path / "requeued"
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {"PATH": path, "RUN": str(site.run), "REQUEUED": str(requeued), "SLURM_JOB_ID": "17"}
+    environment = {
+        "PATH": path,
+        "SHARED": str(tmp_path),
+        "RUN": str(site.run),
+        "REQUEUED": str(requeued),
+        "SLURM_JOB_ID": "17",
+    }
 
-    def job() -> subprocess.Popen:
-        return subprocess.Popen(
-            ["bash", SBATCH, site.recipe], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
-        )
-
-    first, log = job(), site.run / "metrics.jsonl"
+    first, log = start(site.recipe, environment), site.run / "metrics.jsonl"
     while first.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > 20):
-        time.sleep(0.01)
+        time.sleep(0.02)
     first.send_signal(signal.SIGUSR1)  # to the script alone, as B: asks
     _, said = first.communicate()
     assert first.returncode == 143, f"it was over before it could be stopped:\n{said[-2000:]}"
@@ -45,13 +64,13 @@ def test_time_is_up_in_mid_run(tmp_path, matrix):
     reached = int(checkpoint.name.removeprefix("step-"))
     assert 20 < reached < 200
 
-    second = job()
+    second = start(site.recipe, environment)
     _, said = second.communicate()
     assert second.returncode == 0, said
     assert site.facts()["state"] == "finished"
     assert [line["step"] for line in site.metrics() if "train/loss" in line] == list(range(1, STEPS + 1))
 
-    third = job()
+    third = start(site.recipe, environment)
     third.communicate()
     assert third.returncode == 0
     assert [found.name for found in site.place.glob("run*")] == ["run"]
