@@ -7,8 +7,7 @@ environment.json        machine and library versions
 metrics.jsonl           one object per logged step, validation or sample
 rows/                   a digest of each row, by which a resumed run finds the first that changed
 run.lock                who writes, while somebody does
-trackers.json           what trackers call this run, and what they were told
-tensorboard/  wandb/  mlflow.db  trackio/   what those that `logging.to` names keep here
+trackers.json           what trackers were told; tensorboard/  wandb/  mlflow.db  trackio/  what they keep here
 nonfinite.jsonl         steps whose loss or gradient was not finite, and their rows
 checkpoints/step-N/     complete or absent (training/checkpoint.py)
 best/step-N/            the weights of the lowest validation loss that a checkpoint names, with keep_best

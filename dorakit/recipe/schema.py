@@ -397,7 +397,7 @@ class Recipe(Section):
         EvaluationSection(), reads="evaluation/task.py", says="What `dorakit eval` measures."
     )
     merge: MergeSection = setting(MergeSection(), reads="export/merge.py", says="Defaults of `dorakit merge`.")
-    logging: LoggingSection = setting(LoggingSection(), reads="training/loop.py", says="Trackers.")
+    logging: LoggingSection = setting(LoggingSection(), reads="training/start.py", says="Trackers.")
 
     _origin: Origin = PrivateAttr()
 
