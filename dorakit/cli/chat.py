@@ -6,10 +6,8 @@ import contextlib
 import io
 import math
 import re
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -62,7 +60,15 @@ def chat(
 
     sampling = Sampling(max_new_tokens, temperature, 42 if seed is None else seed)
     voices = open_voices(target, sampling, compare=compare, system=system, base_model=base_model, quiet=quiet)
-    _talk(voices, as_json=as_json, quiet=quiet)
+    if not sys.stdin.isatty():
+        _talk(voices, stops=[], is_typed=False, as_json=as_json)
+        return
+    from dorakit.evaluation.progress import say
+    from dorakit.training.interruptions import interrupts_noted, terminated_at_once
+
+    say("/help says what can be typed besides texts", quiet=quiet)
+    with terminated_at_once(), interrupts_noted() as stops:
+        _talk(voices, stops=stops, is_typed=True, as_json=as_json)
 
 
 def check_text(text: str, place: str) -> None:
@@ -77,12 +83,10 @@ def check_text(text: str, place: str) -> None:
         raise UsageError(f"{place} {text[:60]!r} is no UTF-8 text: it holds {fault}")
 
 
-def _talk(voices: list[Voice], *, as_json: bool, quiet: bool) -> None:
+def _talk(voices: list[Voice], *, stops: list[int], is_typed: bool, as_json: bool) -> None:
+    """Take turns until the input ends or says so; `stops` receives each Ctrl-C that shall not end the program."""
     from dorakit.evaluation.progress import say
 
-    is_typed = sys.stdin.isatty()
-    if is_typed:
-        say("/help says what can be typed besides texts", quiet=quiet)
     number = 0
     for line in _lines(is_typed=is_typed, prompt_on_stdout=sys.stdout.isatty() and not as_json):
         if _COMMAND.fullmatch(line):
@@ -94,7 +98,7 @@ def _talk(voices: list[Voice], *, as_json: bool, quiet: bool) -> None:
             continue
         number += 1
         try:
-            _turn(voices, line, number, is_typed=is_typed, as_json=as_json)
+            _turn(voices, line, number, stops=stops, as_json=as_json)
         except DorakitError as error:
             if not is_typed:
                 raise
@@ -116,6 +120,8 @@ def _obey(command: str, voices: list[Voice]) -> None:
 
 def _lines(*, is_typed: bool, prompt_on_stdout: bool) -> Iterator[str]:
     """What is typed or piped, line by line, without line ends."""
+    from dorakit.training.interruptions import interrupts_raised
+
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # refused by name later on
     if is_typed:
@@ -125,7 +131,8 @@ def _lines(*, is_typed: bool, prompt_on_stdout: bool) -> Iterator[str]:
         try:
             if is_typed and not prompt_on_stdout:
                 print("> ", end="", file=sys.stderr, flush=True)
-            line = input("> " if is_typed and prompt_on_stdout else "")
+            with interrupts_raised():
+                line = input("> " if is_typed and prompt_on_stdout else "")
         except EOFError:
             if is_typed:
                 print(file=sys.stderr)
@@ -138,13 +145,14 @@ def _lines(*, is_typed: bool, prompt_on_stdout: bool) -> Iterator[str]:
         yield line
 
 
-def _turn(voices: list[Voice], text: str, number: int, *, is_typed: bool, as_json: bool) -> None:
-    """Ask all voices and show their answers. On a terminal Ctrl-C ends the turn, elsewhere the program."""
+def _turn(voices: list[Voice], text: str, number: int, *, stops: list[int], as_json: bool) -> None:
+    """Ask all voices and show their answers, until something is in `stops`."""
     from dorakit.cli.answers import Screen, screen
     from dorakit.evaluation.progress import say
-    from dorakit.training.interruptions import StoppedAtOnce, out_of_memory_said
+    from dorakit.training.interruptions import out_of_memory_said
 
     check_text(text, "the text")
+    stops.clear()
     asked = [voice.ask(text) for voice in voices]
     for voice, one in zip(voices, asked, strict=True):
         if one.dropped_turns:
@@ -153,24 +161,16 @@ def _turn(voices: list[Voice], text: str, number: int, *, is_typed: bool, as_jso
     answers: list[Answer] = []
     place = Screen() if as_json else screen([voice.name for voice in voices])
     advice = "/clear forgets the turns so far; a lower --max-new-tokens takes less too"
-    with _stops(is_typed) as stops, out_of_memory_said(advice), contextlib.closing(place):
+    with out_of_memory_said(advice), contextlib.closing(place):
         for voice, one in zip(voices, asked, strict=True):
             if stops:
                 break
             place.open(voice.name)
             answers.append(voice.answer(one, number=number, take=place.add, is_stopped=lambda: bool(stops)))
-    if signal.SIGTERM in stops:
-        raise StoppedAtOnce(signal.SIGTERM)
     for line in _notes(voices, answers, is_stopped=bool(stops)):
         say(line, quiet=False)
     if as_json:
         typer.echo(json_line(_as_dict(text, voices, answers)))
-
-
-def _stops(is_typed: bool) -> AbstractContextManager[list[int]]:
-    from dorakit.training.interruptions import stop_requests
-
-    return stop_requests() if is_typed else contextlib.nullcontext([])
 
 
 def _notes(voices: list[Voice], answers: list[Answer], *, is_stopped: bool) -> list[str]:

@@ -56,6 +56,21 @@ def terminated_at_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def interrupts_noted() -> Iterator[list[int]]:
+    """A list that receives SIGINT, however often it comes; what goes on in the block looks at it and ends by itself."""
+    received: list[int] = []
+    with _handling(lambda number, _: received.append(number), signal.SIGINT):
+        yield received
+
+
+@contextlib.contextmanager
+def interrupts_raised() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also within `interrupts_noted`."""
+    with _handling(signal.default_int_handler, signal.SIGINT):
+        yield
+
+
+@contextlib.contextmanager
 def _handling(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
     try:
         before = {number: signal.signal(number, handler) for number in numbers}
