@@ -51,6 +51,12 @@ def is_hub_id(run: Run) -> bool:
     return bool(run.read("run.json").get("base", {}).get("revision"))
 
 
+def shareable_base(run: Run) -> str:
+    """The base's name; of a path the last part."""
+    base = run.recipe.model.base
+    return base if is_hub_id(run) or base.startswith(("pkg:", "tiny:")) else Path(base).name
+
+
 def write_card(directory: Path, card: Card) -> None:
     """Write README.md."""
     run, recipe = card.run, card.run.recipe
@@ -161,7 +167,7 @@ def _body(card: Card, licence: str | None, measures: list[_Measure]) -> str:
     run, recipe = card.run, card.run.recipe
     adapter = recipe.adapter
     facts = run.read("run.json")
-    base = recipe.model.base if is_hub_id(run) or ":" in recipe.model.base else Path(recipe.model.base).name
+    base = shareable_base(run)
     how = f"mode {adapter.mode}" + ("" if recipe.method is None else f", rank {adapter.rank}, alpha {adapter.alpha:g}")
     sources = ", ".join(f"`{_plain(Path(source.path).name)}`" for source in recipe.data.train)
     lines = [
@@ -219,7 +225,7 @@ def _use(card: Card) -> list[str]:
         "",
     ]
     if base == "BASE":
-        lines += [f"BASE are the weights of `{_plain(recipe.model.base)}` as transformers reads them.", ""]
+        lines += [f"BASE are the weights of `{_plain(shareable_base(card.run))}` as transformers reads them.", ""]
     return lines
 
 

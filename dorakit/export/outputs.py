@@ -13,7 +13,7 @@ from dorakit.build import build_tokenizer
 from dorakit.data.chat import install_template_
 from dorakit.errors import UsageError
 from dorakit.evaluation.progress import say
-from dorakit.export.card import Card, is_hub_id, write_card
+from dorakit.export.card import Card, is_hub_id, shareable_base, write_card
 from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
 from dorakit.export.merge import merge
 from dorakit.export.receipt import adapter_sha256, read_receipt
@@ -112,7 +112,8 @@ def export_merged(
         say(f"{directory} is up to date", quiet=quiet)
     else:
         merge(run, output=directory, onto=onto, quiet=quiet)
-    content = {**described(run, "merged"), "merge": read_receipt(directory, MERGE_RECEIPT)}
+    receipt = read_receipt(directory, MERGE_RECEIPT)
+    content = {**described(run, "merged"), **{key: receipt[key] for key in ("onto", "dtype", "bytes", "receipt")}}
     with locked(run, directory):
         write_card(directory, Card(run, "merged", merged_lines(Path("."))))
         write_json(directory / RECEIPT, content)
@@ -168,7 +169,7 @@ def described(run: Run, to: str) -> dict[str, Any]:
         "dorakit": dorakit.__version__,
         "to": to,
         "run": run.name,
-        "base": recipe.model.base,
+        "base": shareable_base(run),
         "mode": recipe.adapter.mode,
         "adapter_sha256": None if recipe.method is None else adapter_sha256(run.adapter),
     }
@@ -184,7 +185,7 @@ def _adapter_notes(run: Run, config: dict[str, Any]) -> list[str]:
         notes.append("vLLM loads no adapter with modules_to_save: --to merged serves it there")
     if not is_hub_id(run):
         notes.append(
-            f"{run.recipe.model.base} is no id of the hub: who loads the adapter names the base, as in README.md"
+            f"{shareable_base(run)} is no id of the hub: who loads the adapter names the base, as in README.md"
         )
     if run.recipe.is_quantized:
         notes.append("the adapter was trained on NF4 weights: load the base in 4 bits, as in README.md")

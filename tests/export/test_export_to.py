@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_runs import IDS
+from tiny_runs import IDS, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from typer.testing import CliRunner
 
@@ -20,6 +20,7 @@ from dorakit.export.outputs import export_merged, export_peft
 from dorakit.export.to_gguf import export_gguf
 from dorakit.files import write_json
 from dorakit.model.load import load_base
+from dorakit.model.source import resolve
 
 
 def logits(model):
@@ -94,7 +95,7 @@ def test_merged_is_kept_or_made(run_of):
     export_merged(run, quiet=True)
     assert (run.merged / "model.safetensors").stat().st_mtime_ns == before
     assert load_file(run.merged / "model.safetensors")
-    assert json.loads((run.merged / "export.json").read_text())["merge"]["receipt"]["rows"] == 6
+    assert json.loads((run.merged / "export.json").read_text())["receipt"]["rows"] == 6
 
 
 def test_the_card(run_of):
@@ -117,6 +118,16 @@ def test_the_card(run_of):
     assert "| base | held-out.jsonl | exact_match | 0.25 | 7 |" in text
     assert "Fill in `license`" in text and "  rank: 4\n" in text
     assert "/secret" not in text and str(run.path.parent) not in text and "/tmp" not in text
+
+
+def test_no_place_of_this_machine_is_told(tmp_path):
+    """Planted bug caught: a base that is a directory named in full, in the card or in export.json."""
+    base = shutil.copytree(resolve("tiny:llama").directory, tmp_path / "my-base")
+    run = tiny_run(tmp_path / "data", "lora", base=str(base))
+    for directory in (export_peft(run, quiet=True).directory, export_gguf(run, quiet=True).directory):
+        for name in ("README.md", "export.json"):
+            text = (directory / name).read_text()
+            assert "my-base" in text and str(tmp_path) not in text
 
 
 def test_the_card_of_a_hub_model(run_of, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from dorakit import Recipe, train
 from dorakit.export.to_gguf import export_gguf
 
 pytestmark = pytest.mark.slow
-PROMPT = [(7 * i) % 290 + 3 for i in range(40)]
+PROMPT = [(11 * i) % 290 + 3 for i in range(40)]
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 
 
