@@ -103,8 +103,8 @@ def show_summary(estimate: Estimate) -> None:
 
 def _progress(schedule: Schedule, seconds: float | None) -> list[str]:
     if schedule.documents is None:
-        known = "unknown" if schedule.steps is None else f"at most {schedule.steps:,}"
-        return [f"steps: {known}; {schedule.remark}"]
+        known = "" if schedule.steps is None else f"steps: at most {schedule.steps:,}; "
+        return [f"{known or 'steps, '}tokens and time are unknown: {schedule.remark}"]
     most = "at most " if schedule.is_bound else ""
     lines = [
         f"steps: {most}{schedule.steps:,}, tokens: {most}{schedule.tokens:,}, of {most}{schedule.documents:,} documents"

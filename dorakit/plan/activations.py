@@ -78,17 +78,26 @@ def kept_for_backward(
     if rows * tokens > TOKENS_AT_ONCE:
         of_logits += hidden.nbytes  # what each piece is computed again from
     if recomputes and counter.layers:
-        inside = sum(size for size, _ in counter.layers)
-        backbone += sum(entry for _, entry in counter.layers) - inside + max(size for size, _ in counter.layers)
+        backbone -= sum(layer.saved - layer.entry for layer in counter.layers)
+        backbone += max(layer.besides for layer in counter.layers)
     return Kept(backbone, of_logits)
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """Bytes of a decoder layer: what it saves, its input, and what it saves besides its input."""
+
+    saved: int
+    entry: int
+    besides: int
+
+
 class _Counter:
-    """Adds up storages that autograd saves; `layers` has of each decoder layer what it saves and the size of its input."""
+    """Adds up storages that autograd saves."""
 
     def __init__(self, model: nn.Module):
         self.total = 0
-        self.layers: list[tuple[int, int]] = []
+        self.layers: list[_Layer] = []
         self._alive: list[Tensor] = []  # or the address of a storage that is gone would be given to the next
         self._seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
@@ -111,7 +120,9 @@ class _Counter:
 
                 def after(_: nn.Module, inputs: Any, output: Any, begun: list[int] = begun) -> None:
                     hidden = output[0] if isinstance(output, tuple) else output
-                    self.layers.append((self.total - begun.pop(), hidden.nbytes))
+                    saved, entry = self.total - begun.pop(), hidden.nbytes
+                    is_saved = bool(inputs) and inputs[0].untyped_storage()._cdata in self._seen
+                    self.layers.append(_Layer(saved, entry, saved - entry if is_saved else saved))
 
                 handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
         return handles

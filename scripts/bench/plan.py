@@ -3,8 +3,8 @@
 OMP_NUM_THREADS=1 python scripts/bench/plan.py [--modes lora dora] [--tokens 128 512]     (needs use_smollm2; five minutes)
 
 A process for each mode: base, adapters, optimizer and one step on rows of the full length, every token supervised. Activations
-are the storages that autograd saves, each once, without parameters. `resident` is the peak of the process within the step,
-libraries included, and beside it the planned peak with its reserve.
+are the storages that autograd saves, each once, without parameters. `resident` is the peak of the process within the step, its
+libraries and the pages of the base's mapped file included; beside it the planned peak with its reserve.
 """
 
 from __future__ import annotations

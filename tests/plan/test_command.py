@@ -31,13 +31,16 @@ def test_what_it_advises_fits(tmp_path):
 
 
 def test_time_is_tokens_over_speed(tmp_path):
-    """Dies of a speed that is not read, or of the table without the recipe's own mode."""
+    """Dies of a speed that is not read, of the table without the recipe's own mode, and of a time made up."""
     tiny_recipe(tmp_path, "dora")
     found = plan(tmp_path / "dora.yaml", "--gpu", "RTX 4090", "--tokens-per-second", "0.5")
     assert "dora*" in found and "fits: full, lora, dora, qlora, qdora" in found
     tokens = int(found.partition("tokens: ")[2].partition(",")[0])
     minutes, seconds = divmod(2 * tokens, 60)
     assert f"time: 0:{minutes:02}:{seconds:02}" in found
+    (tmp_path / "train.jsonl").unlink()
+    found = plan(tmp_path / "dora.yaml", "--quiet", "--tokens-per-second", "0.5")
+    assert "steps: at most 3; tokens and time are unknown: train.jsonl is not here" in found and "peak" not in found
 
 
 @pytest.mark.parametrize(

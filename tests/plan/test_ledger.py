@@ -1,5 +1,6 @@
 """What is planned without weights is what a real model, optimizer and forward pass hold."""
 
+import gc
 import importlib.util
 from pathlib import Path
 
@@ -51,3 +52,27 @@ def test_activations_in_bfloat16(tmp_path, mode, tokens):
     )
     plan, found = planned(recipe), Training(recipe).step(tokens)
     assert plan.activations + plan.logits == pytest.approx(found["activations"], rel=0.1)
+
+
+def test_gradient_checkpointing_keeps_inputs_and_one_layer(tmp_path):
+    """Dies of layers counted whole that are computed again, and of their inputs forgotten."""
+    asked = ("data.max_seq_len=256", "training.gradient_checkpointing=true")
+    recipe, plain = tiny_recipe(tmp_path, "dora", asked), tiny_recipe(tmp_path, "dora", asked[:1])
+    training = Training(recipe)
+    before = set(storages_alive())
+    ids = torch.arange(4 * 256).reshape(4, 256) % 250 + 3
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        total = training.loss(ids, ids, torch.arange(256).repeat(4, 1))
+    alive = {address: size for address, size in storages_alive().items() if address not in before}
+    found = sum(alive.values())
+    assert total.requires_grad and found > 0
+    # The two layers of the model are alike, so one is half of what checkpointing saves, and of the inputs that it keeps.
+    layer = (Training(plain).step(256)["activations"] - found) / 2
+    plan = planned(recipe)
+    assert plan.activations + plan.logits == pytest.approx(found + layer, rel=0.05)
+
+
+def storages_alive():
+    """Bytes of every storage that a Python tensor holds, by its address."""
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
