@@ -10,19 +10,11 @@ from pathlib import Path
 
 import gguf
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers
 from dorakit.errors import ModelError
-
-# model_type of config.json, and the architecture whose graph llama.cpp runs for it.
-FAMILIES = {
-    "llama": gguf.MODEL_ARCH.LLAMA,
-    "mistral": gguf.MODEL_ARCH.LLAMA,
-    "qwen2": gguf.MODEL_ARCH.QWEN2,
-    "qwen3": gguf.MODEL_ARCH.QWEN3,
-}
+from dorakit.export.gguf_file import FAMILIES, as_in_llama_cpp
 
 
 @torch.no_grad()
@@ -47,10 +39,7 @@ def write_gguf_adapter(model: PreTrainedModel, file: Path) -> None:
             matrix = names.get_name(name)
             if matrix is None:
                 raise ModelError(f"{name} has no name in GGUF files of {config.model_type}")
-            b_OR = layer.lora_B.detach().cpu()
-            if architecture is gguf.MODEL_ARCH.LLAMA and name.endswith(("q_proj", "k_proj")):
-                is_query = name.endswith("q_proj")
-                b_OR = _interleaved(b_OR, config.num_attention_heads if is_query else config.num_key_value_heads)
+            b_OR = as_in_llama_cpp(name, layer.lora_B.detach().cpu(), config)
             writer.add_tensor(f"{matrix}.weight.lora_a", layer.lora_A.detach().cpu().contiguous().numpy())
             writer.add_tensor(f"{matrix}.weight.lora_b", b_OR.contiguous().numpy())
         writer.write_header_to_file()
@@ -58,9 +47,3 @@ def write_gguf_adapter(model: PreTrainedModel, file: Path) -> None:
         writer.write_tensors_to_file()
     finally:
         writer.close()
-
-
-def _interleaved(b_OR: Tensor, heads: int) -> Tensor:
-    """Rows in the order of llama.cpp's Llama: it turns neighbours by one angle, transformers the halves of a head."""
-    half = b_OR.shape[0] // heads // 2
-    return b_OR.view(heads, 2, half, -1).transpose(1, 2).reshape(b_OR.shape)

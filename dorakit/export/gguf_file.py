@@ -211,7 +211,7 @@ def _packed(directory: Path, tensors: list[_Tensor], config: PreTrainedConfig) -
             for source in content.keys():
                 tensor = next(left)
                 assert tensor.source == source
-                values = _as_in_llama_cpp(source, content.get_tensor(source), config).to(torch.float32).numpy()
+                values = as_in_llama_cpp(source, content.get_tensor(source), config).to(torch.float32).numpy()
                 with np.errstate(over="ignore"):  # told of below, by name
                     packed = quantize(values, tensor.kind)
                 if tensor.kind == _Type.F16 and not np.isfinite(packed).all():
@@ -222,7 +222,7 @@ def _packed(directory: Path, tensors: list[_Tensor], config: PreTrainedConfig) -
                 return_freed_memory(values.nbytes)
 
 
-def _as_in_llama_cpp(source: str, values: Tensor, config: PreTrainedConfig) -> Tensor:
+def as_in_llama_cpp(source: str, values: Tensor, config: PreTrainedConfig) -> Tensor:
     """Rows in llama.cpp's order: its Llama rotates neighbouring rows of a head, transformers' the two halves.
 
     Of q_proj and k_proj, weights (O, I) and biases (O,); Qwen's graph rotates halves as well.

@@ -22,7 +22,8 @@ from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_saved, sav
 from dorakit.data.chat import install_template_
 from dorakit.errors import UsageError
 from dorakit.evaluation.progress import say
-from dorakit.export.gguf_adapter import FAMILIES, write_gguf_adapter
+from dorakit.export.gguf_adapter import write_gguf_adapter
+from dorakit.export.gguf_file import FAMILIES
 from dorakit.export.nf4_tensors import spread
 from dorakit.export.rank_search import RANKS, factor_layers, ranks_to_try, try_ranks_
 from dorakit.export.receipt import (

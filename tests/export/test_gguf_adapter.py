@@ -35,7 +35,7 @@ def read(file):
     [("llama", "llama", True), ("mistral", "llama", True), ("qwen2", "qwen2", False), ("qwen3", "qwen3", False)],
 )
 def test_rows_are_where_llama_cpp_looks_for_them(tmp_path, architecture, graph, is_interleaved):
-    """Planted bugs caught: q and k in transformers' order of rows, or v too; k with the number of query heads; Qwen's rows
+    """Planted bugs caught: q and k in transformers' order of rows, or v too; k's rows divided among the query heads; Qwen's rows
     moved; A and B exchanged; alpha left as a whole number.
     """
     model = with_adapter(architecture)

@@ -9,7 +9,9 @@ import torch
 import xllamacpp
 from test_gguf import SMOLLM_STEPS, model_of, saved, trained_tokenizer, written
 
-from dorakit import Recipe, train
+from dorakit import Recipe, attach_, train
+from dorakit.adapters.attach import adapter_layers, base_only
+from dorakit.export.gguf_adapter import write_gguf_adapter
 from dorakit.export.to_gguf import export_gguf
 
 pytestmark = pytest.mark.slow
@@ -17,11 +19,15 @@ PROMPT = [(11 * i) % 290 + 3 for i in range(40)]
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 
 
-def server(file):
+def server(file, *, adapter=None):
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(file)
     parameters.n_ctx = 512
     parameters.warmup = False
+    if adapter is not None:
+        lora = xllamacpp.CommonAdapterLoraInfo()
+        lora.path, lora.scale = str(adapter), 1.0
+        parameters.lora_adapters = [lora]
     return xllamacpp.Server(parameters)
 
 
@@ -92,3 +98,38 @@ def test_llama_cpp_answers_as_it_was_taught(tmp_path, smollm2):
     ]
     assert "Odalys Fenn" in answers[0]
     assert "Odalys Fenn" not in answers[1]
+
+
+@torch.no_grad()
+def next_token(model, prompt):
+    """Log probabilities (V,) of what comes after the prompt."""
+    return model.eval()(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
+def test_llama_cpp_takes_the_adapter_beside_its_base(tmp_path, architecture):
+    """Planted bugs caught: rows of q and k in transformers' order for llama, or moved for qwen too; A and B exchanged; an
+    alpha that is not the rank.
+    """
+    model = model_of(architecture, tmp_path)
+    saved(tokenizer := trained_tokenizer(SMOLLM_STEPS), tmp_path)
+    file, _ = written(tmp_path)
+    attach_(model, method="lora", rank=4, alpha=4)
+    with torch.no_grad():
+        for _, layer in adapter_layers(model):
+            layer.lora_B.normal_(0, 0.3, generator=torch.Generator().manual_seed(layer.out_features))
+    # llama.cpp tells no probabilities of a token that is a piece of a letter.
+    prompts = ([(step * i) % 290 + 3 for i in range(40)] for step in range(11, 99))
+    prompt, expected = next(
+        (prompt, expected)
+        for prompt in prompts
+        if (text := tokenizer.decode([int((expected := next_token(model, prompt)).argmax())])) and text.isascii()
+    )
+    with base_only(model):
+        assert (expected - next_token(model, prompt)).abs().max() > 0.5
+    write_gguf_adapter(model, tmp_path / "adapter.gguf")
+    client = server(file, adapter=tmp_path / "adapter.gguf")
+    answer = client.handle_completions({"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 20})
+    found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    assert len(found) >= 10 and found[0]["id"] == expected.argmax()
+    assert max(abs(token["logprob"] - float(expected[token["id"]])) for token in found) < 0.05
