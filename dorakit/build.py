@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.adapters.attach import attach_, text_part
 from dorakit.adapters.whole import TrainedCopy
@@ -91,23 +91,11 @@ def build_model(recipe: Recipe) -> Base:
             raise ModelError(
                 f"{recipe.model.base} is stored as NF4 and cannot be trained whole; use adapter.mode: qlora or qdora"
             )
-        _train_text_part_(base)
+        _train_whole_(base)
         return base
     base = build_base(recipe)
     _check_ranks(base.model, [adapter.rank, *adapter.rank_pattern.values()])
-    attach_(
-        base.model,
-        method=recipe.method,
-        target_modules=adapter.target_modules,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        dropout=adapter.dropout,
-        rslora=adapter.rslora,
-        rank_pattern=adapter.rank_pattern,
-        modules_to_save=adapter.modules_to_save,
-        seed=recipe.training.seed,
-        method_options=recipe.method_options,
-    )
+    attach_adapter_(base.model, recipe)
     ends = (base.model.get_input_embeddings(), base.model.get_output_embeddings())
     if recipe.model.added_tokens and not all(isinstance(module, TrainedCopy) for module in ends if module is not None):
         raise ModelError(
@@ -133,13 +121,39 @@ def _check_ranks(model: nn.Module, ranks: list[int]) -> None:
         )
 
 
-def _train_text_part_(base: Base) -> None:
+def attach_adapter_(model: nn.Module, recipe: Recipe) -> None:
+    """Attach a recipe's adapters to its base, on any device, meta included.
+
+    Raises:
+        ModelError: The adapter does not fit the model.
+    """
+    assert recipe.method is not None
+    adapter = recipe.adapter
+    attach_(
+        model,
+        method=recipe.method,
+        target_modules=adapter.target_modules,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+        rslora=adapter.rslora,
+        rank_pattern=adapter.rank_pattern,
+        modules_to_save=adapter.modules_to_save,
+        seed=recipe.training.seed,
+        method_options=recipe.method_options,
+    )
+
+
+def train_text_part_(model: PreTrainedModel) -> None:
     """Everything learns but what only images pass through: without a gradient weight decay alone would change it."""
-    model = base.model
-    text = text_part(model)
-    for part in (text, model.get_input_embeddings(), model.get_output_embeddings()):
+    for part in (text_part(model), model.get_input_embeddings(), model.get_output_embeddings()):
         if part is not None:
             part.requires_grad_(True)
+
+
+def _train_whole_(base: Base) -> None:
+    model = base.model
+    train_text_part_(model)
     if frozen := [name for name, parameter in model.named_parameters() if not parameter.requires_grad]:
         base.notes.append(f"{len(frozen)} tensors outside the text decoder are not trained, the first is {frozen[0]}")
 

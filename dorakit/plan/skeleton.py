@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from dorakit.adapters.attach import attach_, text_part
+from dorakit.build import attach_adapter_, train_text_part_
 from dorakit.errors import DorakitError, ModelError, ResourceError
 from dorakit.model.configs import read_object, refuse_code
 from dorakit.model.gguf_reading import read_config
@@ -57,21 +57,9 @@ def build_skeleton(recipe: Recipe, config: Any, dtype: torch.dtype) -> PreTraine
     model.tie_weights()
     model.requires_grad_(False)
     if recipe.method is None:
-        for part in (text_part(model), model.get_input_embeddings(), model.get_output_embeddings()):
-            part.requires_grad_(True)
-        return model
-    adapter = recipe.adapter
-    attach_(
-        model,
-        method=recipe.method,
-        target_modules=adapter.target_modules,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        dropout=adapter.dropout,
-        rslora=adapter.rslora,
-        rank_pattern=adapter.rank_pattern,
-        modules_to_save=adapter.modules_to_save,
-    )
+        train_text_part_(model)
+    else:
+        attach_adapter_(model, recipe)
     return model
 
 
