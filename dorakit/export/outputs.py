@@ -135,7 +135,7 @@ def export_lora(
         UsageError: The run has no adapter, or the output would overwrite something else.
         GateError: No rank allowed comes near enough to the live adapter.
     """
-    from dorakit.export.plain_lora import export_plain_lora  # type: ignore[import-not-found,unused-ignore]
+    from dorakit.export.plain_lora import export_plain_lora
 
     run = run_to_export(target)
     directory = place_for(run, run.lora, output)

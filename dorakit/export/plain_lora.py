@@ -22,6 +22,7 @@ from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_saved, sav
 from dorakit.data.chat import install_template_
 from dorakit.errors import UsageError
 from dorakit.evaluation.progress import say
+from dorakit.export.card import shareable_base
 from dorakit.export.gguf_adapter import write_gguf_adapter
 from dorakit.export.gguf_file import FAMILIES
 from dorakit.export.nf4_tensors import spread
@@ -103,7 +104,7 @@ def export_plain_lora(
         factors = factor_layers(live.model, ranks, quiet=quiet)
         tried = try_ranks_(live.model, factors, ranks, samples, scratch / "live", max_kl=max_kl, quiet=quiet)
         content = {
-            **_source(live),
+            **_source(place, live),
             "onto": onto,
             "max_rank": max_rank,
             "max_kl": max_kl,
@@ -189,13 +190,13 @@ def _answer(target: Target, output: Path, directory: Path, *, beside: int = 0) -
     return samples, rows
 
 
-def _source(live: Target) -> dict[str, Any]:
-    """What export.json says of the adapter that is exported."""
+def _source(place: Place, live: Target) -> dict[str, Any]:
+    """What export.json says of the adapter that is exported; of a run's base on this machine the last name."""
     assert live.adapter is not None
     return {
         "dorakit": dorakit.__version__,
         "to": "lora",
-        "base": live.base,
+        "base": shareable_base(place.run) if place.run else live.base,
         "adapter_sha256": adapter_sha256(live.adapter),
         "mode": live.recipe.adapter.mode if live.recipe else None,
     }
