@@ -131,13 +131,13 @@ def load_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerB
     return _tokenizer(base, resolve(base, revision=revision, dtype=pick_dtype("auto")))[0]
 
 
-def local_tokenizer(base: str) -> PreTrainedTokenizerBase | None:
+def local_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerBase | None:
     """The base's tokenizer, without a download and without reading the weights; None where it takes a download.
 
     Raises:
         ModelError: There is no such model here, or it has no tokenizer.
     """
-    with local_directory(base) as directory:
+    with local_directory(base, revision=revision) as directory:
         return None if directory is None else _tokenizer(base, Source(directory, "", {}))[0]
 
 

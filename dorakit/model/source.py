@@ -104,7 +104,7 @@ def _converted(digest: str, dtype: torch.dtype) -> str:
 
 
 @contextlib.contextmanager
-def local_directory(base: str) -> Iterator[Path | None]:
+def local_directory(base: str, *, revision: str = "main") -> Iterator[Path | None]:
     """A directory with a base's config and tokenizer, without a download and without converting weights.
 
     None for a hub id that is not whole in the hub's cache. Of a .gguf file the directory holds the tokenizer alone, and is
@@ -120,7 +120,7 @@ def local_directory(base: str) -> Iterator[Path | None]:
     elif base.startswith(("tiny:", "pkg:", ".", "/", "~")) or base.count("/") > 1 or Path(base).is_dir():
         yield resolve(base).directory  # makes a tiny model; where there is none, it says so
     else:
-        here = at_hand(base)
+        here = at_hand(base, revision=revision)
         if here is not None:
             try:
                 check_model_directory(here)

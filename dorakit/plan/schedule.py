@@ -13,8 +13,7 @@ from dorakit.data.batches import documents_of_step
 from dorakit.data.sources import num_copies, read_rows
 from dorakit.data.tokens import choose_held_out, encode
 from dorakit.errors import ModelError
-from dorakit.model.load import load_tokenizer
-from dorakit.model.source import at_hand
+from dorakit.model.load import local_tokenizer
 from dorakit.recipe.schema import Recipe
 from dorakit.training.prepare import total_steps
 
@@ -57,12 +56,12 @@ def schedule(recipe: Recipe) -> Schedule:
         return Schedule(steps=recipe.training.max_steps, remark=f"{size:,} bytes of rows are not counted")
     if size > _TOKENISED:
         return _counted(recipe, f"{size:,} bytes of rows are not tokenised")
-    if at_hand(recipe.model.base, revision=recipe.model.revision) is None:
-        return _counted(recipe, f"the tokenizer of {recipe.model.base} is not here")
     try:
-        tokenizer = load_tokenizer(recipe.model.base, revision=recipe.model.revision)
+        tokenizer = local_tokenizer(recipe.model.base, revision=recipe.model.revision)
     except ModelError as error:
         return _counted(recipe, str(error).splitlines()[0])
+    if tokenizer is None:
+        return _counted(recipe, f"the tokenizer of {recipe.model.base} is not here")
     documents = encode(recipe.data, tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin).train
     lengths = np.array([len(document) for document in documents])
     return _of_lengths(recipe, lengths, Schedule(is_bound=False, longest=int(lengths.max())))

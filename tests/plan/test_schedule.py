@@ -24,7 +24,7 @@ def test_rows_are_counted_where_the_tokenizer_is_not_here(tmp_path, monkeypatch)
     """Dies of a weight forgotten, and of a bound that is none."""
     recipe = tiny_recipe(tmp_path, "lora", ("data.train.0.weight=1.5", "data.validation.rows=0"))
     exact = schedule(recipe)
-    monkeypatch.setattr(module, "at_hand", lambda *_, **__: None)
+    monkeypatch.setattr(module, "local_tokenizer", lambda *_, **__: None)
     bound = schedule(recipe)
     assert (bound.documents, bound.steps) == (exact.documents, exact.steps) == (36, 3)
     assert bound.is_bound and bound.tokens == 3 * 4 * 64 > exact.tokens and "tokenizer" in bound.remark
