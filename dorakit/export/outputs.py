@@ -17,11 +17,13 @@ from dorakit.export.card import Card, is_hub_id, shareable_base, write_card
 from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
 from dorakit.export.merge import merge
 from dorakit.export.receipt import adapter_sha256, read_receipt
-from dorakit.export.serving import adapter_lines, merged_lines
+from dorakit.export.serving import adapter_lines, gguf_adapter_lines, merged_lines
 from dorakit.export.shards import check_output, check_space, locked
 from dorakit.files import whole_directory, write_json
+from dorakit.model.source import gguf_file
 from dorakit.place import find_target
 from dorakit.run import Run
+from dorakit.terminal import typed
 
 RECEIPT = "export.json"
 Onto = Literal["trained", "original"]
@@ -135,20 +137,22 @@ def export_lora(
         UsageError: The run has no adapter, or the output would overwrite something else.
         GateError: No rank allowed comes near enough to the live adapter.
     """
-    from dorakit.export.plain_lora import export_plain_lora
+    from dorakit.export.plain_lora import GGUF, export_plain_lora
 
     run = run_to_export(target)
     directory = place_for(run, run.lora, output)
-    base = onto or run.recipe.merge.onto
-    content = export_plain_lora(run, output=directory, onto=base, max_kl=max_kl, max_rank=max_rank, quiet=quiet)
+    base, onto = run.recipe.model.base, onto or run.recipe.merge.onto
+    content = export_plain_lora(run, output=directory, onto=onto, max_kl=max_kl, max_rank=max_rank, quiet=quiet)
     config = read_receipt(directory, "adapter_config.json")
 
-    def serve(place: Path) -> list[str]:
-        return adapter_lines(place, run.name, run.recipe.model.base, config, is_hub_id=is_hub_id(run))
+    def serve(place: Path, base_file: str) -> list[str]:
+        lines = adapter_lines(place, run.name, base, config, is_hub_id=is_hub_id(run))
+        return lines + (gguf_adapter_lines(place / GGUF, base_file) if (directory / GGUF).is_file() else [])
 
+    file = gguf_file(base)
     with locked(run, directory):
-        write_card(directory, Card(run, "lora", serve(Path("."))))
-    return Exported(directory, content, serve(directory))
+        write_card(directory, Card(run, "lora", serve(Path("."), typed(file.name) if file else "BASE.gguf")))
+    return Exported(directory, content, serve(directory, typed(file) if file else "BASE.gguf"))
 
 
 def is_up_to_date(run: Run, merged: Path, onto: Onto | None) -> bool:

@@ -53,6 +53,11 @@ def adapter_lines(directory: Path, name: str, base: str, config: dict[str, Any],
     ]
 
 
+def gguf_adapter_lines(adapter: Path, base: str) -> list[str]:
+    """What serves a LoRA as a GGUF file beside the GGUF file of its base."""
+    return [f"llama-server -m {base} --lora {typed(adapter)}"]
+
+
 @dataclass(frozen=True)
 class Frame:
     """What stands around the turns of a conversation, the same at every place of it: (before, after) by role.

@@ -52,6 +52,16 @@ def test_gguf_is_the_merged_model(run_of, mode):
     assert "{{ .Prompt }}" in (run.gguf / "Modelfile").read_text()
 
 
+def test_a_plain_lora_says_what_serves_it(run_of):
+    """Planted bugs caught: no line for a base that no server finds by name; another default limit."""
+    run = run_of("dora")
+    said = exported(run.path, "--to", "lora")
+    assert said["serve"] == [f"llama-server -m BASE.gguf --lora {run.lora}/adapter.gguf"]
+    assert said["max_kl"] == 0.001 and (run.lora / "adapter.gguf").is_file()
+    card = (run.lora / "README.md").read_text()
+    assert "llama-server -m BASE.gguf --lora adapter.gguf" in card and str(run.path) not in card
+
+
 def test_a_merged_directory_is_used_while_it_fits_the_adapter(run_of):
     """Planted bug caught: RUN/merged of an earlier adapter written as the run's model."""
     run = run_of("lora")
