@@ -32,9 +32,9 @@ tasks=(orders) main=recipes/study/orders.yaml at=()
 if [ -n "$data" ]; then
   tasks=(math boolq openbookqa arc-easy) main=recipes/study/math.yaml at=(--set "data.root=$data")
 fi
-adapter_rates=1e-3,3e-3,3e-4 best_rate=3e-3 full_rates=1e-4,3e-4,3e-5 best_full=1e-4 ranks=8,4,64,32 seeds=3 beam_rows=200
+adapter_rates=1e-3,3e-3,3e-4 best_rate=3e-3 full_rates=1e-4,3e-4,3e-5 best_full=1e-4 ranks=8,4,64,32 seeds=3 beam_rows=200 sentences=100
 if [ -n "$quick" ]; then
-  adapter_rates=1e-3 best_rate=1e-3 full_rates=1e-4 ranks=4 seeds=2 beam_rows=2
+  adapter_rates=1e-3 best_rate=1e-3 full_rates=1e-4 ranks=4 seeds=2 beam_rows=2 sentences=4
   at+=(--set training.max_steps=2 --set evaluation.limit=8 --set optimizer.warmup_ratio=0)
 fi
 
@@ -42,10 +42,10 @@ fi
 general=()
 if [ -n "$data" ]; then
   mkdir -p "$output"
-  python - "$data/commonsense/winogrande.test.json" > "$output/general.txt" <<'PYTHON'
+  python - "$data/commonsense/winogrande.test.json" "$sentences" > "$output/general.txt" <<'PYTHON'
 import json, re, sys
 
-for row in json.load(open(sys.argv[1], encoding="utf-8"))[:100]:
+for row in json.load(open(sys.argv[1], encoding="utf-8"))[: int(sys.argv[2])]:
     sentence, first, second = re.search(r"sentence: (.*?)\n\nOption1: (.*?) Option2: (.*?) Answer", row["instruction"], re.S).groups()
     print(sentence.replace("_", {"option1": first, "option2": second}[row["answer"]]), end="\n\n")  # a paragraph is a row
 PYTHON
