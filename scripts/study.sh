@@ -3,7 +3,7 @@
 #
 #   bash scripts/study.sh --data DIR                 everything, hours
 #   bash scripts/study.sh --data DIR pilot rates     these pieces only: pilot rates scale ranks analysis quantized beams
-#   bash scripts/study.sh --quick [--data DIR]       the same pieces cut down to minutes: proves that they run, says nothing
+#   bash scripts/study.sh --quick [--data DIR]       the same pieces cut short: proves that they run, says nothing
 #   ... --output PLACE                               instead of runs/study (runs/study-quick)
 #
 # DIR holds math/{math_data.train,AddSub.test}.json, commonsense/{boolq,openbookqa,ARC-Easy}.{train,test}.json and

@@ -115,8 +115,9 @@ def main(place: Path) -> None:
     at_best = {mode: best(swept, mode) for mode in ("full", "lora", "dora", "qlora", "qdora")}
     fixed = {method.mode: method for method in swept if method.learning_rate == 1e-3}
     for a, b in (("dora", "lora"), ("qdora", "qlora"), ("qlora", "lora"), ("qdora", "dora"), ("full", "lora")):
-        for chosen in (at_best, fixed):
-            one, other = chosen.get(a), chosen.get(b)
+        pairs = [(chosen.get(a), chosen.get(b)) for chosen in (at_best, fixed)]
+        # Where the best rate is the fixed one, once.
+        for one, other in pairs[:1] if pairs[0] == pairs[1] else pairs:
             if one is not None and other is not None:
                 print(difference(one, other))
     scaled = by_method(read_cells(place / "scale"))
