@@ -96,6 +96,7 @@ def contenders(arguments: argparse.Namespace, rows: Path, steps: int) -> dict[st
     }
     if arguments.compile:
         found["dorakit dora compiled"] = ours("training", some, "training.compile=true")
+        found["dorakit lora compiled"] = ours("training", some, "training.compile=true", "adapter.mode=lora")
         found["dorakit dora packed compiled"] = [*found["dorakit dora packed"], "training.compile=true"]
     if arguments.only:
         found = {name: command for name, command in found.items() if any(part in name for part in arguments.only)}
@@ -135,6 +136,7 @@ def report(found: dict[str, list[dict]]) -> str:
     ratio("DoRA tokens/s, dorakit / PEFT loop", speed, "dorakit dora", "PEFT loop dora", ">= 2")
     ratio("LoRA tokens/s, dorakit / PEFT loop", speed, "dorakit lora", "PEFT loop lora", "")
     ratio("step, DoRA / LoRA", speed, "dorakit lora", "dorakit dora", "<= 1.05")
+    ratio("the same, both compiled", speed, "dorakit lora compiled", "dorakit dora compiled", "<= 1.05")
     ratio(
         "step, QDoRA / DoRA, micro-batches of 1024 tokens",
         speed,

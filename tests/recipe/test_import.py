@@ -108,6 +108,25 @@ def test_axolotl(tmp_path):
     assert result.empty == ["bf16", "wandb_project"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "trackers", "left"),
+    [
+        ("wandb_project: mine", ["wandb"], {"wandb_project"}),
+        ("report_to: [tensorboard, swanlab]\nuse_mlflow: true", ["tensorboard", "mlflow"], {"report_to"}),
+        ("report_to: wandb\nwandb_project: mine\nwandb_entity: us", ["wandb"], {"wandb_project", "wandb_entity"}),
+        ("report_to: none\nuse_wandb: false", [], set()),
+        ("metric_logger: {_component_: torchtune.training.metric_logging.WandBLogger}", ["wandb"], set()),
+        ("logging: {enable_tensorboard: true, enable_wandb: false}", ["tensorboard"], set()),
+    ],
+)
+def test_trackers(tmp_path, lines, trackers, left):
+    """Planted bug caught: a name without a counterpart let go in silence."""
+    text = AXOLOTL.replace("wandb_project:\n", lines + "\n")
+    result, recipe = imported(tmp_path, text, toolkit="axolotl")
+    assert recipe.logging.to == trackers
+    assert set(reasons(result)) - {"evals_per_epoch", "loss_watchdog_threshold"} == left
+
+
 def test_llamafactory(tmp_path, monkeypatch):
     """Planted bugs caught: alpha of a fixed default; `false` passed over where it asks for something."""
     (tmp_path / "data").mkdir()

@@ -6,6 +6,16 @@ from typing import Any
 
 from dorakit.recipe.importing.ledger import Ledger
 
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+_PROJECT = "which project is said by the environment: WANDB_PROJECT (docs/trackers.md)"
+_TRACKER_PLACES = (  # key, its tracker, what says this here
+    ("wandb_project", "wandb", _PROJECT),
+    ("logging.wandb_project", "wandb", _PROJECT),
+    ("metric_logger.project", "wandb", _PROJECT),
+    ("wandb_entity", "wandb", "whose account is said by the environment: WANDB_ENTITY"),
+    ("mlflow_tracking_uri", "mlflow", "which store is said by the environment: MLFLOW_TRACKING_URI (docs/trackers.md)"),
+    ("mlflow_experiment_name", "mlflow", "which experiment is said by the environment: MLFLOW_EXPERIMENT_NAME"),
+)
 ALL_LINEAR = ("all", "all-linear", "all_linear")
 
 
@@ -82,6 +92,32 @@ def carry_trainer(
             ledger.set("model.dtype", dtype, name)
         elif value is not None:
             ledger.empty.append(name)
+
+
+def set_trackers(ledger: Ledger) -> None:
+    """logging.to from the trackers' names, their switches, and the keys that say where in them."""
+    sources: dict[str, str] = {}
+    for key in ("report_to", "metric_logger._component_"):
+        for name in ledger.texts(key):
+            word = name.rsplit(".", 1)[-1].lower().removesuffix("logger")
+            if word in TRACKERS:
+                sources.setdefault(word, key)
+            elif word in ("none", "disk", "stdout"):  # metrics.jsonl and the terminal are always told
+                ledger.empty.append(key)
+            else:
+                ledger.leave(key, name, f"the trackers here are {', '.join(TRACKERS)}")
+    for tracker in TRACKERS:
+        for key in (f"use_{tracker}", f"logging.enable_{tracker}"):
+            if value := ledger.take(key):
+                sources.setdefault(tracker, key)
+            elif value is not None:
+                ledger.empty.append(key)
+    for key, tracker, where in _TRACKER_PLACES:
+        if value := ledger.take(key):
+            sources.setdefault(tracker, key)
+            ledger.leave(key, value, where)
+    if sources:
+        ledger.set("logging.to", list(sources), ", ".join(dict.fromkeys(sources.values())))
 
 
 def set_validation(ledger: Ledger, *names: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dorakit.errors import Problem, RecipeError, UsageError
+from dorakit.recipe.importing.conversions import set_trackers
 from dorakit.recipe.importing.ledger import Ledger, Left, recipe_text
 from dorakit.recipe.importing.toolkits import TOOLKITS, toolkit_of
 from dorakit.recipe.tree import Place
@@ -53,6 +54,7 @@ def import_recipe(file: Path | str, *, toolkit: str | None = None, directory: Pa
         raise UsageError(f"{name}: {asked}\n  there are {known}: say which with --from")
     ledger = Ledger(toolkit, plain)
     TOOLKITS[toolkit](ledger, path.parent)
+    set_trackers(ledger)
     here = directory or Path()
     if here.resolve() != Path().resolve():
         ledger.set("data.root", os.path.relpath(Path(), here), "the working directory, where their paths start")
@@ -72,4 +74,14 @@ def one_line(item: Left) -> str:
     return " ".join(f"{item.key}: {value if len(value) <= 60 else value[:57] + '...'} ({item.reason})".split())
 
 
-_SECTIONS = ("model.", "adapter.", "quantization.", "data.", "training.", "optimizer.", "evaluation.", "output_dir")
+_SECTIONS = (
+    "model.",
+    "adapter.",
+    "quantization.",
+    "data.",
+    "training.",
+    "optimizer.",
+    "evaluation.",
+    "logging.",
+    "output_dir",
+)
