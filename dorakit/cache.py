@@ -8,11 +8,12 @@ what a process that was killed there left a day ago. Seeded tiny models stay: th
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dorakit.files import discard, whole_directory
@@ -25,8 +26,12 @@ _LEFT = re.compile(r"\.(tmp|trash)-(tokens|gguf|tiny)-.+-[0-9a-f]{8}")
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """The entry `name` of the cache: a directory, filled by `make` where it is not there yet."""
-    return find(name) or keep(name, make)
+    """The entry `name` of the cache: a directory, filled by `make` where it is not there yet, by one process at a time."""
+    found = find(name)
+    if found is not None:
+        return found
+    with _waiting_for_others():
+        return find(name) or keep(name, make)
 
 
 def find(name: str) -> Path | None:
@@ -62,6 +67,18 @@ def root() -> Path:
     """Where the cache is; it need not be there yet."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(os.environ.get("DORAKIT_CACHE") or Path(home) / "dorakit")
+
+
+@contextlib.contextmanager
+def _waiting_for_others() -> Iterator[None]:
+    """Let the ranks of a group, which all lack the same, not convert a model each. Without locks they do."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            root().mkdir(parents=True, exist_ok=True)
+            lock = os.open(root(), os.O_RDONLY)
+            held.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _remove_old(new: Path) -> None:

@@ -9,7 +9,8 @@
     ├── MachineError        3  this machine lacks something: an extra, a device
     ├── ResourceError       4  out of disk, memory or network
     ├── GateError           5  a gate was not met: non-finite loss, merge receipt, `eval --min`
-    └── Interrupted   130/143  stopped by a signal after saving; resumable
+    ├── Interrupted   130/143  stopped by a signal after saving; resumable
+    └── ToldByAnother       *  another process of the group failed first, says why, and gives its exit code
 
 A message says what is wrong, where, the value seen, and what to do. Only dorakit/cli prints and exits. Texts of recipes,
 rows and libraries come into messages; `shown` makes them safe to print and to keep.
@@ -138,3 +139,11 @@ class Interrupted(DorakitError):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class ToldByAnother(DorakitError):
+    """Another process of the same training failed first and says why; nothing is printed here."""
+
+    def __init__(self, exit_code: int):
+        super().__init__("another process of this training failed and says why")
+        self.exit_code = exit_code

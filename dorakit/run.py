@@ -19,19 +19,19 @@ eval/  merged/  quantized/  peft/  gguf/  lora/  report.html
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
-import platform
 import shutil
 import uuid
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dorakit.errors import RunError
 from dorakit.files import check_writable, naming, remove_rubbish, write_json, write_whole
 from dorakit.lock import hold, refuse_held
+from dorakit.machine import machine_facts
 from dorakit.recipe.resolved import dump_resolved, with_first_sources
 from dorakit.recipe.schema import Recipe
 from dorakit.terminal import typed
@@ -41,7 +41,6 @@ _LOCK = "run.lock"
 # Of run.json, what is used without a further question.
 _FIELDS = {"state": str, "notes": list, "base": dict, "is_twin": bool}
 _NEEDED = ("state", "notes")
-_LIBRARIES = ("dorakit", "torch", "transformers", "datasets", "bitsandbytes", "safetensors", "tokenizers", "numpy")
 
 
 class Run:
@@ -79,7 +78,7 @@ class Run:
             RunError: An unfinished run is there, with the line that resumes it, or with who is writing it; or something
                 that is no run; or nothing can be made there.
         """
-        wanted = Path(os.path.expanduser(recipe.output_dir.replace("{name}", recipe.origin.name)))
+        wanted = _wanted(recipe)
         check_writable(wanted)
         path, number = wanted, 1
         while path.exists():
@@ -97,6 +96,15 @@ class Run:
             number += 1
             path = wanted.with_name(f"{wanted.name}-{number}")
         return path
+
+    @classmethod
+    def launched(cls, recipe: Recipe, launch: str) -> Run | None:
+        """The run of this recipe that the processes of `launch` began, if there is one (parallel/environment.py)."""
+        wanted = _wanted(recipe)
+        for path in (wanted, *wanted.parent.glob(f"{glob.escape(wanted.name)}-*")):
+            if (path / "run.json").is_file() and (run := cls.open(path)).read("run.json").get("launch") == launch:
+                return run
+        return None
 
     @classmethod
     def create(cls, recipe: Recipe, *, base: dict[str, Any] | None = None, start: dict[str, Any] | None = None) -> Run:
@@ -118,7 +126,7 @@ class Run:
             try:
                 (staging / "recipe.yaml").write_text(recipe.origin.text, encoding="utf-8")
                 (staging / "recipe.resolved.yaml").write_text(dump_resolved(recipe), encoding="utf-8")
-                write_json(staging / "environment.json", _environment())
+                write_json(staging / "environment.json", machine_facts())
                 write_json(
                     staging / "run.json",
                     {
@@ -262,6 +270,10 @@ class Run:
         write_whole(self.path / "recipe.resolved.yaml", dump_resolved(recipe))
 
 
+def _wanted(recipe: Recipe) -> Path:
+    return Path(os.path.expanduser(recipe.output_dir.replace("{name}", recipe.origin.name)))
+
+
 def _check_facts(file: Path, facts: dict[str, Any]) -> None:
     if (version := facts.get("schema")) != SCHEMA_VERSION:
         raise RunError(f"{file} has schema {version!r:.40}; this dorakit reads {SCHEMA_VERSION}")
@@ -271,20 +283,6 @@ def _check_facts(file: Path, facts: dict[str, Any]) -> None:
                 raise RunError(f"{file} is damaged: it has no {field!r}")
         elif not isinstance(facts[field], kind):
             raise RunError(f"{file} is damaged: {field!r} is {facts[field]!r:.40}, expected a {kind.__name__}")
-
-
-def _environment() -> dict[str, Any]:
-    versions = {}
-    for library in _LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[library] = metadata.version(library)
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "versions": versions,
-    }
 
 
 def _point_latest_to(path: Path) -> None:

@@ -50,6 +50,6 @@ from packaging.requirements import Requirement
 names = [Requirement(line).name for line in metadata.requires("dorakit") if "extra ==" not in line]
 print(*(f"{name} {metadata.version(name)}" for name in names), sep=", ")
 PYTHON
-    python -m pytest -m "not slow and not gpu and not faults" "$@"
+    python -m pytest -m "not slow and not gpu and not faults and not distributed" "$@"
   )
 done

@@ -4,17 +4,19 @@
 #   bash scripts/test.sh                the fast suite
 #   bash scripts/test.sh --slow         everything that needs no GPU, the real model included
 #   bash scripts/test.sh --faults       crashes, full disks, damaged files, hostile input; ends with the fault matrix
+#   bash scripts/test.sh --distributed  several processes that train together
 #   bash scripts/test.sh -k dora        anything else goes to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
 
-selection="not slow and not gpu and not faults"
+selection="not slow and not gpu and not faults and not distributed"
 arguments=()
 for argument in "$@"; do
   case $argument in
     --slow) selection="not gpu" ;;
     --faults) selection="faults" ;;
+    --distributed) selection="distributed" ;;
     *) arguments+=("$argument") ;;
   esac
 done

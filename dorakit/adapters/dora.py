@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dorakit.adapters.lora import LoRALinear
-from dorakit.model.nf4 import NF4Linear, dense_weight
+from dorakit.model.nf4 import NF4Linear, dense_weight, row_norm_squared
 
 _ROWS_AT_ONCE = 1024  # bounds the float32 copy of W that the norm needs
 _SMALLEST_NORM = 1e-12  # an all-zero row has m = 0 and stays zero, instead of 0 / 0
@@ -37,7 +37,7 @@ class DoRALinear(LoRALinear):
     def __init__(self, base: nn.Module, *, magnitude_init: str = "dequantized", **lora: Any):
         super().__init__(base, **lora)
         with torch.no_grad():
-            self._base_norm_squared = _rows(dense_weight(base), lambda w_OI, _: w_OI.square().sum(dim=1))
+            self._base_norm_squared = row_norm_squared(base)
             norm = self._base_norm_squared.sqrt()
             if magnitude_init == "original" and isinstance(base, NF4Linear) and base.original_row_norm.numel():
                 norm = base.original_row_norm

@@ -28,7 +28,8 @@ from dorakit.cli import (
     runs,
     train,
 )
-from dorakit.errors import DorakitError, MachineError, ResourceError, shown
+from dorakit.errors import DorakitError, MachineError, ResourceError, ToldByAnother, shown
+from dorakit.parallel.voice import one_voice
 from dorakit.terminal import lasting
 
 app = typer.Typer(
@@ -88,13 +89,15 @@ def main() -> None:
 def _main() -> None:
     try:
         failpoints.check_variable()
-        code = app(standalone_mode=False)
+        with one_voice():
+            code = app(standalone_mode=False)
     except TyperException as error:
         _say_usage(error)
         sys.exit(error.exit_code)
     except DorakitError as error:
         _print_trace()
-        print(_headline(error), file=sys.stderr)
+        if not isinstance(error, ToldByAnother):
+            print(_headline(error), file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(141)

@@ -9,6 +9,8 @@ import typer
 
 from dorakit.cli import completion
 from dorakit.errors import UsageError
+from dorakit.parallel.environment import this_process
+from dorakit.parallel.launch import launch_and_exit
 from dorakit.terminal import json_line, printable
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ SET = typer.Option(
     autocompletion=completion.settings,
 )
 BASE_MODEL = typer.Option(None, "--base-model", help="Base of an adapter directory, instead of the one it names.")
+NPROC = typer.Option(
+    None, "--nproc", min=1, help="Share the rows out over so many processes on this host, one per GPU."
+)
 JSON = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr.")
 # Of what a run was trained with, these only say how it is computed.
 _CHANGEABLE = ("model.dtype", "model.attention")
@@ -71,16 +76,23 @@ def evaluate(
     maximum: list[str] | None = typer.Option(
         None, "--max", help="Gate: METRIC=VALUE, exit 5 where the metric is higher. May be repeated."
     ),
+    nproc: int | None = NPROC,
     as_json: bool = JSON,
     quiet: bool = QUIET,
 ) -> None:
     """Measure loss, perplexity and accuracy of a run or a model on test rows, or accuracy on tasks."""
     gates = [*_gates(minimum, "--min"), *_gates(maximum, "--max")]
     if task is not None:
+        if nproc is not None or this_process().size > 1:
+            raise UsageError("--task is measured by one process: leave --nproc (or the launcher) out")
         _check_task(task, data, scoring, limit, set_)
-    from dorakit.evaluation.task import check_gates, evaluate
+    from dorakit.evaluation.gates import check_gates
 
     check_gates(gates, None)
+    if nproc is not None:
+        launch_and_exit(nproc)
+    from dorakit.evaluation.task import evaluate
+
     result = evaluate(
         target,
         task=task,
@@ -94,6 +106,8 @@ def evaluate(
         output=output,
         quiet=quiet,
     )
+    if not this_process().is_first:
+        return
     if as_json:
         typer.echo(json_line(result))
     else:

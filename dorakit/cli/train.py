@@ -45,6 +45,9 @@ def train(
     twin: Annotated[
         bool, typer.Option("--twin", help="Swap the base for a tiny random one, absent data for made rows.")
     ] = False,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", min=1, help="Train in so many processes on this host, one per GPU.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout when done.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -57,10 +60,14 @@ def train(
 
         dorakit train recipes/smoke/dora.yaml --from runs/lora
 
+        dorakit train recipes/llama3-commonsense.yaml --nproc 2
+
         dorakit train --resume runs/latest
 
         dorakit train --resume runs/latest --set optimizer.learning_rate=5e-5 --accept-change optimizer.learning_rate
     """
+    from dorakit.parallel.environment import this_process
+    from dorakit.parallel.launch import launch_and_exit
     from dorakit.recipe.schema import Recipe
     from dorakit.run import Run
     from dorakit.training import start
@@ -84,8 +91,11 @@ def train(
     else:
         assert run is not None
         plan = run.recipe_with(overrides or [])
-    # Where a signal stops it before there is a Run to ask.
-    place = Run.place(plan) if run is None else run.path
+    member = this_process()
+    # Where a signal stops it before there is a Run to ask. Of a group, only the first process may ask: the run may be there.
+    place = run.path if run else Run.place(plan) if member.is_first and not member.attempt else None
+    if nproc is not None:
+        launch_and_exit(nproc)
     try:
         finished = start.train(
             plan,
@@ -96,8 +106,11 @@ def train(
             quiet=quiet,
         )
     except (StoppedAtOnce, KeyboardInterrupt) as stop:
-        typer.echo(printable(_left_by_a_stop(place)), err=True)
+        if place is not None:
+            typer.echo(printable(_left_by_a_stop(place)), err=True)
         raise stop if isinstance(stop, StoppedAtOnce) else StoppedAtOnce(signal.SIGINT) from None
+    if not member.is_first:
+        return
     from dorakit.report.page import write_report
 
     page = write_report(finished)

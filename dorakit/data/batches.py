@@ -85,6 +85,16 @@ def micro_batches(
     return batches
 
 
+def evened(batches: list[Batch], ranks: int) -> list[Batch]:
+    """As many batches for every rank: the last ones may be empty, one short row without a label."""
+    missing = -len(batches) % ranks
+    if not missing:
+        return batches
+    ids = batches[-1].input_ids[:1, :2]
+    empty = Batch(ids, torch.full_like(ids, IGNORE_INDEX), torch.arange(ids.shape[1])[None], 0, ())
+    return [*batches, *[empty] * missing]
+
+
 def _first_fit(documents: Sequence[Document], max_seq_len: int) -> list[list[Document]]:
     rows: list[list[Document]] = []
     room: list[int] = []

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,19 +24,16 @@ from dorakit.evaluation.rows import HeldOut, file_rows, validation_rows
 from dorakit.evaluation.written import beside, free_name, output_file
 from dorakit.files import write_json, write_whole
 from dorakit.model.generate import check_prompts
+from dorakit.parallel.world import World, joined
 from dorakit.place import find_target
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.target import Target, open_target
 from dorakit.training.interruptions import out_of_memory_said
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 NUM_SAMPLES = 5
 _TAIL = 200
-# Measures that a gate may name.
-_MEASURES = ("accuracy", "loss", "perplexity", "unparsed", "unfinished")
+_SECONDS_TO_ANSWER = 3600  # before a rank counts as lost
 
 
 @out_of_memory_said("smaller, with the same result up to rounding: --batch-size 1 --set training.micro_batch_size=1")
@@ -116,7 +113,38 @@ def evaluate(
             f"{text} belongs to no run, so nothing says what rows to measure on\n  name a recipe: --recipe FILE"
         )
     destination = output_file(output)
-    known = recipe if recipe is not None else place.run.recipe  # type: ignore[union-attr]
+    with joined(timeout_s=_SECONDS_TO_ANSWER) as world:
+        return _evaluate_rows(
+            text,
+            place.run,
+            world,
+            base=base,
+            data=data,
+            limit=limit,
+            recipe=recipe,
+            batch_size=batch_size,
+            base_model=base_model,
+            destination=destination,
+            quiet=quiet or not world.is_first,
+        )
+
+
+def _evaluate_rows(
+    text: str,
+    run: Run | None,
+    world: World,
+    *,
+    base: bool,
+    data: str | None,
+    limit: int | None,
+    recipe: Recipe | None,
+    batch_size: int | None,
+    base_model: str | None,
+    destination: Path | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """`evaluate` for rows: every rank of a group measures its share, and the first one writes."""
+    known = recipe if recipe is not None else run.recipe  # type: ignore[union-attr]
     check_test_rows(known, None if data is None else os.path.abspath(os.path.expanduser(data)))
     opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
     assert opened.recipe is not None
@@ -124,7 +152,7 @@ def evaluate(
     for line in (*opened.notes, *rows.notes):
         say(line, quiet=quiet)
     started = time.monotonic()
-    result, predictions = _measure(opened, rows, batch_size, quiet=quiet)
+    result, predictions = _measure(opened, rows, batch_size, world, quiet=quiet)
     result = {
         "target": text,
         "variant": opened.variant,
@@ -136,8 +164,10 @@ def evaluate(
         "seconds": round(time.monotonic() - started, 1),
         "notes": [*opened.notes, *rows.notes],
     }
-    if destination is None and place.run is not None:
-        destination = _place_in(place.run.eval, opened.variant, rows)
+    if not world.is_first:
+        return result
+    if destination is None and run is not None:
+        destination = _place_in(run.eval, opened.variant, rows)
         # Of an earlier evaluation, which this result replaces. Only here: what lies beside --output is the user's.
         beside(destination).unlink(missing_ok=True)
     result["output"] = None if destination is None else str(destination)
@@ -183,33 +213,8 @@ def rows_to_measure(
     return rows
 
 
-def check_gates(gates: Iterable[tuple[str, str, float]], result: dict[str, Any] | None) -> None:
-    """Hold a result against gates of (`--min` or `--max`, measure, value); without a result, check only their names.
-
-    Raises:
-        UsageError: There is no such measure.
-        GateError: One or more gates are not met; all are named.
-    """
-    unmet = []
-    for flag, measure, bound in gates:
-        if measure not in _MEASURES:
-            raise UsageError(f"{flag} {measure}={bound:g}: no such measure; there are {', '.join(_MEASURES)}")
-        if result is None:
-            continue
-        found = result.get(measure)
-        if found is None:
-            why = f"the recipe's evaluation.metric is {result['metric']}" if "metric" in result else "tasks have none"
-            raise UsageError(f"{flag} {measure}={bound:g}: not measured; {why}")
-        # Written so that a NaN does not pass.
-        met = found >= bound if flag == "--min" else found <= bound
-        if not met:
-            unmet.append(f"{measure} is {found:.4g}, {flag} asked for {bound:g}")
-    if unmet:
-        raise GateError("; ".join(unmet))
-
-
 def _measure(
-    target: Target, rows: HeldOut, batch_size: int | None, *, quiet: bool
+    target: Target, rows: HeldOut, batch_size: int | None, world: World, *, quiet: bool
 ) -> tuple[dict[str, Any], list[Prediction]]:
     assert target.recipe is not None
     section = target.recipe.evaluation
@@ -223,7 +228,12 @@ def _measure(
     loss, tokens = None, 0
     if rows.documents:
         size = target.recipe.training.micro_batch_size
-        loss, tokens = token_loss(target.model, target.tokenizer, rows.documents, micro_batch_size=size, quiet=quiet)
+        own = world.share(rows.documents)
+        parts = world.gather(
+            token_loss(target.model, target.tokenizer, own, micro_batch_size=size, quiet=quiet) if own else (0.0, 0)
+        )
+        tokens = sum(count for _, count in parts)
+        loss = parts[0][0] if len(parts) == 1 else math.fsum(mean * count for mean, count in parts) / tokens
         if not math.isfinite(loss):
             raise GateError(
                 f"the loss over {tokens} tokens of {rows.name} is {loss}: the model computes no finite number"
@@ -245,12 +255,15 @@ def _measure(
     judge = judge_of(section)
     if judge is None:
         return result, []
-    asked = target.model, target.tokenizer, rows.questions, judge
+    asked = target.model, target.tokenizer, world.share(rows.questions), judge
     size = batch_size or section.batch_size
-    if chooses:
+    if not asked[2]:
+        predictions = []
+    elif chooses:
         predictions = choose_options(*asked, options=section.options, batch_size=size, quiet=quiet)
     else:
         predictions = answer_questions(*asked, max_new_tokens=section.max_new_tokens, batch_size=size, quiet=quiet)
+    predictions = world.collected(predictions)
     result |= summary(predictions)
     result["samples"] = [
         {"prompt_tail": p.prompt[-_TAIL:], "answer": p.answer, "generated": p.generated, "correct": p.correct}

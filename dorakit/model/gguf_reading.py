@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     GgufConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     modeling_gguf_pytorch_utils,
 )
@@ -39,8 +40,14 @@ def save_dequantized(path: Path, dtype: torch.dtype, directory: Path) -> None:
             **alone, quantization_config=GgufConfig(dequantize=True), dtype=dtype
         )
         tokenizer = AutoTokenizer.from_pretrained(**alone)
-    model.save_pretrained(directory)
+    save_on_any_rank(model, directory)
     tokenizer.save_pretrained(directory)
+
+
+def save_on_any_rank(model: PreTrainedModel, directory: Path) -> None:
+    """As `save_pretrained`, which writes on the first rank of a group alone: a rank writes for the cache of its host."""
+    model.should_save_on_this_rank = lambda is_main_process: True
+    model.save_pretrained(directory)
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:

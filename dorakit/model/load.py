@@ -25,7 +25,7 @@ from dorakit.model.names import select
 from dorakit.model.nf4 import NF4Format
 from dorakit.model.prequantized import is_nf4, skipped_modules
 from dorakit.model.source import Source, local_directory, resolve
-from dorakit.model.streaming import ConversionFailed, NF4Config
+from dorakit.model.streaming import ConversionFailed, NF4Config, is_shared_out
 
 # transformers' own bars and advice would interleave with ours.
 transformers.utils.logging.disable_progress_bar()
@@ -92,7 +92,7 @@ def load_base(
                 config=config,
                 dtype=compute_dtype,
                 attn_implementation=None if attention == "auto" else attention,
-                device_map={"": str(pick_device())},
+                device_map={"": "cpu" if is_shared_out() else str(pick_device())},
                 use_safetensors=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # they are told of below, by name

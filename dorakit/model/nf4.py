@@ -30,6 +30,7 @@ import bitsandbytes.functional as bnb  # noqa: E402
 # Scratch of bitsandbytes' quantizer is a multiple of its input, so weights are quantized in slices of about this size.
 _CHUNK_WEIGHTS = 1 << 22
 _NESTED_BLOCK_SIZE = 256
+_ROWS_AT_ONCE = 1024
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that its kernels have
 
 
@@ -47,9 +48,11 @@ class NF4Linear(nn.Module):
 
     Attributes:
         weight: uint8 (out, in / 2), two weights a byte, the first in the high nibble.
-        absmax: (out * in / block_size,), uint8 when double-quantized, else float32.
+        absmax: (out * in / block_size,), uint8 when double-quantized, else float32. Of a layer that keeps some rows only, and
+            in training whose base is sharded (parallel/sharding.py), (rows, in / block_size).
         nested_absmax, nested_code, offset: float32, second level of the double quantization; empty without it.
         original_row_norm: float32 (out,), row norms before quantization; empty when loaded already quantized.
+        whole_norm_squared: float32 (out,), squared norms of all rows as they dequantize; empty where all rows are here.
         bias: (out,) in the compute dtype, or None.
         dtype: The dtype that the weight had, and dequantizes to by default.
     """
@@ -60,6 +63,7 @@ class NF4Linear(nn.Module):
     nested_code: Tensor
     offset: Tensor
     original_row_norm: Tensor
+    whole_norm_squared: Tensor
 
     def __init__(
         self, in_features: int, out_features: int, *, block_size: int, dtype: torch.dtype, bias: Tensor | None = None
@@ -75,7 +79,7 @@ class NF4Linear(nn.Module):
         self.block_size = block_size
         self.dtype = dtype
         self.weight = nn.Parameter(torch.empty(out_features, in_features // 2, dtype=torch.uint8), requires_grad=False)
-        for name in ("absmax", "nested_absmax", "nested_code", "offset", "original_row_norm"):
+        for name in ("absmax", "nested_absmax", "nested_code", "offset", "original_row_norm", "whole_norm_squared"):
             self.register_buffer(name, torch.empty(0), persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
@@ -127,6 +131,25 @@ class NF4Linear(nn.Module):
             layer.offset = state.offset
             layer.nested_absmax, layer.nested_code = state.state2.absmax, state.state2.code.clone()
         return layer
+
+    def keep_rows_(self, rank: int, size: int) -> None:
+        """Keep the share of the rows that a rank of `size` has when dimension 0 is sharded; the layer computes nothing then.
+
+        Double quantization was done over the whole weight, so that the shares together are its bytes. A row must be whole
+        blocks: the others keep all rows.
+        """
+        if self.in_features % self.block_size:
+            return
+        self.whole_norm_squared = row_norm_squared(self)
+        rows = -(-self.out_features // size)  # as torch.chunk, and so as FSDP
+        share = slice(rank * rows, (rank + 1) * rows)
+        self.weight = nn.Parameter(self.weight.data[share].clone(), requires_grad=False)
+        self.absmax = self.absmax.view(self.out_features, -1)[share].clone()
+
+    @property
+    def has_all_rows(self) -> bool:
+        """Whether the weight is whole."""
+        return not self.whole_norm_squared.numel()
 
     @property
     def is_double_quantized(self) -> bool:
@@ -191,6 +214,14 @@ class NF4Linear(nn.Module):
         return self.weight, self.absmax, self.nested_absmax, self.nested_code, self.offset
 
 
+def row_norm_squared(base: nn.Module) -> Tensor:
+    """float32 (out,): squared norm of each row of the weight in use, without a whole float32 copy of it."""
+    if isinstance(base, NF4Linear) and not base.has_all_rows:
+        return base.whole_norm_squared
+    slices = torch.split(dense_weight(base), _ROWS_AT_ONCE)
+    return torch.cat([rows.float().square().sum(dim=1) for rows in slices])
+
+
 def native_library() -> tuple[str | None, bool]:
     """The file of bitsandbytes' compiled kernels, None where it could not be loaded, and whether it was built for CUDA."""
     from bitsandbytes.cextension import lib
@@ -216,6 +247,7 @@ def _dequantize(
     nested_code: Tensor,
     offset: Tensor,
 ) -> Tensor:
+    absmax = absmax.reshape(-1)
     if absmax.dtype == torch.uint8:
         absmax = bnb.dequantize_blockwise(
             absmax, absmax=nested_absmax, code=nested_code, blocksize=_NESTED_BLOCK_SIZE

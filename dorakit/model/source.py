@@ -23,7 +23,7 @@ from dorakit.cache import cached, find
 from dorakit.errors import ModelError, ResourceError
 from dorakit.model.directory import READ, check_model_directory
 from dorakit.model.gguf_check import check_gguf
-from dorakit.model.gguf_reading import read_tokenizer, save_dequantized
+from dorakit.model.gguf_reading import read_tokenizer, save_dequantized, save_on_any_rank
 
 _QUICKLY_HASHED = 1 << 30  # bytes: about three seconds
 
@@ -137,7 +137,7 @@ def _tiny(architecture: str) -> Source:
     name = f"tiny-{architecture}-{transformers.__version__}-{torch.__version__}"
 
     def make(staging: Path) -> None:
-        tiny_model(architecture).save_pretrained(staging)
+        save_on_any_rank(tiny_model(architecture), staging)
         tiny_tokenizer().save_pretrained(staging)
 
     return _directory(cached(name, make))

@@ -28,6 +28,7 @@ from dorakit.model.nf4 import NF4Format, NF4Linear
 METHOD = "dorakit_nf4"
 
 _disk: ContextVar[Path | None] = ContextVar("_disk", default=None)
+_share: ContextVar[tuple[int, int] | None] = ContextVar("_share", default=None)
 
 
 @contextlib.contextmanager
@@ -42,6 +43,23 @@ def packed_weights_on_disk(directory: Path) -> Iterator[None]:
         yield
     finally:
         _disk.reset(token)
+
+
+@contextlib.contextmanager
+def shared_out(rank: int, size: int) -> Iterator[None]:
+    """Let models loaded meanwhile be on the CPU, dense weights in their mapped files, and keep only a rank's rows of each NF4
+    weight: no rank ever holds a whole model.
+    """
+    token = _share.set((rank, size))
+    try:
+        yield
+    finally:
+        _share.reset(token)
+
+
+def is_shared_out() -> bool:
+    """Whether `shared_out` is in force."""
+    return _share.get() is not None
 
 
 def _mapped(packed: Tensor, directory: Path) -> Tensor:
@@ -197,6 +215,8 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
                 _check_finite(name, layer.original_row_norm)
                 if (directory := _disk.get()) is not None and layer.weight.device.type == "cpu":
                     layer.weight.data = _mapped(layer.weight, directory)
+                if (share := _share.get()) is not None:
+                    layer.keep_rows_(*share)
             placeholder._is_hf_initialized = True  # type: ignore[assignment]
             self.quantizer.filled[owner] = layer
             return_freed_memory(dense.nbytes)
@@ -231,6 +251,8 @@ class _Deserialize(ConversionOps):  # type: ignore[misc]
             layer = NF4Linear.from_quantized(tensors.pop("weight"), tensors)
             _check_shape(full_layer_name, (layer.out_features, layer.in_features), placeholder)
             _check_finite(full_layer_name, layer.nested_absmax if layer.is_double_quantized else layer.absmax)
+            if (share := _share.get()) is not None:
+                layer.keep_rows_(*share)
         placeholder._is_hf_initialized = True  # type: ignore[assignment]
         self.hf_quantizer.filled[owner] = layer
         return {"weight": layer.weight}

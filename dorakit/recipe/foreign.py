@@ -236,13 +236,14 @@ KEYS: dict[str, str] = {
     ),
     "resume_from_checkpoint": "resume with `dorakit train --resume RUN`",
     "auto_resume_from_checkpoints": "resume with `dorakit train --resume RUN`",
+    "ddp_timeout": "a rank that does not answer is waited for `parallel.timeout_minutes` here",
     "group_by_length": "documents are sorted by length inside each batch here: remove the line",
     "remove_unused_columns": _ALWAYS,
     "device": "the device is found by itself: remove the line",
     "device_map": "the device is found by itself: remove the line",
     **dict.fromkeys(
-        ("deepspeed", "fsdp", "fsdp_config", "ddp_timeout"),
-        "several devices are not set in the recipe: remove the line",
+        ("deepspeed", "fsdp", "fsdp_config", "fsdp_version"),
+        "several devices are `parallel.strategy: ddp` or `fsdp` here, started with --nproc or torchrun",
     ),
     # optimizer
     **dict.fromkeys(("lr", "learning_rates", "max_lr", "peak_lr"), "optimizer.learning_rate"),

@@ -308,6 +308,23 @@ class OptimizerSection(Section):
     )
 
 
+class ParallelSection(Section):
+    """How several processes share a training; torchrun or `--nproc` starts them."""
+
+    strategy: Literal["auto", "single", "ddp", "fsdp"] = setting(
+        "auto",
+        reads="training/start.py",
+        says="ddp: every process has the whole model and a share of each step's documents; fsdp: the frozen base is shared out "
+        "too. auto is ddp where there are several processes, single where there is one.",
+    )
+    cpu_offload: bool = setting(
+        False, reads="training/prepare.py", says="With fsdp: keep the base in the host's memory between its uses."
+    )
+    timeout_minutes: float = setting(
+        30.0, reads="training/loop.py", says="A process that does not answer for so long counts as lost.", gt=0.0
+    )
+
+
 class EvaluationSection(Section):
     """What `dorakit eval` measures."""
 
@@ -393,6 +410,7 @@ class Recipe(Section):
     data: DataSection = setting(reads="training/loop.py", says="Rows, and how they become tokens.")
     training: TrainingSection = setting(TrainingSection(), reads="training/loop.py", says="The loop.")
     optimizer: OptimizerSection = setting(reads="training/loop.py", says="The update rule and its schedule.")
+    parallel: ParallelSection = setting(ParallelSection(), reads="training/start.py", says="Several processes.")
     evaluation: EvaluationSection = setting(
         EvaluationSection(), reads="evaluation/task.py", says="What `dorakit eval` measures."
     )

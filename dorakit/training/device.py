@@ -48,8 +48,8 @@ def is_repeatable(*, deterministic: bool) -> bool:
     return deterministic or pick_device().type == "cpu"
 
 
-def computing(dtype: torch.dtype) -> dict[str, str]:
-    """What the bytes of a step hang on besides its inputs: device, dtype, threads, libraries."""
+def computing(dtype: torch.dtype, *, ranks: int) -> dict[str, str]:
+    """What the bytes of a step hang on besides its inputs: device, dtype, threads, ranks, libraries."""
     cuda = pick_device().type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
@@ -57,6 +57,7 @@ def computing(dtype: torch.dtype) -> dict[str, str]:
         "processor": f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})",
         "dtype": str(dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
+        "ranks": str(ranks),
         **{library: metadata.version(library) for library in _LIBRARIES},
     }
 

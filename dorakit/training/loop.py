@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dorakit.data.batches import Batch, documents_of_step, micro_batches
+from dorakit.data.batches import Batch, documents_of_step, evened, micro_batches
 from dorakit.data.tokens import Document
-from dorakit.errors import Interrupted, shown
+from dorakit.errors import Interrupted
 from dorakit.failpoints import reach
+from dorakit.parallel.world import World, joined
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.terminal import typed
@@ -25,21 +24,17 @@ from dorakit.training.checks import check_magnitudes_moved, check_trainable_dtyp
 from dorakit.training.compiled import compile_layers_
 from dorakit.training.device import computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
 from dorakit.training.interruptions import out_of_memory_said, stop_requests
-from dorakit.training.metrics import Metrics
+from dorakit.training.metrics import Metrics, Unheard
 from dorakit.training.nonfinite import is_finite, pass_over
+from dorakit.training.opening import SMALLER, base_facts, begun, taken_up
 from dorakit.training.optim import learning_rate, num_trained
 from dorakit.training.prepare import Prepared, prepare
 from dorakit.training.restore import Start, restore
 from dorakit.training.result import check_adapter_moved, write_result
-from dorakit.training.resumable import check_resumable
 from dorakit.training.resume import Facts
+from dorakit.training.same_start import agree, share_restored
 from dorakit.training.trained import restore_trained, trained_tensors
 from dorakit.training.validation import Validation
-
-_SMALLER = (
-    "smaller, at the same result where adapter.dropout is 0: "
-    "--set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
-)
 
 
 def train(
@@ -53,70 +48,61 @@ def train(
 ) -> Run:
     """Train, as `training/start.py: train` says: it looks first for what can be refused without torch, and calls this."""
     check_trainable_dtype(recipe.model.dtype)
-    place = resume.path if resume else Run.place(recipe)  # refuse before minutes are spent on loading
     with (
+        joined(timeout_s=60 * recipe.parallel.timeout_minutes) as world,
         contextlib.ExitStack() as held,
         repeatable(on_cuda=recipe.training.deterministic),
-        out_of_memory_said(_SMALLER),
+        out_of_memory_said(SMALLER),
     ):
-        vanished = held.enter_context(resume.writing()) if resume else ""
-        if resume:
-            resume.refuse_finished()  # which another process may have made it since
-            _tell_of_vanished(resume, vanished, quiet=quiet)
-            check_resumable(resume, recipe, checkpoint, accept_changes)
-        prepared = prepare(recipe, place, start_from=start_from)
-        run = resume
-        if run is None:
-            before = prepared.predecessor
-            run = Run.create(recipe, base=_base_facts(prepared), start=before.facts if before else None)
-            held.enter_context(run.writing())
+        place = None
+        if world.is_first:
+            place = resume.path if resume else Run.place(recipe)  # refuse before minutes are spent on loading
+            if resume:
+                held.enter_context(taken_up(resume, recipe, checkpoint, accept_changes, quiet=quiet))
+        prepared = prepare(recipe, place, world, start_from=start_from)
+        path = world.from_first(
+            lambda: resume.path if resume else held.enter_context(begun(recipe, prepared, world.member)).path
+        )
         start = Start(checkpoint, tuple(accept_changes), has_adapter=prepared.predecessor is not None)
-        return _Training(prepared, run, start, quiet=quiet).run()
-
-
-def _tell_of_vanished(run: Run, vanished: str, *, quiet: bool) -> None:
-    """At once, since this resume may be refused, and the next one finds no trace in the lock."""
-    if vanished:
-        line = f"the last writer of this run ({vanished}) vanished: killed, or out of memory. {_SMALLER}"
-        run.note(line)
-        if not quiet:
-            print(shown(line), file=sys.stderr, flush=True)
-
-
-def _base_facts(prepared: Prepared) -> dict[str, Any]:
-    base = prepared.base
-    return {"name": prepared.recipe.model.base, "revision": base.revision, "files": base.identity}
+        return _Training(prepared, Run(path), world, start, quiet=quiet).run()
 
 
 class _Training:
-    """One training: the parts, and the loop over steps in `run`."""
+    """One training: the parts, and the loop over steps in `run`. Every rank has one; the first one's alone writes."""
 
-    def __init__(self, prepared: Prepared, run: Run, start: Start, *, quiet: bool):
+    def __init__(self, prepared: Prepared, run: Run, world: World, start: Start, *, quiet: bool):
+        self.world = world
         self.recipe, self.directory = prepared.recipe, run
         self.base, self.data, self.loss, self.updater = prepared.base, prepared.data, prepared.loss, prepared.updater
         self.total_steps, self.saves_start = prepared.total_steps, start.has_adapter
         self.settings, self.model = self.recipe.training, self.base.model
         self.facts = Facts.gather(self.recipe, self.base.identity, self.data, self.base.tokenizer.chat_template)
-        self.computing = computing(self.loss.compute_dtype)
-        restored = restore(
-            run,
-            self.recipe,
-            start,
-            model=self.model,
-            updater=self.updater,
-            data=self.data,
-            facts=self.facts,
-            base=_base_facts(prepared),
-            computing=self.computing,
-            total_steps=self.total_steps,
+        self.computing = computing(self.loss.compute_dtype, ranks=world.size)
+        agree(world, self.facts, self.model)
+        restored = world.from_first(
+            lambda: restore(
+                run,
+                self.recipe,
+                start,
+                model=self.model,
+                updater=self.updater,
+                data=self.data,
+                facts=self.facts,
+                base=base_facts(prepared),
+                computing=self.computing,
+                total_steps=self.total_steps,
+            )
         )
+        share_restored(world, self.model, self.updater)
         self.progress = restored.progress
         self.base.notes += restored.notes
         self.validation = Validation(
-            self.recipe, run, self.loss, self.base.tokenizer, self.data.validation, self._micro_batches
+            self.recipe, run, world, self.loss, self.base.tokenizer, self.data.validation, self._micro_batches
         )
-        self.metrics = Metrics(
-            run, self.recipe, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet
+        self.metrics = (
+            Metrics(run, self.recipe, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet)
+            if world.is_first
+            else Unheard()
         )
         if self.settings.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -141,17 +127,22 @@ class _Training:
                         self.validation.look(done, self.metrics)
                     reach("step")
                     done.seconds = time.monotonic() - began
-                    saved = bool(stop) or _due(done.step, self.settings.save_every, self.total_steps)
-                    if saved:
+                    if self._asked(stop) or _due(done.step, self.settings.save_every, self.total_steps):
                         self._save()
-                    # A signal that came since the question above waits for the next step unless this one is saved.
-                    if saved and stop and done.step < self.total_steps:
+                        # A signal that came since the question above waits for the next step unless this one is saved.
+                        stops = self._asked(stop)
+                        if not stops or done.step == self.total_steps:
+                            continue
                         raise Interrupted(
                             f"stopped after step {done.step} of {self.total_steps}; a checkpoint is saved.\n"
                             f"  go on with: dorakit train --resume {typed(self.directory.path)}",
-                            stop[0],
+                            stops[0],
                         )
             return self._finish()
+
+    def _asked(self, stop: list[int]) -> list[int]:
+        """The signals that any rank was sent, the same on all."""
+        return [number for numbers in self.world.gather(stop[:1]) for number in numbers]
 
     def _step(self, step: int) -> None:
         """One update, or one passed over; `step` counts from 0."""
@@ -183,7 +174,7 @@ class _Training:
         num_labels = sum(batch.num_labels for batch in batches)
         self.updater.zero_grad()
         sums: list[Tensor] = []
-        for micro, batch in enumerate(batches):
+        for micro, batch in self.world.share(list(enumerate(evened(batches, self.world.size)))):
             seed_draws(self.settings.seed, "train", step, micro)
             total = self.loss(batch.input_ids, batch.labels, batch.position_ids)
             if reach("loss"):
@@ -191,18 +182,21 @@ class _Training:
             (total / num_labels).backward()
             sums.append(total.detach())
             reach("micro")
+        self.world.sum_(self.updater.gradients)
         grad_norm = self.updater.clip(self.settings.max_grad_norm)
-        return torch.stack(sums).tolist(), grad_norm
+        return self.world.collected(torch.stack(sums).tolist())[: len(batches)], grad_norm
 
     def _pass_over(self, step: int, batches: list[Batch], losses: list[float], grad_norm: float) -> None:
-        line = pass_over(
-            self.directory,
-            self.settings.nonfinite,
-            step=step + 1,
-            skipped=self.progress.skipped,
-            batches=batches,
-            losses=losses,
-            grad_norm=grad_norm,
+        line = self.world.from_first(
+            lambda: pass_over(
+                self.directory,
+                self.settings.nonfinite,
+                step=step + 1,
+                skipped=self.progress.skipped,
+                batches=batches,
+                losses=losses,
+                grad_norm=grad_norm,
+            )
         )
         self.progress.skipped += 1
         self.metrics.note(line)
@@ -216,7 +210,10 @@ class _Training:
         one_row = self.recipe.data.packing and self.recipe.model.attention == "flash_attention_2"
         return micro_batches(
             documents,
-            micro_batch_size=1 if one_row else self.settings.micro_batch_size,
+            # No more than leaves something to every rank.
+            micro_batch_size=1
+            if one_row
+            else min(self.settings.micro_batch_size, -(-len(documents) // self.world.size)),
             max_tokens=None if one_row else self.settings.micro_batch_tokens,
             packing=self.recipe.data.packing,
             max_seq_len=self.recipe.data.max_seq_len,
@@ -246,6 +243,8 @@ class _Training:
             )
 
     def _save(self) -> None:
+        if not self.world.is_first:
+            return
         tensors, numbers = self.updater.state()
         state = {
             **vars(self.progress),
@@ -263,6 +262,10 @@ class _Training:
         self.metrics.pause_clock()
 
     def _finish(self) -> Run:
+        self.world.from_first(self._write)
+        return self.directory
+
+    def _write(self) -> None:
         recipe, run = self.recipe, self.directory
         # Of the last step, which the rates add up to; the best one may be of before they amounted to anything.
         if still := check_adapter_moved(self.model, self.progress.summed_rate):
@@ -289,7 +292,6 @@ class _Training:
                 computing=self.computing,
             )
         self.metrics.say(f"finished {self.progress.step} steps in {self.progress.seconds / 60:.1f} min -> {target}")
-        return run
 
 
 def _due(step: int, every: int, total: int) -> bool:

@@ -131,15 +131,21 @@ class SupervisedLoss(nn.Module):
 
 def mean_loss(loss: SupervisedLoss, batches: Iterable[Batch]) -> tuple[float, int]:
     """Mean loss per supervised token over batches, in eval mode, and the number of those tokens."""
+    total, num_labels = summed_loss(loss, batches)
+    return total / max(1, num_labels), num_labels
+
+
+def summed_loss(loss: SupervisedLoss, batches: Iterable[Batch]) -> tuple[float, int]:
+    """Sum of the losses of the supervised tokens of batches, in eval mode, and the number of those tokens."""
     was_training = loss.training
     loss.eval()
     total, num_labels = 0.0, 0
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: what FSDP gathers meanwhile must stay fit for training
         for batch in batches:
             total += float(loss(batch.input_ids, batch.labels, batch.position_ids))
             num_labels += batch.num_labels
     loss.train(was_training)
-    return total / max(1, num_labels), num_labels
+    return total, num_labels
 
 
 def _cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

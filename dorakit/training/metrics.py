@@ -157,6 +157,35 @@ class Metrics:
             self._has_lost_lines = True
 
 
+class Unheard(Metrics):
+    """What every rank but the first has in the place of `Metrics`: nothing is written, nothing said."""
+
+    def __init__(self) -> None: ...
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def note(self, line: str) -> None:
+        """Nothing."""
+
+    def start_trackers(self) -> None:
+        """Nothing."""
+
+    def step(self, step: int, num_tokens: int) -> None:
+        """Nothing."""
+
+    def train(self, step: int, **figures: float) -> None:
+        """Nothing."""
+
+    def pause_clock(self) -> None:
+        """Nothing."""
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def __exit__(self, *error: object) -> None: ...
+
+
 def last_logged_step(run: Run) -> int:
     """The highest step in metrics.jsonl; 0 where there is none."""
     last = 0

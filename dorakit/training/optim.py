@@ -60,6 +60,11 @@ class Updater:
         self._groups = _group(model, settings, magnitude)
         self._optimizer = self._build(settings)
 
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradients of all trained parameters: few, long float32 buffers, which may be changed in place."""
+        return [group.grad for group in self._groups]
+
     def zero_grad(self) -> None:
         """Zero the gradients in place: parameters keep their views."""
         for group in self._groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from dorakit.data.batches import steps_per_epoch
 from dorakit.data.documents import check_documents_fit
 from dorakit.data.tokens import Encoded, encode
 from dorakit.model.load import Base, pick_dtype
+from dorakit.model.streaming import shared_out
+from dorakit.parallel.world import World
 from dorakit.recipe.schema import Recipe
 from dorakit.training.checks import check_packing, check_recomputed, check_room
 from dorakit.training.loss import SupervisedLoss
@@ -36,7 +39,7 @@ class Prepared:
     predecessor: Predecessor | None
 
 
-def prepare(recipe: Recipe, place: Path, *, start_from: Path | str | None = None) -> Prepared:
+def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Path | str | None = None) -> Prepared:
     """Load the model, encode the rows, make the optimizer.
 
     What can fail fails here: a run that could not begin leaves nothing, and a row, a prompt or a disk that does not fit is
@@ -44,7 +47,8 @@ def prepare(recipe: Recipe, place: Path, *, start_from: Path | str | None = None
 
     Args:
         recipe: What is to be trained.
-        place: Where the run is or will be.
+        place: Where the run is or will be; None on a rank that writes nothing.
+        world: The group; with parallel.strategy fsdp the base is shared out over it.
         start_from: An adapter directory or a finished run whose adapter a new run begins with.
 
     Raises:
@@ -52,9 +56,15 @@ def prepare(recipe: Recipe, place: Path, *, start_from: Path | str | None = None
         DataError, ModelError, ResourceError: As their names say.
     """
     predecessor = None if start_from is None else find_predecessor(start_from, recipe)
-    base = build_model(recipe)
+    shards = recipe.parallel.strategy == "fsdp" and world.size > 1
+    with shared_out(world.rank, world.size) if shards else contextlib.nullcontext():
+        base = build_model(recipe)
     if predecessor is not None:
         predecessor.put_into_(base, recipe)  # before the optimizer takes its copies
+    if shards:
+        from dorakit.parallel.sharding import shard_
+
+        base.notes += shard_(base.model, world.size, cpu_offload=recipe.parallel.cpu_offload)
     if recipe.training.gradient_checkpointing:
         check_recomputed(base.model)
     data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
@@ -63,13 +73,14 @@ def prepare(recipe: Recipe, place: Path, *, start_from: Path | str | None = None
     sample_prompts(recipe, loss, base.tokenizer)
     if recipe.data.packing:
         check_packing(loss)
-    check_room(
-        place,
-        num_trained=num_trained(base.model),
-        optimizer=recipe.optimizer.name,
-        keep=recipe.training.keep_checkpoints,
-        keep_best=recipe.training.keep_best,
-    )
+    if place is not None:
+        check_room(
+            place,
+            num_trained=num_trained(base.model),
+            optimizer=recipe.optimizer.name,
+            keep=recipe.training.keep_checkpoints,
+            keep_best=recipe.training.keep_best,
+        )
     updater = Updater(base.model, recipe.optimizer, recipe.adapter.magnitude)
     return Prepared(recipe, base, data, loss, updater, total_steps(recipe, len(data.train)), predecessor)
 

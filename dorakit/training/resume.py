@@ -26,13 +26,18 @@ from dorakit.run import Run
 
 # They move no trained byte.
 _FREE = re.compile(
-    r"output_dir|extends|evaluation\..*|merge\..*|logging\..*"
+    r"output_dir|extends|evaluation\..*|merge\..*|logging\..*|parallel\..*"
     r"|training\.(log_every|eval_every|save_every|keep_checkpoints|sample_prompts|nonfinite.*)"
     # What these name is compared by content.
     r"|data\.root|data\.train\.\d+\.path|data\.validation\.path|data\.chat_template|model\.(base|revision|architecture)"
 )
 # They change how the same sums are split up and rounded.
 _ROUNDING = re.compile(r"training\.(micro_batch_size|micro_batch_tokens|gradient_checkpointing|compile|deterministic)")
+
+
+def moves_bytes(key: str) -> bool:
+    """Whether a recipe's key can change what is trained; what it names may still be compared by content."""
+    return not _FREE.fullmatch(key)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dorakit.data.precheck import check_rows
 from dorakit.errors import RunError, UsageError
+from dorakit.parallel.environment import Member, this_process
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.terminal import typed
@@ -45,15 +46,24 @@ def train(
         RecipeError: The adapter of `start_from` is not what the recipe says.
         DataError, ModelError, ResourceError: As their names say; nothing is left of a run that never began.
     """
+    member = this_process()
+    _check_strategy(recipe, member)
+    if resume is None and start_from is None:
+        # What this launch began before its processes were restarted, the same command goes on with.
+        resume = Run.launched(recipe, member.launch) if member.attempt else None
+        if resume and resume.state == "finished":
+            return resume
     if resume is None:
-        Run.place(recipe)
+        if member.is_first:
+            Run.place(recipe)
     else:
         resume.refuse_finished()
         if start_from is not None:
             raise UsageError("--from is for new runs: a resumed one has the adapter that it began with")
         if checkpoint is not None and checkpoint.startswith(_ASIDE):
             raise RunError(_how_to_use(resume, checkpoint))
-    check_trackers(recipe.logging.to)
+    if member.is_first:
+        check_trackers(recipe.logging.to)
     check_rows(recipe)
 
     from dorakit.training import loop
@@ -66,6 +76,28 @@ def train(
         accept_changes=accept_changes,
         quiet=quiet,
     )
+
+
+def _check_strategy(recipe: Recipe, member: Member) -> None:
+    """Refuse a group that the recipe does not want, and one with less to do per step than it has processes."""
+    strategy, documents = recipe.parallel.strategy, recipe.training.batch_size
+    if strategy == "single" and member.size > 1:
+        raise UsageError(
+            f"parallel.strategy: single, and this is rank {member.rank} of {member.size} processes\n"
+            "  start one process, or set parallel.strategy: auto"
+        )
+    if strategy == "fsdp" and recipe.method is None:
+        raise UsageError(
+            "parallel.strategy: fsdp shares out a frozen base, and with adapter.mode: full nothing is frozen\n"
+            "  set parallel.strategy: ddp, or train an adapter"
+        )
+    if strategy == "fsdp" and recipe.training.compile:
+        raise UsageError("parallel.strategy: fsdp does not go with training.compile\n  set training.compile: false")
+    if documents < member.size:
+        raise UsageError(
+            f"training.batch_size {documents} is less than a document for each of {member.size} processes\n"
+            "  start fewer, or raise training.batch_size (it counts the documents of all processes)"
+        )
 
 
 def _how_to_use(run: Run, aside: str) -> str:

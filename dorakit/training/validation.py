@@ -9,14 +9,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dorakit.data.asked import encode_asked
-from dorakit.data.batches import Batch
+from dorakit.data.batches import Batch, evened
 from dorakit.data.tokens import Document
 from dorakit.model.generate import check_prompts, generate_ids
+from dorakit.parallel.world import World
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.training.checkpoint import save_best
 from dorakit.training.compiled import not_compiled
-from dorakit.training.loss import SupervisedLoss, mean_loss
+from dorakit.training.loss import SupervisedLoss, summed_loss
 from dorakit.training.metrics import Metrics
 from dorakit.training.restore import Progress
 from dorakit.training.trained import trained_tensors
@@ -30,6 +31,7 @@ class Validation:
     Args:
         recipe: Says what to look at.
         run: Keeps the best weights.
+        world: Shares the validation rows out; the first rank writes.
         loss: Has the model.
         tokenizer: The base's.
         documents: The validation rows.
@@ -43,19 +45,22 @@ class Validation:
         self,
         recipe: Recipe,
         run: Run,
+        world: World,
         loss: SupervisedLoss,
         tokenizer: PreTrainedTokenizerBase,
         documents: Sequence[Document],
         in_batches: Callable[[Sequence[Document]], list[Batch]],
     ):
-        self._settings, self._run, self._loss, self._tokenizer = recipe.training, run, loss, tokenizer
+        self._settings, self._run, self._world = recipe.training, run, world
+        self._loss, self._tokenizer = loss, tokenizer
         self._documents, self._in_batches = documents, in_batches
         self._prompts = sample_prompts(recipe, loss, tokenizer)
 
     def look_before(self, progress: Progress, metrics: Metrics) -> None:
         """What the model answers before the first step, to set what it learns against; nothing without sample prompts."""
         # A run that begins again has them already.
-        if self._prompts and progress.step == 0 and not self._run.metrics_file.stat().st_size:
+        is_new = self._world.from_first(lambda: not self._run.metrics_file.stat().st_size)
+        if self._prompts and progress.step == 0 and is_new:
             self._write_samples({"step": 0}, metrics)
         self._loss.train()
         metrics.pause_clock()
@@ -65,12 +70,15 @@ class Validation:
         entry: dict[str, Any] = {"step": progress.step}
         if self._documents:
             with not_compiled():
-                loss, num_labels = mean_loss(self._loss, self._in_batches(self._documents))
+                batches = evened(self._in_batches(self._documents), self._world.size)
+                shares = self._world.gather(summed_loss(self._loss, self._world.share(batches)))
+            num_labels = sum(labels for _, labels in shares)
+            loss = sum(total for total, _ in shares) / max(1, num_labels)
             entry |= {"validation/loss": loss, "validation/tokens": num_labels}
             metrics.say(f"step {progress.step}: validation loss {loss:.4f}")
             if math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
                 progress.best_loss, progress.best_step = loss, progress.step
-                if self._settings.keep_best:
+                if self._settings.keep_best and self._world.is_first:
                     save_best(self._run, progress.step, trained_tensors(self._loss.model))
         if self._prompts:
             self._write_samples(entry, metrics)

@@ -7,10 +7,11 @@ from tiny_runs import tiny_recipe, tiny_run, write_rows
 
 from dorakit import Recipe, evaluate, load_adapter, merge, quantize
 from dorakit.errors import DataError, GateError, ModelError, UsageError
+from dorakit.evaluation.gates import check_gates
 from dorakit.evaluation.generation import answer_prompts
 from dorakit.evaluation.perplexity import token_loss
 from dorakit.evaluation.rows import file_rows
-from dorakit.evaluation.task import check_gates, rows_to_measure
+from dorakit.evaluation.task import rows_to_measure
 from dorakit.model.load import load_base
 from dorakit.target import open_target
 

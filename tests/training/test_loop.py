@@ -209,7 +209,7 @@ def test_best_weights_that_are_gone(monkeypatch, make_recipe):
     """Or damaged. Planted bugs caught: found out after the last step, or never."""
     recipe = make_recipe("training.keep_best=true", "training.eval_every=1")
     worse = itertools.count(1.0)
-    monkeypatch.setattr(validation, "mean_loss", lambda *_: (next(worse), 10))
+    monkeypatch.setattr(validation, "summed_loss", lambda *_: (10 * next(worse), 10))
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Interrupted):
@@ -270,8 +270,8 @@ def test_bitwise_is_said_only_where_all_is_as_it_was(monkeypatch, make_recipe):
         with monkeypatch.context() as patch:
             stop_after(patch, 2)
             if changed:
-                now = loop.computing(torch.float32)
-                patch.setattr(loop, "computing", lambda _, now=now, changed=changed: {**now, changed: "4"})
+                now = loop.computing(torch.float32, ranks=1)
+                patch.setattr(loop, "computing", lambda *_, now=now, changed=changed, **__: {**now, changed: "4"})
             with pytest.raises(Interrupted):
                 train(recipe, quiet=True)
         run = Run.open(recipe.output_dir)

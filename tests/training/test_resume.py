@@ -138,7 +138,7 @@ def test_best_weights_of_the_checkpoint_itself_are_made_anew(stopped, monkeypatc
     run = stopped(2, *overrides)
     best = run.best / "step-000000002"
     shutil.rmtree(best)
-    monkeypatch.setattr(validation, "mean_loss", lambda *_: (99.0, 10))
+    monkeypatch.setattr(validation, "summed_loss", lambda *_: (990.0, 10))
     finished = train(run.recipe, resume=run, quiet=True)
     assert finished.read("run.json")["best_step"] == 2 and best.is_dir()
 
@@ -203,7 +203,7 @@ def test_a_run_that_begins_again_says_so_and_is_training(make_recipe, monkeypatc
 def test_magnitudes_are_judged_by_the_last_step(make_recipe, monkeypatch):
     """Planted bug caught: of the best weights, early in the warmup, by the rates of the whole run: refused for ever."""
     losses = iter(range(1, 99))
-    monkeypatch.setattr(validation, "mean_loss", lambda *_: (float(next(losses)), 10))
+    monkeypatch.setattr(validation, "summed_loss", lambda *_: (10 * float(next(losses)), 10))
     overrides = ["training.keep_best=true", "training.eval_every=1", "optimizer.learning_rate=1e-2"]
     # So small a first rate that m + rate is m.
     run = train(make_recipe(*overrides, "optimizer.warmup_steps=4", "optimizer.schedule=constant"), quiet=True)

@@ -1,0 +1,135 @@
+"""The processes of one training, and what they tell each other.
+
+Nothing here starts a process: torchrun does (parallel/launch.py). Every rank goes through the same steps; the first one
+writes files and speaks. A rank that fails leaves, so that there is nothing for the others to hang in (parallel/voice.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dorakit.errors import MachineError, RunError
+from dorakit.model.load import pick_device
+from dorakit.parallel.environment import Member, this_process
+from dorakit.parallel.voice import PeerLost, address, one_voice, store_of_group
+
+T = TypeVar("T")
+
+
+class World:
+    """The group, as one rank sees it; of a group of one, every exchange is with itself and costs nothing."""
+
+    def __init__(self, member: Member | None = None):
+        self.member = member or Member()
+        self.rank, self.size, self.is_first = self.member.rank, self.member.size, self.member.is_first
+
+    def share(self, everything: Sequence[T]) -> Sequence[T]:
+        """What this rank does of what all do together: every `size`-th, so that what is sorted by length is spread."""
+        return everything[self.rank :: self.size]
+
+    def collected(self, own: Sequence[T]) -> list[T]:
+        """On every rank what all of them made of their `share`, in the order of the whole."""
+        parts = self.gather(list(own))
+        longest = max(map(len, parts))
+        return [part[place] for place in range(longest) for part in parts if place < len(part)]
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each rank, by rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _talking():
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the first rank, the only one to call it; on every rank."""
+        value = make() if self.is_first else None
+        if self.size > 1:
+            box = [value]
+            with _talking():
+                dist.broadcast_object_list(box, src=0)
+            value = box[0]
+        return value  # type: ignore[return-value]
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        """Put into each tensor, in place, its sum over all ranks: the same bytes on every one."""
+        if self.size > 1:
+            with _talking():
+                for tensor in tensors:
+                    dist.all_reduce(tensor)
+
+    def agree(self, facts: dict[str, str]) -> None:
+        """Refuse ranks that are about to do different things.
+
+        Args:
+            facts: By what a person calls it, the content that must be the same everywhere.
+
+        Raises:
+            RunError: It is not.
+        """
+        told = self.gather(facts)
+        for what, value in told[0].items():
+            if odd := [rank for rank, other in enumerate(told) if other[what] != value]:
+                raise RunError(
+                    f"{what}: rank {odd[0]} has {told[odd[0]][what]:.40}, rank 0 has {value:.40}\n"
+                    "  every rank needs the same recipe, data and base: are the files on all hosts the same?"
+                )
+
+
+@contextlib.contextmanager
+def joined(*, timeout_s: float) -> Iterator[World]:
+    """Be one of the group that a launcher started, for the length of the block.
+
+    Args:
+        timeout_s: Seconds after which a rank that does not answer counts as lost.
+
+    Raises:
+        MachineError: The others were not there in time, or one was lost without a word.
+        ToldByAnother: Another rank failed first and says why.
+    """
+    member = this_process()
+    if member.size == 1:
+        yield World(member)
+        return
+    on_cuda = pick_device().type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(member.local_rank)
+    with one_voice():
+        _meet(member, timedelta(seconds=timeout_s), "cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+        try:
+            yield World(member)
+        finally:
+            with contextlib.suppress(Exception):  # of a group that is broken
+                dist.destroy_process_group()
+
+
+def _meet(member: Member, timeout: timedelta, backend: str) -> None:
+    try:
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("group", store_of_group()),  # type: ignore[attr-defined]
+            rank=member.rank,
+            world_size=member.size,
+            timeout=timeout,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise MachineError(
+            f"rank {member.rank} of {member.size} did not find the others at {':'.join(map(str, address()))} within "
+            f"{timeout.total_seconds():.0f} s: {str(error).splitlines()[0]:.200}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _talking() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(str(error).splitlines()[0]) from error

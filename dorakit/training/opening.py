@@ -1,0 +1,62 @@
+"""The run directory of a training, made or taken up again by the one process that writes it, which holds its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dorakit.errors import shown
+from dorakit.parallel.environment import Member
+from dorakit.recipe.schema import Recipe
+from dorakit.run import Run
+from dorakit.training.prepare import Prepared
+from dorakit.training.resumable import check_resumable
+
+SMALLER = (
+    "smaller, at the same result where adapter.dropout is 0: "
+    "--set training.micro_batch_size=1 --set training.gradient_checkpointing=true"
+)
+
+
+@contextlib.contextmanager
+def begun(recipe: Recipe, prepared: Prepared, member: Member) -> Iterator[Run]:
+    """Make the directory of a new run and hold it for the length of the block.
+
+    Raises:
+        RunError: As `Run.create`.
+    """
+    before = prepared.predecessor
+    run = Run.create(recipe, base=base_facts(prepared), start=before.facts if before else None)
+    with run.writing():
+        if member.size > 1:  # by which restarted processes know that this run is theirs
+            run.update(launch=member.launch)
+        yield run
+
+
+@contextlib.contextmanager
+def taken_up(
+    run: Run, recipe: Recipe, checkpoint: str | None, accept_changes: Sequence[str], *, quiet: bool
+) -> Iterator[Run]:
+    """Hold the directory of a run that is to go on for the length of the block.
+
+    Raises:
+        RunError: It is finished, held by another process, or something changed that is not accepted.
+    """
+    with run.writing() as vanished:
+        run.refuse_finished()  # which another process may have made it since
+        # At once, since this resume may be refused, and the next one finds no trace in the lock.
+        if vanished:
+            line = f"the last writer of this run ({vanished}) vanished: killed, or out of memory. {SMALLER}"
+            run.note(line)
+            if not quiet:
+                print(shown(line), file=sys.stderr, flush=True)
+        check_resumable(run, recipe, checkpoint, accept_changes)
+        yield run
+
+
+def base_facts(prepared: Prepared) -> dict[str, Any]:
+    """What run.json keeps of the base."""
+    base = prepared.base
+    return {"name": prepared.recipe.model.base, "revision": base.revision, "files": base.identity}

@@ -1,0 +1,135 @@
+"""Several ranks do what one process does."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import plain
+from dying_runs import digest, make_site
+from groups import dorakit_group
+from safetensors.torch import load_file
+
+from dorakit.training.optim import Updater
+
+MODES = ("full", "lora", "dora", "qlora", "qdora")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = [*run.glob("adapter/*.safetensors"), *run.glob("model/*.safetensors")]
+    return load_file(file)
+
+
+def distance(one: dict, other: dict) -> float:
+    return float(torch.stack([(one[name].float() - other[name].float()).norm() for name in one]).norm())
+
+
+def keep_first_gradient(file: Path) -> None:
+    """Write the gradient of the first step, before it is clipped."""
+    own = Updater.clip
+
+    def clip(self, max_norm):
+        if not file.exists():
+            torch.save(torch.cat(self.gradients), file)
+        return own(self, max_norm)
+
+    Updater.clip = clip
+
+
+CASES = [(mode, "ddp") for mode in MODES] + [(mode, "fsdp") for mode in MODES if mode != "full"]
+
+
+@pytest.mark.parametrize(("mode", "strategy"), CASES)
+def test_two_ranks_are_one_process(tmp_path, mode, strategy):
+    """One process of four micro-batches and two ranks of two each. Planted bugs caught: the loss divided by each rank's own
+    tokens; the gradient averaged; a rank that takes the other's share."""
+    runs = {}
+    for size in (1, 2):
+        site = plain(make_site(tmp_path / str(size), steps=20))
+        settings = [f"adapter.mode={mode}", "training.eval_every=0", "optimizer.learning_rate=1e-3"]
+        settings.append(f"parallel.strategy={strategy}")
+        if mode == "full":
+            site.recipe.write_text(site.recipe.read_text().replace(", rank: 4, alpha: 8", ""))
+        ended = dorakit_group(
+            size,
+            "train",
+            site.recipe,
+            *[part for setting in settings for part in ("--set", setting)],
+            before=lambda rank, file=tmp_path / f"gradient-{size}": rank == 0 and keep_first_gradient(file),
+        )
+        assert ended.codes == [0] * size, ended.ranks
+        runs[size] = site.run
+    one, two = (torch.load(tmp_path / f"gradient-{size}") for size in (1, 2))
+    assert (one - two).norm() <= 1e-6 * one.norm()
+    begun = plain(make_site(tmp_path / "begun", steps=1))
+    if mode == "full":
+        begun.recipe.write_text(begun.recipe.read_text().replace(", rank: 4, alpha: 8", ""))
+    zero = ["--set", f"adapter.mode={mode}", "--set", "optimizer.learning_rate=1e-30"]
+    ended = dorakit_group(1, "train", begun.recipe, *zero, before=lambda rank: unmoved_is_fine())
+    assert ended.codes == [0], ended.ranks
+    start, alone, together = weights(begun.run), weights(runs[1]), weights(runs[2])
+    assert distance(alone, together) <= 1e-4 * distance(alone, start)
+
+
+def unmoved_is_fine() -> None:
+    from dorakit.training import loop
+
+    loop.check_adapter_moved = lambda model, rate: []
+    loop.check_magnitudes_moved = lambda model, rate: None
+
+
+def test_two_runs_are_the_same_bytes(unbroken, site):
+    ended = dorakit_group(2, "train", site.recipe)
+    assert ended.codes == [0, 0], ended.ranks
+    assert digest(site.run) == digest(unbroken.run)
+    assert site.metrics() == unbroken.metrics()
+
+
+def test_only_the_first_rank_speaks_and_writes(site):
+    (site.place / "elsewhere").mkdir()
+    ended = dorakit_group(2, "train", site.recipe, before=lambda rank: rank and os.chdir(site.place / "elsewhere"))
+    first, second = ended.ranks
+    assert "finished 12 steps" in first.err and second.err == second.out == ""
+    assert sorted(path.name for path in site.place.iterdir()) == [
+        "elsewhere",
+        "latest",
+        "rows.jsonl",
+        "run",
+        "small.yaml",
+    ]
+    assert site.facts()["computing"]["ranks"] == "2"
+
+
+def test_validation_is_that_of_one_process(tmp_path, unbroken):
+    alone = plain(make_site(tmp_path))
+    assert dorakit_group(1, "train", alone.recipe).codes == [0]
+    pairs = zip(alone.metrics(), unbroken.metrics(), strict=True)
+    for one, two in pairs:
+        assert one.keys() == two.keys()
+        assert all(one[key] == pytest.approx(two[key], rel=1e-5) for key in one), (one, two)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_resumed_at_any_number_of_ranks(site, unbroken, size):
+    """The same documents of each step at any size; the same bytes at the same size."""
+    assert dorakit_group(2, "train", site.recipe, failpoints_of={1: "step:7=kill9"}).codes[1] == -9
+    ended = dorakit_group(size, "train", "--resume", site.run)
+    assert ended.codes == [0] * size, ended.ranks
+    assert ("bitwise" in ended.ranks[0].err.replace("not bitwise", "")) == (size == 2)
+    if size == 2:
+        assert digest(site.run) == digest(unbroken.run)
+    before = weights(unbroken.run)
+    moved = torch.stack([tensor.norm() for tensor in before.values()]).norm()
+    assert distance(weights(site.run), before) <= 1e-4 * float(moved)
+
+
+def test_a_step_has_something_for_every_rank(site):
+    ended = dorakit_group(
+        2, "train", site.recipe, "--set", "training.batch_size=1", "--set", "training.micro_batch_size=1"
+    )
+    assert ended.codes == [2, 2] and len(ended.errors) == 1 and "training.batch_size 1" in ended.errors[0]
+
+
+def test_single_is_refused_in_a_group(site):
+    ended = dorakit_group(2, "train", site.recipe, "--set", "parallel.strategy=single")
+    assert ended.codes == [2, 2] and len(ended.errors) == 1

@@ -1,0 +1,40 @@
+"""Rows shared out over ranks are measured as by one process."""
+
+import json
+
+import pytest
+from groups import dorakit_group
+from tiny_runs import tiny_run
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "option_likelihood"])
+def test_as_one_process(tmp_path, metric):
+    """Planted bugs caught: a mean of the ranks' means; answers in the order of ranks."""
+    run = tiny_run(tmp_path, "dora")
+    options = ["--set", f"evaluation.metric={metric}"]
+    if metric.startswith("option"):
+        options += ["--set", "evaluation.options=[' 82', ' 84', ' 86', ' 88', ' 90', ' 92', ' 94']"]
+    found = []
+    for size in (1, 2, 4):
+        file = tmp_path / f"{size}.json"
+        ended = dorakit_group(size, "eval", run.path, *options, "--output", file, "--json")
+        assert ended.codes == [0] * size, ended.ranks
+        assert all(rank.out == rank.err == "" for rank in ended.ranks[1:])
+        result, answers = json.loads(file.read_text()), file.with_suffix(".predictions.jsonl").read_text()
+        for moving in ("seconds", "output", "predictions", "loss", "perplexity"):
+            found.append(result.pop(moving)) if moving == "loss" else result.pop(moving)
+        found.append((result, [{**json.loads(line), "log_likelihoods": None} for line in answers.splitlines()]))
+    assert found[1] == found[3] == found[5]
+    assert found[0] == pytest.approx(found[2], rel=1e-6) == pytest.approx(found[4], rel=1e-6)
+
+
+def test_a_gate_is_everybodys(tmp_path):
+    run = tiny_run(tmp_path, "dora")
+    ended = dorakit_group(2, "eval", run.path, "--min", "accuracy=1")
+    assert ended.codes[0] == 5 and len(ended.errors) == 1
+
+
+def test_tasks_are_for_one_process(tmp_path):
+    run = tiny_run(tmp_path, "dora")
+    ended = dorakit_group(2, "eval", run.path, "--task", "boolq", "--data", tmp_path)
+    assert ended.codes == [2, 2] and len(ended.errors) == 1
