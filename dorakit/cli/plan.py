@@ -40,6 +40,10 @@ def plan(
     tokens_per_second: Annotated[
         float | None, typer.Option(help="Speed of a training like this, as its lines show it (tok/s): gives the time.")
     ] = None,
+    nproc: Annotated[
+        list[int] | None,
+        typer.Option("--nproc", min=2, help="Also by so many processes, a device each. Repeatable."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")
     ] = None,
@@ -52,6 +56,8 @@ def plan(
         dorakit plan recipes/quickstart.yaml
 
         dorakit plan recipes/llama3-commonsense.yaml --gpu "RTX 4090" --config Llama-3-8B/config.json
+
+        dorakit plan recipes/llama3-commonsense-qdora.yaml --gpu 24GB --nproc 2 --nproc 8
     """
     from dorakit.recipe.schema import Recipe
 
@@ -59,13 +65,26 @@ def plan(
 
     from dorakit.plan.estimate import estimate
 
-    found = estimate(parsed, gpu=gpu, config=config, tokens_per_s=tokens_per_second)
+    found = estimate(parsed, gpu=gpu, config=config, tokens_per_s=tokens_per_second, ranks=nproc or [])
     if as_json:
         typer.echo(json_line(found.as_dict()))
         return
     if not quiet:
         show_table(found)
+        show_shares(found)
     show_summary(found)
+
+
+def show_shares(estimate: Estimate) -> None:
+    """A line for each number of processes and each way of dividing the work, of the recipe's own mode."""
+    if estimate.shares:
+        typer.echo(f"{f'{estimate.mode}, MiB a process':24}{'base':>12}{'peak':>12}{'sent a step':>14}")
+    for share in estimate.shares:
+        numbers = "".join(
+            f"{value / 2**20:{width},.1f}" for value, width in ((share.base, 12), (share.peak, 12), (share.sent, 14))
+        )
+        fits = "fits" if share.peak <= estimate.device.room else "does not fit"
+        typer.echo(f"{f'{share.ranks} x {share.strategy}':24}{numbers}  {fits}")
 
 
 def show_table(estimate: Estimate) -> None:

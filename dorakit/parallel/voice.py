@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -97,19 +98,13 @@ def _ended(error: BaseException, member: Member, store: Store) -> BaseException:
     lost = isinstance(error, PeerLost) or (
         isinstance(error, RuntimeError) and _TRANSPORT.search(str(error)) is not None
     )
-    try:
-        if lost:
-            with contextlib.suppress(RuntimeError):
-                store.wait(["left"], timedelta(seconds=_SECONDS_TO_TELL))
-        if store.add("leaving", 1) > 1:
-            code = int(store.get("left"))
-            store.add("heard", 1)
-            return ToldByAnother(code)
-        store.set("left", str(MachineError.exit_code if lost else _exit_code(error)))
-        if _keeps_store(member):
-            _wait_until_heard(member, store)
-    except RuntimeError:  # the store is gone too
-        pass
+    told: list[int] = []
+    # A store that is out of reach does not answer, and does not say so either.
+    talk = threading.Thread(target=_leave, args=(error, lost, member, store, told), daemon=True)
+    talk.start()
+    talk.join(2 * _SECONDS_TO_TELL)
+    if told:
+        return ToldByAnother(told[0])
     if lost:
         return MachineError(
             "another process of this run is gone without a word: killed, out of memory, or out of reach "
@@ -117,6 +112,21 @@ def _ended(error: BaseException, member: Member, store: Store) -> BaseException:
             "  from its last checkpoint the run goes on with: dorakit train --resume RUN"
         )
     return error
+
+
+def _leave(error: BaseException, lost: bool, member: Member, store: Store, told: list[int]) -> None:
+    """Say that this rank leaves; where another one was first, put its exit code into `told`."""
+    with contextlib.suppress(RuntimeError):  # the store is gone too
+        if lost:
+            with contextlib.suppress(RuntimeError):
+                store.wait(["left"], timedelta(seconds=_SECONDS_TO_TELL))
+        if store.add("leaving", 1) > 1:
+            told.append(int(store.get("left")))
+            store.add("heard", 1)
+            return
+        store.set("left", str(MachineError.exit_code if lost else _exit_code(error)))
+        if _keeps_store(member):
+            _wait_until_heard(member, store)
 
 
 def _wait_until_heard(member: Member, store: Store) -> None:

@@ -14,6 +14,7 @@ from dorakit.errors import UsageError
 from dorakit.plan.advice import Advice, advise, changed
 from dorakit.plan.device import Device, card, this_machine
 from dorakit.plan.ledger import Ledger, ledger, micro_batch
+from dorakit.plan.ranks import OnRanks, on_ranks
 from dorakit.plan.schedule import Schedule, schedule
 from dorakit.plan.skeleton import find_config
 from dorakit.recipe.schema import MODES, Recipe
@@ -26,7 +27,7 @@ class Estimate:
 
     `rows` x `tokens` is the largest forward pass. `ledgers` has an entry for each mode asked for and for the recipe's own.
     `seconds` is None where the speed or the number of tokens is not known. `advice` is empty where the recipe fits, and where
-    nothing helps.
+    nothing helps. `shares` is the recipe's own mode by several processes, each on a device of its own.
     """
 
     mode: str
@@ -38,6 +39,7 @@ class Estimate:
     schedule: Schedule
     seconds: float | None
     advice: list[Advice]
+    shares: list[OnRanks]
 
     @property
     def fits(self) -> bool:
@@ -60,6 +62,7 @@ class Estimate:
             "schedule": asdict(self.schedule),
             "seconds": self.seconds,
             "advice": [asdict(advice) for advice in self.advice],
+            "ranks": [{**share.as_dict(), "fits": share.peak <= self.device.room} for share in self.shares],
         }
 
 
@@ -70,6 +73,7 @@ def estimate(
     config: Path | None = None,
     tokens_per_s: float | None = None,
     modes: Sequence[str] = MODES,
+    ranks: Sequence[int] = (),
 ) -> Estimate:
     """Plan a recipe without reading weights.
 
@@ -79,6 +83,7 @@ def estimate(
         config: The base's config.json, where the base is not here.
         tokens_per_s: Speed of the training, in tokens without padding, as its lines and metrics give it.
         modes: To be planned beside the recipe's own.
+        ranks: Numbers of processes to plan the recipe's own mode for.
 
     Raises:
         UsageError: An unknown card, or a speed that is none.
@@ -113,4 +118,5 @@ def estimate(
             peak_of=lambda recipe: plan(recipe).peak,
         )
     seconds = None if tokens_per_s is None or expected.tokens is None else expected.tokens / tokens_per_s
-    return Estimate(own, name, device, rows, tokens, ledgers, expected, seconds, advice)
+    shares = [share for number in ranks for share in on_ranks(ledgers[own], recipe, number, rows=rows)]
+    return Estimate(own, name, device, rows, tokens, ledgers, expected, seconds, advice, shares)

@@ -12,6 +12,7 @@ from torch import nn
 from dorakit.adapters.attach import adapter_layers
 from dorakit.model.attention import LONGEST
 from dorakit.plan.activations import kept_for_backward
+from dorakit.plan.ranks import shareable
 from dorakit.plan.skeleton import build_skeleton, quantized_layers
 from dorakit.recipe.schema import Recipe
 from dorakit.training.loss import TOKENS_AT_ONCE
@@ -25,6 +26,7 @@ _NESTED_TABLE = 1024 + 4  # bytes: 256 float32 values and the offset
 class Ledger:
     """Bytes but for the two counts. `base` is what is frozen, NF4 and the norms of DoRA included.
 
+    `shareable` is what several processes may share of it, `largest_group` what each of them then gathers at once.
     `quant_constants` is part of `base`: absmax in one or two levels. `paged` is part of `optimizer`. `transients` is what
     lives for a moment. `checkpoint` is one on disk.
     """
@@ -42,6 +44,8 @@ class Ledger:
     logits: int
     transients: int
     checkpoint: int
+    shareable: int
+    largest_group: int
 
     @property
     def peak(self) -> int:
@@ -80,6 +84,7 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
     if recipe.method == "dora":
         # Squared norms of the base, the start of m, the norm in use.
         base += sum(3 * 4 * layer.out_features for _, layer in adapter_layers(model))
+    shared, largest_group = shareable(recipe, model, packed)
     trained = num_trained(model)
     sizes = group_sizes(model)
     optimizer, paged = state_bytes(recipe.optimizer.name, sizes), 0
@@ -115,6 +120,8 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
         logits=kept.logits,
         transients=max(backward, step - kept.backbone - kept.logits),
         checkpoint=4 * trained + optimizer,
+        shareable=shared,
+        largest_group=largest_group,
     )
 
 

@@ -8,9 +8,11 @@ from conftest import plain
 from dying_runs import digest, make_site
 from groups import dorakit_group, group
 
+from dorakit import Recipe
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format, NF4Linear, row_norm_squared
 from dorakit.model.streaming import shared_out
+from dorakit.plan.estimate import estimate
 
 FSDP = ("--set", "parallel.strategy=fsdp")
 
@@ -47,6 +49,10 @@ def test_each_rank_holds_its_share(site, mode):
     said = re.search(r"holds ([\d,]+) of the ([\d,]+) bytes", ended.ranks[0].err)
     own, total = (int(text.replace(",", "")) for text in said.groups())
     assert own <= 0.55 * total
+    planned = estimate(Recipe.from_yaml(str(site.recipe), [f"adapter.mode={mode}"]), ranks=[2])
+    assert planned.ledgers[mode].shareable == total  # weights and absmax to the byte
+    assert [(share.strategy, share.ranks) for share in planned.shares] == [("ddp", 2), ("fsdp", 2)]
+    assert planned.shares[1].base == planned.shares[0].base - total + -(-total // 2)
 
 
 def test_fsdp_is_ddp(site, unbroken):

@@ -52,6 +52,7 @@ def test_nan_passed_over(site):
 def test_a_signal_to_one(site, unbroken, rank):
     ended = dorakit_group(2, "train", site.recipe, failpoints_of={rank: "micro:9=sigterm"})
     check(ended, 143, "a checkpoint is saved")
+    assert site.checkpoints()[-1].name == "step-000000005"  # that of the step in which it came, which the message names
     check_goes_on(site, unbroken)
 
 
