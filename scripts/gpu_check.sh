@@ -54,6 +54,21 @@ if any("using" in note for note in notes):
 PYTHON
 done
 
+# What no CPU can show of several processes: NCCL, CUDA streams, FSDP's prefetch, a share of the base on each card.
+cards=$(python -c 'import torch; print(torch.cuda.device_count())')
+if [ "$cards" -gt 1 ]; then
+  for strategy in ddp fsdp; do
+    for mode in dora qdora; do
+      printf '== %s by %s on %s cards\n' "$mode" "$strategy" "$cards"
+      dorakit train recipes/quickstart.yaml --nproc "$cards" --set "output_dir=$place/$strategy-$mode" --set training.max_steps=30 \
+        --set "adapter.mode=$mode" --set "parallel.strategy=$strategy" --quiet
+      dorakit eval "$place/$strategy-$mode" --limit 16 --quiet
+    done
+  done
+else
+  printf '== one card: ddp and fsdp were not tried\n'
+fi
+
 printf '== tests that need a GPU\n'
 python -m pytest -m gpu || [ $? -eq 5 ] # 5: no such tests
 printf '== oracle tests\n'

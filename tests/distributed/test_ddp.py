@@ -133,3 +133,8 @@ def test_a_step_has_something_for_every_rank(site):
 def test_single_is_refused_in_a_group(site):
     ended = dorakit_group(2, "train", site.recipe, "--set", "parallel.strategy=single")
     assert ended.codes == [2, 2] and len(ended.errors) == 1
+
+
+def test_a_group_of_one_says_so(site):
+    ended = dorakit_group(1, "train", site.recipe, "--set", "parallel.strategy=fsdp", "--set", "training.max_steps=1")
+    assert ended.codes == [0] and "asked: parallel.strategy fsdp, using: single" in ended.ranks[0].err
