@@ -63,7 +63,8 @@ def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Pat
         predecessor.put_into_(base, recipe)  # before the optimizer takes its copies
     if recipe.parallel.strategy in ("ddp", "fsdp") and world.size == 1:
         base.notes.append(
-            f"asked: parallel.strategy {recipe.parallel.strategy}, using: single (one process; --nproc or torchrun starts several)"
+            f"asked: parallel.strategy {recipe.parallel.strategy}, using: single "
+            "(one process; --nproc or torchrun starts several)"
         )
     if shards:
         from dorakit.parallel.sharding import shard_
