@@ -31,6 +31,7 @@ def test_nproc_gives_the_exit_code_of_the_failure(site):
     ended = run(*DORAKIT, "train", site.recipe, "--nproc", 2, env={**os.environ, "DORAKIT_FAILPOINT": "loss:3=nan"})
     assert ended.returncode == 5, ended.stderr
     assert ended.stderr.count("is not finite") == 1 and "Traceback" not in ended.stderr
+    assert "elastic" not in ended.stderr  # torchrun has nothing to add
 
 
 def test_a_recipe_is_refused_before_anything_is_started(site):
