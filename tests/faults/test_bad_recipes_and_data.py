@@ -158,7 +158,7 @@ RECIPES = [
     Case(34, r"^q\.yaml: error: no such file\n +did you mean r\.yaml\?", argv=("train", "q.yaml")),
     Case(34, r"^gone/r\.yaml: error: no such file\n +the nearest directory that exists is /", argv=("train", "gone/r.yaml")),
     Case(34, r"^list\.json:1:1: error: a recipe is a mapping of sections", files={"list.json": "[1]"}, argv=("train", "list.json")),
-    Case(35, r"unknown key 'fsdp'(.|\n)*several devices are not set in the recipe", put("version: 1", "version: 1\nfsdp: full_shard")),
+    Case(35, r"unknown key 'fsdp'(.|\n)*several devices are `parallel.strategy", put("version: 1", "version: 1\nfsdp: full_shard")),
 ]  # fmt: skip
 
 PLAIN_ROWS = [
