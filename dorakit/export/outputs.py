@@ -127,7 +127,7 @@ def export_lora(
     *,
     output: Path | str | None = None,
     onto: Onto | None = None,
-    max_kl: float,
+    max_kl: float | None = None,
     max_rank: int,
     quiet: bool = False,
 ) -> Exported:

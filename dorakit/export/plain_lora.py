@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 import dorakit
 from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.peft_config import read_config
@@ -48,6 +50,9 @@ from dorakit.training.interruptions import out_of_memory_said
 if TYPE_CHECKING:
     from dorakit.target import Target
 
+# Nats a position. In 16 bits two models that compute alike are 0.002 apart by rounding (docs/plain_lora.md).
+MAX_KL, MAX_KL_16_BITS = 0.001, 0.003
+
 RECEIPT, GGUF = "export.json", "adapter.gguf"
 _Onto = Literal["trained", "original"]
 _Note = Callable[[str], None]
@@ -57,7 +62,7 @@ _Note = Callable[[str], None]
     "the model must fit in memory once, and its factors of the largest rank: a smaller --max-rank takes less"
 )
 def export_plain_lora(
-    run: Run | Path | str, *, output: Path, onto: _Onto, max_kl: float, max_rank: int, quiet: bool
+    run: Run | Path | str, *, output: Path, onto: _Onto, max_kl: float | None, max_rank: int, quiet: bool
 ) -> dict[str, Any]:
     """Write a PEFT directory of a LoRA without magnitude, rslora or patterns: r = lora_alpha, so the scale is 1.
 
@@ -68,7 +73,8 @@ def export_plain_lora(
         run: A finished run, or a PEFT adapter directory.
         output: Where to. An earlier result is replaced.
         onto: The base that the server loads: what the adapter was trained on (NF4), or the original weights.
-        max_kl: Largest KL(live || plain), in nats a position, over supervised positions and over all.
+        max_kl: Largest KL(live || plain), in nats a position, over supervised positions and over all. None is MAX_KL where
+            float32 is computed in, and MAX_KL_16_BITS elsewhere.
         max_rank: One of RANKS.
         quiet: Print nothing.
 
@@ -100,6 +106,8 @@ def export_plain_lora(
             gc.collect()
         live = _open(place, onto, note)
         samples, rows = _answer(live, output, scratch / "live", beside=_adapter_bytes(live, max_rank))
+        if max_kl is None:
+            max_kl = MAX_KL if live.model.dtype == torch.float32 else MAX_KL_16_BITS
         ranks = ranks_to_try(live.model, max_rank)
         factors = factor_layers(live.model, ranks, quiet=quiet)
         tried = try_ranks_(live.model, factors, ranks, samples, scratch / "live", max_kl=max_kl, quiet=quiet)

@@ -59,11 +59,13 @@ class Validation:
     def look_before(self, progress: Progress, metrics: Metrics) -> None:
         """What the model answers before the first step, to set what it learns against; nothing without sample prompts."""
         # A run that begins again has them already.
-        is_new = self._world.from_first(lambda: not self._run.metrics_file.stat().st_size)
-        if self._prompts and progress.step == 0 and is_new:
+        if self._prompts and progress.step == 0 and self._world.from_first(self._is_new):
             self._write_samples({"step": 0}, metrics)
         self._loss.train()
         metrics.pause_clock()
+
+    def _is_new(self) -> bool:
+        return not self._run.metrics_file.stat().st_size
 
     def look(self, progress: Progress, metrics: Metrics) -> None:
         """Write what is seen to `metrics`, and a new best loss into `progress`."""
