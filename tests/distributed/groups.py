@@ -21,7 +21,7 @@ from dying_runs import Ended
 
 from dorakit import failpoints
 
-PATIENCE = 90  # seconds after which a group hangs
+PATIENCE = 200  # seconds after which a group hangs
 
 
 @dataclass(frozen=True)
