@@ -123,8 +123,9 @@ class Terminal:
             app.main()
         except SystemExit as left:
             code = left.code
-            sys.stdout.flush()
         finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
             os._exit(code)
 
     def wait_for(self, text, seconds=60):
@@ -133,7 +134,10 @@ class Terminal:
         while text not in self.seen:
             assert time.monotonic() < until, self.seen
             if select.select([self.side], [], [], 0.2)[0]:
-                self.seen += os.read(self.side, 65536).decode(errors="replace")
+                try:
+                    self.seen += os.read(self.side, 65536).decode(errors="replace")
+                except OSError:  # it is at its end
+                    pytest.fail(f"it ended without {text!r}: {self.seen}")
         before, _, self.seen = self.seen.partition(text)
         return before
 
