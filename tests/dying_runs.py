@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, NoReturn
 
 from dorakit import failpoints
 from dorakit.training import loop  # noqa: F401  loaded before the forks
@@ -51,6 +52,23 @@ class Ended:
     err: str
 
 
+def be_a_child(function: Callable[[], int], out: IO[bytes], err: IO[bytes]) -> NoReturn:
+    """Call `function` in a fork that writes into these files; its value is the exit code. Never comes back."""
+    code = 70
+    try:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+        code = function()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+
+
 def forked(function: Callable[[], int]) -> Ended:
     """Run `function` in a fork; its value is the exit code."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -58,19 +76,7 @@ def forked(function: Callable[[], int]) -> Ended:
         sys.stderr.flush()
         child = os.fork()
         if child == 0:
-            code = 70
-            try:
-                os.dup2(out.fileno(), 1)
-                os.dup2(err.fileno(), 2)
-                sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
-                code = function()
-            except SystemExit as stop:
-                code = stop.code if isinstance(stop.code, int) else 1
-            finally:
-                for stream in (sys.stdout, sys.stderr):
-                    with contextlib.suppress(OSError):
-                        stream.flush()
-                os._exit(code)
+            be_a_child(function, out, err)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         texts = []
         for file in (out, err):

@@ -3,6 +3,7 @@ scripts/mutants.sh's business.
 """
 
 import importlib.util
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,13 @@ def test_the_list_fits_the_source(mutants):
     promises, found = mutants.read_list()
     assert mutants.problems_of(promises, found) == []
     assert len(found) >= 25
+
+
+def test_no_test_imports_a_conftest():
+    """Several directories have one, and which of them `import conftest` finds depends on what was collected first."""
+    files = sorted(SCRIPT.parents[1].glob("tests/**/*.py"))
+    assert files
+    assert [str(file) for file in files if re.search(r"^\s*(from|import) conftest\b", file.read_text(), re.M)] == []
 
 
 @pytest.mark.parametrize(

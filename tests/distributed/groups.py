@@ -6,22 +6,22 @@ torchrun itself.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
-from dying_runs import Ended
+from dying_runs import Ended, Site, be_a_child
 
 from dorakit import failpoints
 
-PATIENCE = 200  # seconds after which a group hangs
+PATIENCE = 90  # seconds after which a group hangs
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def group(size: int, function: Callable[[int], int]) -> Group:
         files.append((tempfile.TemporaryFile(), tempfile.TemporaryFile()))
         child = os.fork()
         if child == 0:
-            _be(rank, size, port, files[-1], function)
+            _told(rank, size, port)
+            be_a_child(partial(function, rank), *files[-1])
         children.append(child)
     codes: dict[int, int] = {}
     while len(codes) < size:
@@ -70,22 +71,10 @@ def group(size: int, function: Callable[[int], int]) -> Group:
     return Group([Ended(codes[rank], *map(_text, files[rank])) for rank in range(size)], time.monotonic() - began)
 
 
-def _be(rank: int, size: int, port: int, files: Sequence, function: Callable[[int], int]) -> None:
-    code = 70
-    try:
-        for stream, file in zip((1, 2), files, strict=True):
-            os.dup2(file.fileno(), stream)
-        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
-        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-        os.environ.update({"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in numbers.items()})
-        code = function(rank)
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                stream.flush()
-        os._exit(code)
+def _told(rank: int, size: int, port: int) -> None:
+    """What a launcher tells a process."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in numbers.items()})
 
 
 def _text(file) -> str:
@@ -112,3 +101,10 @@ def dorakit_group(
         return 0
 
     return group(size, run)
+
+
+def plain(site: Site) -> Site:
+    """Without dropout, whose draws are each micro-batch's own, and with AdamW in float32."""
+    text = site.recipe.read_text().replace(", dropout: 0.1", "").replace("adamw_8bit", "adamw")
+    site.recipe.write_text(text.replace("micro_batch_size: 4", "micro_batch_size: 2"))
+    return site

@@ -4,9 +4,8 @@ import re
 
 import pytest
 import torch
-from conftest import plain
 from dying_runs import digest, make_site
-from groups import dorakit_group, group
+from groups import dorakit_group, group, plain
 
 from dorakit import Recipe
 from dorakit.model.load import load_base
