@@ -6,7 +6,7 @@ import pytest
 from dying_runs import digest
 from groups import dorakit_group
 
-SOON = 120  # seconds: far less than the half hour that a lost rank is waited for
+SOON = 45  # seconds, of which a training takes some ten
 
 
 def check(ended, code: int, said: str) -> None:
