@@ -15,9 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dorakit.errors import ModelError
+from dorakit.model.layers import decoder_layers
 from dorakit.model.load import pick_device
 from dorakit.model.nf4 import NF4Linear
 
@@ -35,11 +34,7 @@ def shard_(model: PreTrainedModel, ranks: int, *, cpu_offload: bool = False) -> 
     Raises:
         ModelError: The architecture's layers are not of transformers' common kind.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise ModelError(
-            f"{type(model).__name__} has no decoder layers that can be sharded\n  set parallel.strategy: ddp"
-        )
+    layers = decoder_layers(model, to_be="sharded", otherwise="parallel.strategy: ddp")
     whole = [name for name, module in model.named_modules() if isinstance(module, NF4Linear) and module.has_all_rows]
     shares = {module: _take_share(module) for module in model.modules() if _is_share(module)}
     for parameter in model.parameters():

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dorakit.model.layers import decoder_layers
 from dorakit.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def shareable(recipe: Recipe, model: PreTrainedModel, packed: list[nn.Linear]) -
             total += _stored(parameter, quantized.get(id(parameter)), recipe)
         return total
 
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    groups = [taken(module) for module in [*layers, *ends, model]]
+    groups = [taken(module) for module in [*decoder_layers(model), *ends, model]]
     return sum(groups), max(groups, default=0)
 
 

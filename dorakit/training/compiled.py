@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dorakit.adapters.attach import adapter_layers
-from dorakit.errors import ModelError
+from dorakit.model.layers import decoder_layers
 
 
 def compile_layers_(model: PreTrainedModel) -> None:
@@ -23,11 +22,7 @@ def compile_layers_(model: PreTrainedModel) -> None:
     Raises:
         ModelError: The architecture's layers are not of transformers' common kind.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise ModelError(
-            f"{type(model).__name__} has no decoder layers that can be compiled\n  set training.compile: false"
-        )
+    layers = decoder_layers(model, to_be="compiled", otherwise="training.compile: false")
     adapted = [layer for _, layer in adapter_layers(model)]
 
     def before(*_: Any) -> None:
