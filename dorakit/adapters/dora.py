@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from dorakit.adapters.lora import LoRALinear
-from dorakit.model.nf4 import NF4Linear, dense_weight, row_norm_squared
+from dorakit.model.nf4 import ROWS_AT_ONCE, NF4Linear, dense_weight, row_norm_squared
 
-_ROWS_AT_ONCE = 1024  # bounds the float32 copy of W that the norm needs
 _SMALLEST_NORM = 1e-12  # an all-zero row has m = 0 and stays zero, instead of 0 / 0
 
 
@@ -104,13 +103,13 @@ class DoRALinear(LoRALinear):
         """The float32 change of the weight (O, I): (g - 1) W + g s B A, of full rank as soon as m has moved."""
         gain_O1 = (self.lora_magnitude_vector / self.weight_norm())[:, None]
         delta_OI, weight_OI = super().delta_weight().mul_(gain_O1), dense_weight(self.base)
-        for start in range(0, self.out_features, _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
+        for start in range(0, self.out_features, ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
             delta_OI[rows].addcmul_(weight_OI[rows].float(), gain_O1[rows] - 1)
         return delta_OI
 
 
 def _rows(weight_OI: Tensor, function: Any) -> Tensor:
     """`function(float32 rows, slice)` over slices of rows, joined: never a whole float32 copy of the weight."""
-    slices = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, weight_OI.shape[0], _ROWS_AT_ONCE)]
+    slices = [slice(start, start + ROWS_AT_ONCE) for start in range(0, weight_OI.shape[0], ROWS_AT_ONCE)]
     return torch.cat([function(weight_OI[rows].float(), rows) for rows in slices])

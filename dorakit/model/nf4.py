@@ -30,7 +30,7 @@ import bitsandbytes.functional as bnb  # noqa: E402
 # Scratch of bitsandbytes' quantizer is a multiple of its input, so weights are quantized in slices of about this size.
 _CHUNK_WEIGHTS = 1 << 22
 _NESTED_BLOCK_SIZE = 256
-_ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 1024  # bounds the float32 copy of a weight
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that its kernels have
 
 
@@ -105,7 +105,9 @@ class NF4Linear(nn.Module):
             absmax.append(state.absmax)
         layer.weight = nn.Parameter(torch.cat(packed).view(layer.out_features, -1), requires_grad=False)
         layer.absmax = torch.cat(absmax)
-        layer.original_row_norm = torch.cat([rows.float().norm(dim=1) for rows in torch.split(weight.detach(), 1024)])
+        layer.original_row_norm = torch.cat(
+            [rows.float().norm(dim=1) for rows in torch.split(weight.detach(), ROWS_AT_ONCE)]
+        )
         if keep_row_norms:
             layer._keep_row_norms_()
         if form.double_quant:
@@ -218,7 +220,7 @@ def row_norm_squared(base: nn.Module) -> Tensor:
     """float32 (out,): squared norm of each row of the weight in use, without a whole float32 copy of it."""
     if isinstance(base, NF4Linear) and not base.has_all_rows:
         return base.whole_norm_squared
-    slices = torch.split(dense_weight(base), _ROWS_AT_ONCE)
+    slices = torch.split(dense_weight(base), ROWS_AT_ONCE)
     return torch.cat([rows.float().square().sum(dim=1) for rows in slices])
 
 
