@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from dorakit.recipe.importing.ledger import Ledger
+from dorakit.recipe.schema import LoggingSection
 
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+TRACKERS: tuple[str, ...] = get_args(get_args(LoggingSection.model_fields["to"].annotation)[0])
 _PROJECT = "which project is said by the environment: WANDB_PROJECT (docs/trackers.md)"
 _TRACKER_PLACES = (  # key, its tracker, what says this here
     ("wandb_project", "wandb", _PROJECT),
