@@ -19,6 +19,7 @@ from dorakit.plan.schedule import Schedule, schedule
 from dorakit.plan.skeleton import find_config
 from dorakit.recipe.schema import MODES, Recipe
 from dorakit.training.checks import check_trainable_dtype
+from dorakit.training.start import check_ranks
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,13 @@ def estimate(
         ranks: Numbers of processes to plan the recipe's own mode for.
 
     Raises:
-        UsageError: An unknown card, or a speed that is none.
+        UsageError: An unknown card, a speed that is none, or more processes than a step has documents.
         ModelError, ResourceError: The base's config cannot be used, or not be had.
         DataError: Rows that training would refuse too.
     """
     if tokens_per_s is not None and not 0 < tokens_per_s < float("inf"):
         raise UsageError(f"a speed of {tokens_per_s} tokens a second says nothing; give one above 0")
+    check_ranks(recipe, max(ranks, default=1))
     device = this_machine() if gpu is None else card(gpu)
     check_trainable_dtype(recipe.model.dtype)
     stated = recipe.model.dtype

@@ -80,7 +80,7 @@ def train(
 
 def _check_strategy(recipe: Recipe, member: Member) -> None:
     """Refuse a group that the recipe does not want, and one with less to do per step than it has processes."""
-    strategy, documents = recipe.parallel.strategy, recipe.training.batch_size
+    strategy = recipe.parallel.strategy
     if strategy == "single" and member.size > 1:
         raise UsageError(
             f"parallel.strategy: single, and this is rank {member.rank} of {member.size} processes\n"
@@ -93,9 +93,18 @@ def _check_strategy(recipe: Recipe, member: Member) -> None:
         )
     if strategy == "fsdp" and recipe.training.compile:
         raise UsageError("parallel.strategy: fsdp does not go with training.compile\n  set training.compile: false")
-    if documents < member.size:
+    check_ranks(recipe, member.size)
+
+
+def check_ranks(recipe: Recipe, ranks: int) -> None:
+    """Refuse more processes than a step has documents.
+
+    Raises:
+        UsageError: There are.
+    """
+    if (documents := recipe.training.batch_size) < ranks:
         raise UsageError(
-            f"training.batch_size {documents} is less than a document for each of {member.size} processes\n"
+            f"training.batch_size {documents} is less than a document for each of {ranks} processes\n"
             "  start fewer, or raise training.batch_size (it counts the documents of all processes)"
         )
 
