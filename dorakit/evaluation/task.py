@@ -24,6 +24,7 @@ from dorakit.evaluation.rows import HeldOut, file_rows, validation_rows
 from dorakit.evaluation.written import beside, free_name, output_file
 from dorakit.files import write_json, write_whole
 from dorakit.model.generate import check_prompts
+from dorakit.parallel.environment import this_process
 from dorakit.parallel.world import World, joined
 from dorakit.place import find_target
 from dorakit.recipe.schema import Recipe
@@ -113,38 +114,8 @@ def evaluate(
             f"{text} belongs to no run, so nothing says what rows to measure on\n  name a recipe: --recipe FILE"
         )
     destination = output_file(output)
-    with joined(timeout_s=_SECONDS_TO_ANSWER) as world:
-        return _evaluate_rows(
-            text,
-            place.run,
-            world,
-            base=base,
-            data=data,
-            limit=limit,
-            recipe=recipe,
-            batch_size=batch_size,
-            base_model=base_model,
-            destination=destination,
-            quiet=quiet or not world.is_first,
-        )
-
-
-def _evaluate_rows(
-    text: str,
-    run: Run | None,
-    world: World,
-    *,
-    base: bool,
-    data: str | None,
-    limit: int | None,
-    recipe: Recipe | None,
-    batch_size: int | None,
-    base_model: str | None,
-    destination: Path | None,
-    quiet: bool,
-) -> dict[str, Any]:
-    """`evaluate` for rows: every rank of a group measures its share, and the first one writes."""
-    known = recipe if recipe is not None else run.recipe  # type: ignore[union-attr]
+    quiet = quiet or not this_process().is_first
+    known = recipe if recipe is not None else place.run.recipe  # type: ignore[union-attr]
     check_test_rows(known, None if data is None else os.path.abspath(os.path.expanduser(data)))
     opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
     assert opened.recipe is not None
@@ -152,7 +123,8 @@ def _evaluate_rows(
     for line in (*opened.notes, *rows.notes):
         say(line, quiet=quiet)
     started = time.monotonic()
-    result, predictions = _measure(opened, rows, batch_size, world, quiet=quiet)
+    with joined(timeout_s=_SECONDS_TO_ANSWER) as world:
+        result, predictions = _measure(opened, rows, batch_size, world, quiet=quiet)
     result = {
         "target": text,
         "variant": opened.variant,
@@ -166,8 +138,8 @@ def _evaluate_rows(
     }
     if not world.is_first:
         return result
-    if destination is None and run is not None:
-        destination = _place_in(run.eval, opened.variant, rows)
+    if destination is None and place.run is not None:
+        destination = _place_in(place.run.eval, opened.variant, rows)
         # Of an earlier evaluation, which this result replaces. Only here: what lies beside --output is the user's.
         beside(destination).unlink(missing_ok=True)
     result["output"] = None if destination is None else str(destination)
