@@ -47,6 +47,7 @@ def test_each_rank_holds_its_share(site, mode):
     assert ended.codes == [0, 0], ended.ranks
     said = re.search(r"holds ([\d,]+) of the ([\d,]+) bytes", ended.ranks[0].err)
     own, total = (int(text.replace(",", "")) for text in said.groups())
+    print(f"{mode}: a rank holds {own / total:.3f} of the base")
     assert own <= 0.55 * total
     planned = estimate(Recipe.from_yaml(str(site.recipe), [f"adapter.mode={mode}"]), ranks=[2])
     assert planned.ledgers[mode].shareable == total  # weights and absmax to the byte
