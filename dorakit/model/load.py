@@ -60,7 +60,8 @@ def load_base(
     """Load a causal language model, frozen, on this machine's device.
 
     With `nf4`, linear layers are quantized as their tensors arrive, so that the dense model never exists. A directory
-    that bitsandbytes' NF4 wrote is read into the same layers, with or without `nf4`.
+    that bitsandbytes' NF4 wrote is read into the same layers, with or without `nf4`. Of a model that is shared out
+    (model/streaming.py) float32 is left to be made of a rank's rows: it comes in the dtype of its files.
 
     Args:
         base: Hub id, directory, .gguf file, `pkg:<package>/<file>` or `tiny:<architecture>`.
@@ -84,13 +85,16 @@ def load_base(
         form = nf4 or NF4Format(skip_modules=tuple(skipped))
         config.quantization_config = {"quant_method": "dorakit_nf4", "skip_modules": skipped}
     arguments: dict[str, Any] = {} if form is None else {"quantization_config": NF4Config(form)}
+    stays = (
+        is_shared_out() and form is None and compute_dtype == torch.float32
+    )  # in its files, until a rank has only its rows
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # transformers warns that a quantization config is given twice
             model, report = AutoModelForCausalLM.from_pretrained(
                 source.directory,
                 config=config,
-                dtype=compute_dtype,
+                dtype="auto" if stays else compute_dtype,
                 attn_implementation=None if attention == "auto" else attention,
                 device_map={"": "cpu" if is_shared_out() else str(pick_device())},
                 use_safetensors=True,

@@ -1,19 +1,20 @@
-"""A frozen base shared out over the ranks: torch's FSDP2, one group per decoder layer, the rows of each weight on dimension 0.
+"""A model shared out over the ranks: torch's FSDP2, one group per decoder layer, the rows of each weight on dimension 0.
 
 NF4 weights and their absmax are plain uint8 parameters, so FSDP gathers their bytes as they stand and each rank
-dequantizes what it needs. What is trained stays whole on every rank: adapters are small, and their gradients are summed once per
-step as in ddp.
+dequantizes what it needs. Beside a frozen base what is trained stays whole on every rank: adapters are small, and their gradients
+are summed once per step as in ddp. A model that is trained whole is sharded whole, with its gradients and the optimizer's state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedModel
 
 from dorakit.model.layers import decoder_layers
@@ -21,13 +22,17 @@ from dorakit.model.load import pick_device
 from dorakit.model.nf4 import NF4Linear
 
 
-def shard_(model: PreTrainedModel, ranks: int, *, cpu_offload: bool = False) -> list[str]:
+def shard_(
+    model: PreTrainedModel, ranks: int, *, float32: bool, trained_too: bool = False, cpu_offload: bool = False
+) -> list[str]:
     """Shard the frozen parameters of a model with its adapters attached, in place; returns lines to print and record.
 
     NF4 layers that keep only their rank's rows (model/streaming.py: shared_out) are taken over as they are.
 
     Args:
         model: Loaded and adapted alike on every rank.
+        float32: Make the parameters float32 once each rank has only its rows.
+        trained_too: Shard what is trained as well. The gradients of the shards are sums over the ranks.
         ranks: Size of the group.
         cpu_offload: Keep the shards in the host's memory and bring them to the device for each use.
 
@@ -37,22 +42,28 @@ def shard_(model: PreTrainedModel, ranks: int, *, cpu_offload: bool = False) -> 
     layers = decoder_layers(model, to_be="sharded", otherwise="parallel.strategy: ddp")
     whole = [name for name, module in model.named_modules() if isinstance(module, NF4Linear) and module.has_all_rows]
     shares = {module: _take_share(module) for module in model.modules() if _is_share(module)}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(pick_device())
+    replicated = set() if trained_too else {p for p in model.parameters() if p.requires_grad}
+    for parameter in replicated:
+        parameter.data = parameter.data.to(pick_device())
     mesh = init_device_mesh(pick_device().type, (ranks,))
-    settings: dict[str, Any] = {"mesh": mesh, "ignored_params": {p for p in model.parameters() if p.requires_grad}}
+    settings: dict[str, Any] = {"mesh": mesh, "ignored_params": replicated}
     if cpu_offload:
         settings["offload_policy"] = CPUOffloadPolicy()
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     tied = ends[1] is not None and ends[0].weight is ends[1].weight
     notes = []
-    if tied:  # one parameter cannot be in two groups
-        settings["ignored_params"].add(ends[0].weight)
-        notes.append("the embedding is the output head too, and is whole on every rank")
-    for module in [*layers, *([] if tied else [end for end in ends if end is not None])]:
-        fully_shard(module, **settings)
+    # One parameter cannot be in two groups, so where the embedding is the head too, both are one.
+    groups = [ends] if tied else [end for end in ends if end is not None]
+    for group in [*layers, *groups]:
+        fully_shard(group, **settings)
     fully_shard(model.base_model, **settings)
+    if float32:
+        model.float()
+    if trained_too:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):  # which else gives the mean
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
     for layer, (weight, absmax) in shares.items():
         for name, share in (("weight", weight), ("absmax", absmax)):
             place = getattr(layer, name)
@@ -61,7 +72,8 @@ def shard_(model: PreTrainedModel, ranks: int, *, cpu_offload: bool = False) -> 
             )
             setattr(layer, name, nn.Parameter(local, requires_grad=False))
     own, total = sharded_bytes(model)
-    notes.append(f"fsdp: this rank holds {own:,} of the {total:,} bytes of the frozen base")
+    what = "parameters" if trained_too else "frozen base"
+    notes.append(f"fsdp: this rank holds {own:,} of the {total:,} bytes of the {what}")
     if whole:
         notes.append(
             f"{len(whole)} NF4 layers have rows that are no whole blocks and are whole on every rank, the first is {whole[0]}"
@@ -70,14 +82,45 @@ def shard_(model: PreTrainedModel, ranks: int, *, cpu_offload: bool = False) -> 
 
 
 def sharded_bytes(model: nn.Module) -> tuple[int, int]:
-    """Bytes of the frozen parameters that this rank holds, and of all ranks together."""
+    """Bytes of the parameters that this rank holds, and of all ranks together; what is trained and on every rank is left out."""
     own = total = 0
     for parameter in model.parameters():
-        if not parameter.requires_grad:
+        if isinstance(parameter, DTensor) or not parameter.requires_grad:
             local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
             own += local.nbytes
             total += parameter.numel() * parameter.element_size()
     return own, total
+
+
+def reshard_(model: nn.Module) -> None:
+    """Let go of what a forward pass without gradient gathered and would keep for the next one; without FSDP, nothing."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """The tensors, on the CPU and whole where they are shared out; to be called on every rank alike.
+
+    A rank that does not `keep` them gives its rows and returns nothing: one whole tensor at a time is in its memory.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            found[name] = whole.cpu()
+    return found
+
+
+def take_rows_(share: DTensor, whole: Tensor) -> None:
+    """Overwrite this rank's rows with those of the first rank's `whole`; to be called on every rank alike.
+
+    On the others `whole` may be on the meta device: only its shape and dtype count.
+    """
+    if whole.is_meta:
+        whole = torch.empty(whole.shape, dtype=whole.dtype)
+    with torch.no_grad():
+        share.to_local().copy_(distribute_tensor(whole, share.device_mesh, share.placements).to_local())
 
 
 def _is_share(module: nn.Module) -> bool:

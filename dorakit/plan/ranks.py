@@ -21,7 +21,11 @@ _GROUPS_AT_ONCE = 2
 
 @dataclass(frozen=True)
 class OnRanks:
-    """Bytes of one of `ranks` processes. `sent` is what it sends in an optimizer step, by ring algorithms."""
+    """Bytes of one of `ranks` processes.
+
+    `base` is what it holds of the frozen base, and of a model trained whole of its parameters. `sent` is what it sends in an
+    optimizer step, by ring algorithms.
+    """
 
     strategy: str
     ranks: int
@@ -35,30 +39,39 @@ class OnRanks:
 
 
 def on_ranks(ledger: Ledger, recipe: Recipe, ranks: int, *, rows: int) -> list[OnRanks]:
-    """Of ddp and, where something is frozen, of fsdp; `rows` is the largest forward pass of one process."""
+    """Of ddp and of fsdp; `rows` is the largest forward pass of one process."""
     part = (ranks - 1) / ranks
-    gradient = round(2 * part * ledger.gradients)
-    found = [OnRanks("ddp", ranks, ledger.base, ledger.peak, gradient)]
-    if recipe.method is not None:
-        base = ledger.base - ledger.shareable + math.ceil(ledger.shareable / ranks)
-        passes = math.ceil(recipe.training.batch_size / (rows * ranks))
-        gathered = round(2 * passes * part * ledger.shareable)  # forward and backward
-        peak = ledger.peak - ledger.base + base + _GROUPS_AT_ONCE * ledger.largest_group
-        found.append(OnRanks("fsdp", ranks, base, peak, gradient + gathered))
-    return found
+    whole = ledger.base if recipe.method else ledger.base + ledger.trained
+    base = whole - ledger.shareable + math.ceil(ledger.shareable / ranks)
+    passes = math.ceil(recipe.training.batch_size / (rows * ranks))
+    gathered = 2 * passes * part * ledger.shareable  # forward and backward
+    peak = ledger.peak - whole + base + _GROUPS_AT_ONCE * ledger.largest_group
+    if recipe.method is None:  # gradients are summed where they are gathered from, after every backward pass
+        gradient = passes * part * ledger.gradients
+        followers = ledger.gradients + ledger.optimizer - ledger.paged
+        # A group's gradient is whole until it is summed.
+        peak += math.ceil(followers / ranks) - followers + ledger.largest_group
+    else:
+        gradient = 2 * part * ledger.gradients
+    return [
+        OnRanks("ddp", ranks, whole, ledger.peak, round(2 * part * ledger.gradients)),
+        OnRanks("fsdp", ranks, base, peak, round(gradient + gathered)),
+    ]
 
 
 def shareable(recipe: Recipe, model: PreTrainedModel, packed: list[nn.Linear]) -> tuple[int, int]:
-    """Bytes of a skeleton's frozen parameters that are sharded, and of the largest group that is gathered at once."""
+    """Bytes of a skeleton's parameters that are sharded, and of the largest group that is gathered at once.
+
+    Those are the frozen ones, or all of a model trained whole.
+    """
     quantized = {id(layer.weight): layer for layer in packed}
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
-    tied = len(ends) == 2 and ends[0].weight is ends[1].weight
-    seen = {id(ends[0].weight)} if tied else set()
+    seen: set[int] = set()
 
     def taken(module: nn.Module) -> int:
         total = 0
         for parameter in module.parameters():
-            if parameter.requires_grad or id(parameter) in seen:
+            if (parameter.requires_grad and recipe.method) or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
             total += _stored(parameter, quantized.get(id(parameter)), recipe)

@@ -314,8 +314,9 @@ class ParallelSection(Section):
     strategy: Literal["auto", "single", "ddp", "fsdp"] = setting(
         "auto",
         reads="training/start.py",
-        says="ddp: every process has the whole model and a share of each step's documents; fsdp: the frozen base is shared out "
-        "too. auto is ddp where there are several processes, single where there is one.",
+        says="ddp: every process has the whole model and a share of each step's documents; fsdp: the base is shared out "
+        "too, and in mode full gradients and optimizer states with it. "
+        "auto is ddp where there are several processes, single where there is one.",
     )
     cpu_offload: bool = setting(
         False, reads="training/prepare.py", says="With fsdp: keep the base in the host's memory between its uses."

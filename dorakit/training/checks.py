@@ -86,6 +86,40 @@ def check_room(run: Path, *, num_trained: int, optimizer: str, keep: int, keep_b
         )
 
 
+def check_moved(model: nn.Module, summed_rate: float, magnitude_ratio: float) -> list[str]:
+    """Refuse a result that is what it began as; returns lines to note.
+
+    Args:
+        model: Trained.
+        summed_rate: The learning rates of all steps that were taken, added up.
+        magnitude_ratio: What DoRA's magnitudes have of them.
+
+    Raises:
+        GateError: No adapter moved, or a magnitude did not.
+    """
+    still = check_adapter_moved(model, summed_rate)
+    check_magnitudes_moved(model, summed_rate * magnitude_ratio)
+    return (
+        [f"{len(still)} adapted layers got no gradient and are as they were, the first is {still[0]}"] if still else []
+    )
+
+
+def check_adapter_moved(model: nn.Module, summed_rate: float) -> list[str]:
+    """Refuse an adapter that could have moved and did nowhere; returns the layers that alone got no gradient.
+
+    Raises:
+        GateError: Every B is still what it began as, though steps were taken.
+    """
+    layers = list(adapter_layers(model))
+    still = [name for name, layer in layers if layer.has_still_B()]
+    if layers and len(still) == len(layers) and summed_rate > 0:
+        raise GateError(
+            f"none of the {len(layers)} adapters moved, though learning rates summed to {summed_rate:.2e}: the result would be "
+            "what they began as, so none is written.\n  its gradients are zero: are the supervised tokens what you mean to train?"
+        )
+    return still
+
+
 def check_magnitudes_moved(model: nn.Module, summed_rate: float) -> None:
     """A DoRA whose magnitudes could have moved and did not has trained as LoRA: say so instead of saving it."""
     layers = [(name, layer) for name, layer in adapter_layers(model) if isinstance(layer, DoRALinear)]

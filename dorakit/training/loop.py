@@ -15,12 +15,13 @@ from dorakit.data.batches import Batch, documents_of_step, evened, micro_batches
 from dorakit.data.tokens import Document
 from dorakit.errors import Interrupted
 from dorakit.failpoints import reach
+from dorakit.parallel.sharding import whole_tensors
 from dorakit.parallel.world import World, joined
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.terminal import typed
 from dorakit.training.checkpoint import load_best, room_said, save_checkpoint
-from dorakit.training.checks import check_magnitudes_moved, check_trainable_dtype
+from dorakit.training.checks import check_moved, check_trainable_dtype
 from dorakit.training.compiled import compile_layers_
 from dorakit.training.device import computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
 from dorakit.training.interruptions import out_of_memory_said, stop_requests
@@ -29,11 +30,11 @@ from dorakit.training.nonfinite import is_finite, pass_over
 from dorakit.training.opening import SMALLER, base_facts, begun, taken_up
 from dorakit.training.optim import learning_rate, num_trained
 from dorakit.training.prepare import Prepared, prepare
-from dorakit.training.restore import Start, restore
-from dorakit.training.result import check_adapter_moved, write_result
+from dorakit.training.restore import Restored, Start, restore
+from dorakit.training.result import whole_model, write_result
 from dorakit.training.resume import Facts
-from dorakit.training.same_start import agree, share_restored
-from dorakit.training.trained import restore_trained, trained_tensors
+from dorakit.training.same_start import agree, put_in_, put_in_trained_
+from dorakit.training.trained import trained_tensors
 from dorakit.training.validation import Validation
 
 
@@ -79,22 +80,21 @@ class _Training:
         self.facts = Facts.gather(self.recipe, self.base.identity, self.data, self.base.tokenizer.chat_template)
         self.computing = computing(self.loss.compute_dtype, ranks=world.size)
         agree(world, self.facts, self.model)
-        restored = world.from_first(
-            lambda: restore(
+        restored = Restored()
+        if world.is_first:
+            restored = restore(
                 run,
                 self.recipe,
                 start,
                 model=self.model,
-                updater=self.updater,
                 data=self.data,
                 facts=self.facts,
                 base=base_facts(prepared),
                 computing=self.computing,
                 total_steps=self.total_steps,
             )
-        )
-        share_restored(world, self.model, self.updater)
-        self.progress = restored.progress
+        put_in_(world, self.model, self.updater, restored.checkpoint)
+        self.progress = world.from_first(lambda: restored.progress)
         self.base.notes += restored.notes
         self.validation = Validation(
             self.recipe, run, world, self.loss, self.base.tokenizer, self.data.validation, self._micro_batches
@@ -243,41 +243,40 @@ class _Training:
             )
 
     def _save(self) -> None:
-        if not self.world.is_first:
+        keep = self.world.is_first
+        trained = whole_tensors(trained_tensors(self.model), keep=keep)
+        tensors, numbers = self.updater.state(keep=keep)
+        if not keep:
             return
-        tensors, numbers = self.updater.state()
         state = {
             **vars(self.progress),
             "optimizer": numbers,
             "computing": self.computing,
             "facts": vars(self.facts),
         }
-        save_checkpoint(
-            self.directory,
-            trained=trained_tensors(self.model),
-            optimizer=tensors,
-            state=state,
-            keep=self.settings.keep_checkpoints,
-        )
+        keep_checkpoints = self.settings.keep_checkpoints
+        save_checkpoint(self.directory, trained=trained, optimizer=tensors, state=state, keep=keep_checkpoints)
         self.metrics.pause_clock()
 
     def _finish(self) -> Run:
-        self.world.from_first(self._write)
+        done, keep = self.progress, self.world.is_first
+        # Of the last step, which the rates add up to; the best one may be of before they amounted to anything.
+        ratio = self.recipe.adapter.magnitude.learning_rate_ratio
+        for line in self.world.from_first(lambda: check_moved(self.model, done.summed_rate, ratio)):
+            self.metrics.note(line)
+        if self.settings.keep_best and done.best_step not in (0, done.step):
+            put_in_trained_(self.world, self.model, load_best(self.directory, done.best_step) if keep else None)
+            self.metrics.say(f"keeping step {done.best_step}, validation loss {done.best_loss:.4f}")
+        whole: dict[str, Tensor] = {}
+        if self.recipe.method is None:
+            whole = whole_model(self.model.to(self.loss.compute_dtype), keep=keep)
+        self.world.from_first(lambda: self._write(whole))
         return self.directory
 
-    def _write(self) -> None:
-        recipe, run = self.recipe, self.directory
-        # Of the last step, which the rates add up to; the best one may be of before they amounted to anything.
-        if still := check_adapter_moved(self.model, self.progress.summed_rate):
-            self.metrics.note(
-                f"{len(still)} adapted layers got no gradient and are as they were, the first is {still[0]}"
-            )
-        check_magnitudes_moved(self.model, self.progress.summed_rate * recipe.adapter.magnitude.learning_rate_ratio)
-        if self.settings.keep_best and self.progress.best_step not in (0, self.progress.step):
-            restore_trained(self.model, load_best(run, self.progress.best_step))
-            self.metrics.say(f"keeping step {self.progress.best_step}, validation loss {self.progress.best_loss:.4f}")
-        with room_said(run, run.path, trained_tensors(self.model).values()):
-            target = write_result(run, recipe, self.base, dtype=self.loss.compute_dtype)
+    def _write(self, whole: dict[str, Tensor]) -> None:
+        run = self.directory
+        with room_said(run, run.path, (whole or trained_tensors(self.model)).values()):
+            target = write_result(run, self.recipe, self.base, whole)
             run.update(
                 state="finished",
                 data={"fingerprint": self.data.fingerprint},

@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 import dorakit.model.nf4  # noqa: F401  first, it quiets bitsandbytes
 
 import bitsandbytes as bnb  # isort: skip
 
+from dorakit.parallel.sharding import reshard_
 from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
 from dorakit.training.device import can_page
+from dorakit.training.optim_groups import LARGEST_PIECE, FlatGroup, ShardedGroup, under
 
 SMALLEST_PAGED = 100_000  # bitsandbytes' own limit, in elements
 _SMALLEST_8BIT = 4096  # likewise: below it states stay float32
 _GROUPS = ("matrices", "magnitudes", "vectors")
-# bitsandbytes hands its kernels the number of elements as a signed 32-bit integer. A multiple of its blocks of 256.
-_LARGEST_PIECE = 1 << 30
 _UNPAGED = {"paged_adamw": "adamw_32bit", "paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_32bit"}
 
 
@@ -62,23 +63,26 @@ class Updater:
 
     @property
     def gradients(self) -> list[Tensor]:
-        """The gradients of all trained parameters: few, long float32 buffers, which may be changed in place."""
-        return [group.grad for group in self._groups]
+        """The gradients to be summed over the ranks: few, long float32 buffers, to be changed in place.
+
+        Those of shards are none of them: FSDP has summed them.
+        """
+        return [group.grad for group in self._groups if isinstance(group, FlatGroup)]
 
     def zero_grad(self) -> None:
         """Zero the gradients in place: parameters keep their views."""
         for group in self._groups:
-            group.grad.zero_()
+            torch._foreach_zero_(group.grads)
 
     def clip(self, max_norm: float) -> float:
         """Scale the gradient to `max_norm` if it is longer (0 never scales); returns its norm before.
 
         A norm that is not finite is returned and scales nothing.
         """
-        norm = float(torch.stack([group.grad.norm() for group in self._groups]).norm())
+        norm = float(torch.stack([group.grad_norm() for group in self._groups]).norm())
         if max_norm and math.isfinite(norm) and norm > max_norm:
             for group in self._groups:
-                group.grad.mul_(max_norm / (norm + 1e-6))
+                torch._foreach_mul_(group.grads, max_norm / (norm + 1e-6))
         return norm
 
     def step(self, rate: float) -> None:
@@ -87,29 +91,41 @@ class Updater:
             settings["lr"] = rate * group.rate_ratio
         self._optimizer.step()
         # The parameters are views that autograd does not know of, and bitsandbytes writes past it altogether.
-        torch.autograd.graph.increment_version([p for group in self._groups for p in group.members])
+        flat = [group for group in self._groups if isinstance(group, FlatGroup)]
+        torch.autograd.graph.increment_version([p for group in flat for p in group.members])
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The optimizer's state: tensors, and plain numbers, keyed `group.name`, then `group-2.name` and so on."""
+    def state(self, *, keep: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The optimizer's state: tensors, and plain numbers, keyed `group.name`, then `group-2.name` and so on.
+
+        That of parameters which are shared out comes whole, to where `keep` is set; every rank must call it then.
+        """
         tensors: dict[str, Tensor] = {}
         numbers: dict[str, Any] = {}
         for group in self._groups:
+            own_tensors: dict[str, Tensor] = {}
             for place, piece in group.pieces.items():
                 for name, value in self._optimizer.state[piece].items():
-                    where = tensors if isinstance(value, Tensor) else numbers
-                    where[f"{place}.{name}"] = value
+                    if isinstance(value, Tensor):
+                        own_tensors[f"{place}.{name}"] = value
+                    else:
+                        numbers |= {f"{saved}.{name}": value for saved in group.saved_places(place)}
+            tensors |= group.saved(own_tensors, keep=keep)
         return tensors, numbers
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Put a state back; state tensors that exist are written in place, so that paged memory stays paged."""
+        """Put a state back; state tensors that exist are written in place, so that paged memory stays paged.
+
+        Where parameters are shared out, every rank must call it, and has of each tensor at least shape and dtype.
+        """
         for index, group in enumerate(self._groups):
+            own_tensors = group.held(tensors)
             for number, (place, piece) in enumerate(group.pieces.items()):
                 state = self._optimizer.state[piece]
                 if hasattr(self._optimizer, "init_state"):
                     self._optimizer.init_state(self._optimizer.param_groups[index], piece, index, number)
-                state |= _under(place, numbers)
-                for name, tensor in _under(place, tensors).items():
+                state |= under(group.saved_places(place)[0], numbers)
+                for name, tensor in under(place, own_tensors).items():
                     if isinstance(state.get(name), Tensor):
                         state[name].copy_(tensor)
                     else:
@@ -140,50 +156,15 @@ class Updater:
         return rules[name]()
 
 
-class _FlatGroup:
-    """Parameters laid end to end in one buffer, of which they and their gradients become views.
-
-    Attributes:
-        grad: The gradient of the whole buffer.
-        pieces: What the optimizer is given: the buffer, in consecutive views where it is too long for one.
-    """
-
-    def __init__(self, name: str, members: list[nn.Parameter], *, rate_ratio: float, weight_decay: float):
-        self.name = name
-        self.members = members
-        self.rate_ratio = rate_ratio
-        self.weight_decay = weight_decay
-        size = sum(parameter.numel() for parameter in members)
-        flat = torch.empty(size, dtype=torch.float32, device=members[0].device)
-        self.grad = torch.zeros_like(flat)
-        start = 0
-        for parameter in members:
-            end = start + parameter.numel()
-            view = flat[start:end].view(parameter.shape)
-            view.copy_(parameter.detach())
-            parameter.data = view
-            parameter.grad = self.grad[start:end].view(parameter.shape)
-            start = end
-        self.pieces: dict[str, nn.Parameter] = {}
-        for part, grad in zip(torch.split(flat, _LARGEST_PIECE), torch.split(self.grad, _LARGEST_PIECE), strict=True):
-            piece = nn.Parameter(part)
-            piece.grad = grad
-            self.pieces[f"{name}-{len(self.pieces) + 1}" if self.pieces else name] = piece
-
-
-def _under(place: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The entries keyed `place.name`, keyed `name`."""
-    return {key.removeprefix(f"{place}."): value for key, value in values.items() if key.startswith(f"{place}.")}
-
-
 def _group_of(name: str, parameter: nn.Parameter) -> str:
     if parameter.dim() >= 2:
         return "matrices"
     return "magnitudes" if name.endswith("lora_magnitude_vector") else "vectors"
 
 
-def _group(model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSection) -> list[_FlatGroup]:
+def _group(model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSection) -> list[FlatGroup | ShardedGroup]:
     """DoRA's magnitudes apart, with their own rate and decay; vectors (norms, biases) apart, without decay."""
+    reshard_(model)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices, magnitudes, vectors = ([p for name, p in trained if _group_of(name, p) == group] for group in _GROUPS)
     ratio, decay = magnitude.learning_rate_ratio, magnitude.weight_decay
@@ -192,14 +173,18 @@ def _group(model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSec
         ("magnitudes", magnitudes, ratio, decay),
         ("vectors", vectors, 1.0, 0.0),
     ]
-    return [_FlatGroup(name, p, rate_ratio=r, weight_decay=d) for name, p, r, d in groups if p]
+    return [
+        (ShardedGroup if isinstance(p[0], DTensor) else FlatGroup)(name, p, rate_ratio=r, weight_decay=d)
+        for name, p, r, d in groups
+        if p
+    ]
 
 
 def group_sizes(model: nn.Module) -> list[int]:
     """Elements of each piece that the optimizer is given, without making it: matrices, magnitudes, vectors."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     sizes = [sum(p.numel() for name, p in trained if _group_of(name, p) == group) for group in _GROUPS]
-    return [min(_LARGEST_PIECE, size - start) for size in sizes for start in range(0, size, _LARGEST_PIECE)]
+    return [min(LARGEST_PIECE, size - start) for size in sizes for start in range(0, size, LARGEST_PIECE)]
 
 
 def state_bytes(name: str, sizes: list[int]) -> int:

@@ -7,12 +7,15 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from dorakit.build import build_model
 from dorakit.data.batches import steps_per_epoch
 from dorakit.data.documents import check_documents_fit
 from dorakit.data.tokens import Encoded, encode
 from dorakit.model.load import Base, pick_dtype
 from dorakit.model.streaming import shared_out
+from dorakit.parallel.sharding import shard_
 from dorakit.parallel.world import World
 from dorakit.recipe.schema import Recipe
 from dorakit.training.checks import check_packing, check_recomputed, check_room
@@ -67,9 +70,13 @@ def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Pat
             "(one process; --nproc or torchrun starts several)"
         )
     if shards:
-        from dorakit.parallel.sharding import shard_
-
-        base.notes += shard_(base.model, world.size, cpu_offload=recipe.parallel.cpu_offload)
+        base.notes += shard_(
+            base.model,
+            world.size,
+            float32=recipe.method is None or pick_dtype(recipe.model.dtype) == torch.float32,
+            trained_too=recipe.method is None,
+            cpu_offload=recipe.parallel.cpu_offload,
+        )
     if recipe.training.gradient_checkpointing:
         check_recomputed(base.model)
     data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)

@@ -24,9 +24,9 @@ from dorakit.training.checkpoint import (
     set_newer_aside,
 )
 from dorakit.training.metrics import last_logged_step
-from dorakit.training.optim import Updater, keeps_alike
+from dorakit.training.optim import keeps_alike
 from dorakit.training.resume import Facts, accepted_at, compare, write_row_digests
-from dorakit.training.trained import restore_trained
+from dorakit.training.trained import check_fits
 from dorakit.training.upgrade import refuse_lost_beginning, remember_beginning_
 
 
@@ -61,10 +61,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Restored:
-    """What was put back; `notes` are lines to print and record."""
+    """What is to be gone on with, to be put in by `same_start.put_in_`; `notes` are lines to print and record."""
 
     progress: Progress = field(default_factory=Progress)
     notes: list[str] = field(default_factory=list)
+    checkpoint: Checkpoint | None = None
 
 
 def restore(
@@ -73,23 +74,21 @@ def restore(
     start: Start,
     *,
     model: nn.Module,
-    updater: Updater,
     data: Encoded,
     facts: Facts,
     base: dict[str, Any],
     computing: dict[str, str],
     total_steps: int,
 ) -> Restored:
-    """Put the trained tensors and the optimizer's state of a checkpoint back; without a checkpoint the run begins.
+    """Read the checkpoint that a run goes on from, and make the run ready to; without a checkpoint it begins.
 
-    Nothing is changed, in the run or in the model, before everything that is refused has been looked for.
+    Nothing of the run is changed before everything that is refused has been looked for.
 
     Args:
         run: The run, locked by the caller.
         recipe: What is to be done now.
         start: Which checkpoint, and which changes since are accepted; or that there is an adapter to begin with.
-        model: Its trained parameters are overwritten.
-        updater: Its state is overwritten.
+        model: What the checkpoint must fit; its adapters are told what they began as.
         data: Encoded rows of now.
         facts: What the run now depends on.
         base: Facts of the base for run.json.
@@ -152,9 +151,8 @@ def restore(
                     raise
                 save_best(run, checkpoint.step, checkpoint.trained)  # which are its weights
     is_recorded = _is_recorded(run, facts)
+    check_fits(model, checkpoint.trained)
     remember_beginning_(model, run)
-    restore_trained(model, checkpoint.trained)
-    updater.restore(checkpoint.optimizer, state["optimizer"])
     # Only now: a refused resume leaves the run as it was.
     if start.checkpoint:
         set_newer_aside(run, checkpoint.step)
@@ -170,7 +168,7 @@ def restore(
         if (was := state["computing"].get(what, "not told")) != is_now:
             progress.is_exact = False
             notes.append(f"{what} was {was} when the checkpoint was made and is {is_now}")
-    return Restored(progress, notes)
+    return Restored(progress, notes, checkpoint)
 
 
 def _record(run: Run, recipe: Recipe, base: dict[str, Any], data: Encoded) -> None:

@@ -9,34 +9,45 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.peft_format import check_saved, save_adapter
-from dorakit.errors import GateError, RunError
+from dorakit.errors import RunError
 from dorakit.failpoints import reach
 from dorakit.files import whole_directory
 from dorakit.model.load import Base
+from dorakit.parallel.sharding import whole_tensors
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 
 
-def write_result(run: Run, recipe: Recipe, base: Base, *, dtype: torch.dtype) -> Path:
+def whole_model(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """A model's tensors on the CPU by the names of its state, whole where they are shared out; every rank must call it.
+
+    Tied weights are one tensor. Where not `keep`, an empty dict.
+    """
+    named = model.state_dict(keep_vars=True)
+    names = {id(tensor): name for name, tensor in named.items()}
+    whole = whole_tensors({names[id(t)]: t.detach() for t in named.values()}, keep=keep)
+    return {name: whole[names[id(t)]] for name, t in named.items()} if keep else {}
+
+
+def write_result(run: Run, recipe: Recipe, base: Base, whole: dict[str, Tensor]) -> Path:
     """Write the trained weights whole or not at all, and compare what can be read back with what is in memory.
 
     Args:
         run: Where to.
         recipe: Says which weights.
         base: The trained model and its tokenizer.
-        dtype: Of a fully trained model on disk.
+        whole: Of a fully trained model, its tensors.
 
     Raises:
         RunError: What was written reads back as something else.
     """
     if recipe.method is None:
         with whole_directory(run.model, what="result") as staging:
-            base.model.to(dtype).save_pretrained(staging)
+            base.model.save_pretrained(staging, state_dict=dict(whole))
             reach("result.file")
             base.tokenizer.save_pretrained(staging)
-            _check_model(base.model, staging)
+            _check_model(whole, staging)
         return run.model
     with whole_directory(run.adapter, what="result") as staging:
         save_adapter(base.model, staging, base_name_or_path=recipe.model.base, revision=base.revision or None)
@@ -47,8 +58,8 @@ def write_result(run: Run, recipe: Recipe, base: Base, *, dtype: torch.dtype) ->
     return run.adapter
 
 
-def _check_model(model: nn.Module, directory: Path) -> None:
-    """Compare what was written with the model, bit for bit.
+def _check_model(whole: dict[str, Tensor], directory: Path) -> None:
+    """Compare what was written with the model's tensors, bit for bit.
 
     Some families have other names or shapes on disk than in memory: what is not there under its own name is looked for by
     its bytes, and where that fails too, the number of elements must agree.
@@ -57,18 +68,17 @@ def _check_model(model: nn.Module, directory: Path) -> None:
         RunError: A tensor reads back as something else, or is not there.
     """
     own: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in whole.items():
         own.setdefault(tensor.data_ptr(), (name, tensor))  # tied weights are written once
     written = {name: t for file in sorted(directory.glob("*.safetensors")) for name, t in load_file(file).items()}
-    all_names = model.state_dict()
     for name, tensor in written.items():
-        if name in all_names and not torch.equal(all_names[name].cpu(), tensor):
+        if name in whole and not torch.equal(whole[name], tensor):
             raise RunError(f"{directory.name}: {name} reads back as something else than what was trained")
-    by_name = {all_names[name].data_ptr() for name in written if name in all_names}
+    by_name = {whole[name].data_ptr() for name in written if name in whole}
     missing = [(name, tensor) for place, (name, tensor) in own.items() if place not in by_name]
     if not missing:
         return
-    known = {_digest(tensor) for name, tensor in written.items() if name not in all_names}
+    known = {_digest(tensor) for name, tensor in written.items() if name not in whole}
     lost = [name for name, tensor in missing if _digest(tensor) not in known]
     had = sum(tensor.numel() for _, tensor in own.values())
     has = sum(tensor.numel() for tensor in written.values())
@@ -81,19 +91,3 @@ def _check_model(model: nn.Module, directory: Path) -> None:
 
 def _digest(tensor: Tensor) -> bytes:
     return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).digest()
-
-
-def check_adapter_moved(model: nn.Module, summed_rate: float) -> list[str]:
-    """Refuse an adapter that could have moved and did nowhere; returns the layers that alone got no gradient.
-
-    Raises:
-        GateError: Every B is still what it began as, though steps were taken.
-    """
-    layers = list(adapter_layers(model))
-    still = [name for name, layer in layers if layer.has_still_B()]
-    if layers and len(still) == len(layers) and summed_rate > 0:
-        raise GateError(
-            f"none of the {len(layers)} adapters moved, though learning rates summed to {summed_rate:.2e}: the result would be "
-            "what they began as, so none is written.\n  its gradients are zero: are the supervised tokens what you mean to train?"
-        )
-    return still

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dorakit.parallel.world import World
+from dorakit.training.checkpoint import Checkpoint
 from dorakit.training.optim import Updater
 from dorakit.training.resume import Facts, moves_bytes
-from dorakit.training.trained import restore_trained, trained_tensors
+from dorakit.training.trained import is_shared_out, restore_trained, trained_tensors
 
 
 def agree(world: World, facts: Facts, model: nn.Module) -> None:
@@ -41,28 +42,53 @@ def agree(world: World, facts: Facts, model: nn.Module) -> None:
     )
 
 
-def share_restored(world: World, model: nn.Module, updater: Updater) -> None:
-    """Give every rank the trained tensors and the optimizer's state that the first one has.
+def put_in_(world: World, model: nn.Module, updater: Updater, checkpoint: Checkpoint | None) -> None:
+    """Give every rank what the first one goes on with: trained tensors and the optimizer's state of its checkpoint.
+
+    Args:
+        world: The group.
+        model: Its trained parameters are overwritten.
+        updater: Its state is overwritten.
+        checkpoint: On the first rank. None where the run begins: then what the first rank would begin with.
 
     Raises:
         RunError: The trained tensors differ afterwards.
     """
-    if world.size == 1:
+    if checkpoint is None and world.size == 1:
         return
-    trained, tensors, numbers = world.from_first(
-        lambda: ({name: tensor.cpu() for name, tensor in trained_tensors(model).items()}, *_on_cpu(updater))
-    )
-    if not world.is_first:
-        restore_trained(model, trained)
-        if tensors:
-            updater.restore(tensors, numbers)
-    own = trained_tensors(model).items()
+    trained, state, numbers = None, None, None
+    if checkpoint is not None:
+        trained, state, numbers = checkpoint.trained, checkpoint.optimizer, checkpoint.state["optimizer"]
+    numbers = world.from_first(lambda: numbers)
+    if numbers is not None:
+        put_in_trained_(world, model, trained)
+        hand_out = _described if is_shared_out(model) else _sent
+        updater.restore(hand_out(world, state), numbers)
+    elif not is_shared_out(model):  # else each rank has its rows of the base
+        put_in_trained_(world, model, trained_tensors(model))
+    own = [(name, tensor) for name, tensor in trained_tensors(model).items() if not isinstance(tensor, DTensor)]
     world.agree({"the trained weights": _digest(f"{name} {_checksum(tensor)}" for name, tensor in own)})
 
 
-def _on_cpu(updater: Updater) -> tuple[dict[str, Tensor], dict[str, object]]:
-    tensors, numbers = updater.state()
-    return {name: tensor.cpu() for name, tensor in tensors.items()}, numbers
+def put_in_trained_(world: World, model: nn.Module, tensors: dict[str, Tensor] | None) -> None:
+    """Overwrite the trained parameters on every rank with tensors of the first one; elsewhere they may be None."""
+    hand_out = _described if is_shared_out(model) else _sent
+    restore_trained(model, hand_out(world, tensors))
+
+
+def _sent(world: World, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The first rank's tensors, on every rank."""
+    if world.size == 1:
+        return tensors or {}
+    return world.from_first(lambda: {name: tensor.cpu() for name, tensor in (tensors or {}).items()})
+
+
+def _described(world: World, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The first rank's tensors there, and on the others what they are like; single numbers everywhere."""
+    told = world.from_first(
+        lambda: {n: t if not t.dim() else torch.empty_like(t, device="meta") for n, t in (tensors or {}).items()}
+    )
+    return told if tensors is None else tensors
 
 
 def _checksum(tensor: Tensor) -> int:

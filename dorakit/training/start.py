@@ -86,10 +86,11 @@ def _check_strategy(recipe: Recipe, member: Member) -> None:
             f"parallel.strategy: single, and this is rank {member.rank} of {member.size} processes\n"
             "  start one process, or set parallel.strategy: auto"
         )
-    if strategy == "fsdp" and recipe.method is None:
+    if strategy == "fsdp" and recipe.method is None and "8bit" in recipe.optimizer.name:
         raise UsageError(
-            "parallel.strategy: fsdp shares out a frozen base, and with adapter.mode: full nothing is frozen\n"
-            "  set parallel.strategy: ddp, or train an adapter"
+            f"optimizer.name: {recipe.optimizer.name} keeps its state in blocks, which adapter.mode: full with "
+            "parallel.strategy: fsdp would cut elsewhere for every number of processes\n"
+            "  set optimizer.name: adamw, paged_adamw or sgd, or parallel.strategy: ddp"
         )
     if strategy == "fsdp" and recipe.training.compile:
         raise UsageError("parallel.strategy: fsdp does not go with training.compile\n  set training.compile: false")

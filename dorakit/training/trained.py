@@ -8,23 +8,47 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dorakit.errors import RunError
 from dorakit.files import naming
 from dorakit.model.weights_check import check_weights
+from dorakit.parallel.sharding import reshard_, take_rows_
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that training changes, by name."""
+    """The parameters that training changes, by name; where they are shared out, this rank's rows as DTensors."""
+    reshard_(model)
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def is_shared_out(model: nn.Module) -> bool:
+    """Whether each rank has only its rows of what is trained."""
+    return any(isinstance(tensor, DTensor) for tensor in trained_tensors(model).values())
 
 
 @torch.no_grad()
 def restore_trained(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Write saved parameters back in place.
 
+    Of parameters that are shared out, the first rank's tensors are taken; those of the others may be on the meta device.
+
     Raises:
-        RunError: Names or shapes differ from the model's; nothing was written.
+        RunError: As `check_fits`; nothing was written.
+    """
+    check_fits(model, tensors)
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor) and parameter.requires_grad:
+            take_rows_(parameter, tensors[name])
+        elif parameter.requires_grad:
+            parameter.copy_(tensors[name])
+
+
+def check_fits(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Compare saved parameters with the model's.
+
+    Raises:
+        RunError: Names or shapes differ.
     """
     own = trained_tensors(model)
     if own.keys() != tensors.keys():
@@ -36,9 +60,6 @@ def restore_trained(model: nn.Module, tensors: dict[str, Tensor]) -> None:
                 f"the checkpoint does not fit the model: {name} is {tuple(tensors[name].shape)}, "
                 f"expected {tuple(parameter.shape)}"
             )
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.copy_(tensors[name])
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

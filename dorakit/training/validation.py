@@ -12,6 +12,7 @@ from dorakit.data.asked import encode_asked
 from dorakit.data.batches import Batch, evened
 from dorakit.data.tokens import Document
 from dorakit.model.generate import check_prompts, generate_ids
+from dorakit.parallel.sharding import whole_tensors
 from dorakit.parallel.world import World
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
@@ -80,8 +81,10 @@ class Validation:
             metrics.say(f"step {progress.step}: validation loss {loss:.4f}")
             if math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss):
                 progress.best_loss, progress.best_step = loss, progress.step
-                if self._settings.keep_best and self._world.is_first:
-                    save_best(self._run, progress.step, trained_tensors(self._loss.model))
+                if self._settings.keep_best:
+                    trained = whole_tensors(trained_tensors(self._loss.model), keep=self._world.is_first)
+                    if self._world.is_first:
+                        save_best(self._run, progress.step, trained)
         if self._prompts:
             self._write_samples(entry, metrics)
         elif len(entry) > 1:

@@ -17,7 +17,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from dying_runs import Ended, Site, be_a_child
+from safetensors.torch import load_file
 
 from dorakit import failpoints
 
@@ -108,3 +110,13 @@ def plain(site: Site) -> Site:
     text = site.recipe.read_text().replace(", dropout: 0.1", "").replace("adamw_8bit", "adamw")
     site.recipe.write_text(text.replace("micro_batch_size: 4", "micro_batch_size: 2"))
     return site
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """What a training left."""
+    (file,) = [*run.glob("adapter/*.safetensors"), *run.glob("model/*.safetensors")]
+    return load_file(file)
+
+
+def distance(one: dict, other: dict) -> float:
+    return float(torch.stack([(one[name].float() - other[name].float()).norm() for name in one]).norm())

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
-from dorakit.training import optim
+from dorakit.training import optim_groups
 from dorakit.training.optim import Updater, learning_rate
 
 
@@ -105,7 +105,7 @@ def test_a_long_buffer_in_pieces_is_one_buffer(monkeypatch, name):
 
     whole, whole_keys = trained(range(4), range(0))
     assert all(key.split(".")[0] in ("matrices", "vectors") for key in whole_keys)
-    monkeypatch.setattr(optim, "_LARGEST_PIECE", 1 << 13)
+    monkeypatch.setattr(optim_groups, "LARGEST_PIECE", 1 << 13)
     split, keys = trained(range(2), range(2, 4))
     places = {"matrices", "matrices-2", "matrices-3", "matrices-4", "vectors"}
     assert name == "sgd" or {key.split(".")[0] for key in keys} == places
