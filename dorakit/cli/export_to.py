@@ -34,8 +34,6 @@ class GGUFType(enum.StrEnum):
 
 # Options that only some forms read.
 _READ_BY = {"--type": ("gguf",), "--onto": ("merged", "gguf", "lora"), "--max-kl": ("lora",), "--max-rank": ("lora",)}
-# By the first: at 0.01 a rank below a DoRA's own is let through, which answers less alike than dropping m would
-# (docs/plain_lora.md).
 _MAX_RANK = 256
 
 
