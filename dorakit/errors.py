@@ -147,3 +147,10 @@ class ToldByAnother(DorakitError):
     def __init__(self, exit_code: int):
         super().__init__("another process of this training failed and says why")
         self.exit_code = exit_code
+
+
+class PeerLost(Exception):
+    """A message between the processes of a group could not be exchanged: another one left, or the network did.
+
+    For parallel/voice.py, which makes an error of it that a person can read.
+    """

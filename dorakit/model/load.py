@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dorakit.errors import DorakitError, ModelError, ResourceError, is_out_of_memory, listed
+from dorakit.errors import DorakitError, ModelError, PeerLost, ResourceError, is_out_of_memory, listed
 from dorakit.model.attention import use_own_attention_
 from dorakit.model.configs import read_object
 from dorakit.model.names import select
@@ -110,7 +110,7 @@ def load_base(
     except ConversionFailed as failed:
         if isinstance(failed.error, ModelError):
             raise ModelError(f"{base}: {failed.error}") from None
-        if is_out_of_memory(failed.error) or isinstance(failed.error, ResourceError):
+        if is_out_of_memory(failed.error) or isinstance(failed.error, (ResourceError, PeerLost)):
             raise failed.error from None
         raise ModelError(f"{base} cannot be loaded: {failed.tensor}: {failed.error}") from failed.error
     _check_complete(base, report)

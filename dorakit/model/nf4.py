@@ -98,7 +98,7 @@ class NF4Linear(nn.Module):
         layer = cls(weight.shape[1], weight.shape[0], block_size=form.block_size, dtype=weight.dtype, bias=bias)
         flat = weight.detach().contiguous().reshape(-1)
         step = _CHUNK_WEIGHTS // form.block_size * form.block_size
-        packed, absmax = [], []
+        packed, absmax = [flat.new_empty(0, dtype=torch.uint8)], [flat.new_empty(0, dtype=torch.float32)]
         for start in range(0, flat.numel(), step):
             part, state = bnb.quantize_4bit(flat[start : start + step], blocksize=form.block_size, quant_type="nf4")
             packed.append(part.reshape(-1))
@@ -111,9 +111,7 @@ class NF4Linear(nn.Module):
         if keep_row_norms:
             layer._keep_row_norms_()
         if form.double_quant:
-            layer.offset = layer.absmax.mean()
-            layer.absmax, second = bnb.quantize_blockwise(layer.absmax - layer.offset, blocksize=_NESTED_BLOCK_SIZE)
-            layer.nested_absmax, layer.nested_code = second.absmax, second.code.clone()
+            layer.quantize_absmax_()
         return layer
 
     @classmethod
@@ -133,20 +131,6 @@ class NF4Linear(nn.Module):
             layer.offset = state.offset
             layer.nested_absmax, layer.nested_code = state.state2.absmax, state.state2.code.clone()
         return layer
-
-    def keep_rows_(self, rank: int, size: int) -> None:
-        """Keep the share of the rows that a rank of `size` has when dimension 0 is sharded; the layer computes nothing then.
-
-        Double quantization was done over the whole weight, so that the shares together are its bytes. A row must be whole
-        blocks: the others keep all rows.
-        """
-        if self.in_features % self.block_size:
-            return
-        self.whole_norm_squared = row_norm_squared(self)
-        rows = -(-self.out_features // size)  # as torch.chunk, and so as FSDP
-        share = slice(rank * rows, (rank + 1) * rows)
-        self.weight = nn.Parameter(self.weight.data[share].clone(), requires_grad=False)
-        self.absmax = self.absmax.view(self.out_features, -1)[share].clone()
 
     @property
     def has_all_rows(self) -> bool:
@@ -202,6 +186,16 @@ class NF4Linear(nn.Module):
         norm: Tensor = self.dequantize(torch.float32).norm(dim=1)
         return norm
 
+    def quantize_absmax_(self) -> None:
+        """The second level: absmax, which is float32, in 8 bits around its mean."""
+        self.offset = self.absmax.mean()
+        self.absmax, second = bnb.quantize_blockwise(self.absmax - self.offset, blocksize=_NESTED_BLOCK_SIZE)
+        self.nested_absmax, self.nested_code = second.absmax, second.code.clone()
+
+    def float_absmax(self) -> Tensor:
+        """float32 (blocks,): the largest magnitude of each block, whether it is stored in 8 bits or not."""
+        return _float_absmax(*self._storage()[1:])
+
     def _keep_row_norms_(self) -> None:
         """Scale absmax, which is still float32, so that `row_norm` equals `original_row_norm`."""
         if self.in_features % self.block_size:
@@ -240,6 +234,16 @@ def stored_format(model: nn.Module) -> NF4Format | None:
     return None
 
 
+def _float_absmax(absmax: Tensor, nested_absmax: Tensor, nested_code: Tensor, offset: Tensor) -> Tensor:
+    absmax = absmax.reshape(-1)
+    if absmax.dtype != torch.uint8:
+        return absmax
+    unpacked: Tensor = bnb.dequantize_blockwise(
+        absmax, absmax=nested_absmax, code=nested_code, blocksize=_NESTED_BLOCK_SIZE
+    )
+    return unpacked.add_(offset)
+
+
 def _dequantize(
     layer: NF4Linear,
     dtype: torch.dtype,
@@ -249,11 +253,7 @@ def _dequantize(
     nested_code: Tensor,
     offset: Tensor,
 ) -> Tensor:
-    absmax = absmax.reshape(-1)
-    if absmax.dtype == torch.uint8:
-        absmax = bnb.dequantize_blockwise(
-            absmax, absmax=nested_absmax, code=nested_code, blocksize=_NESTED_BLOCK_SIZE
-        ).add_(offset)
+    absmax = _float_absmax(absmax, nested_absmax, nested_code, offset)
     # bitsandbytes 0.50.2 on a CPU takes each row for whole blocks, which gives wrong weights where in_features is not a
     # multiple of the block size; as one long row every block is where it belongs.
     rows = layer.out_features if layer.in_features % layer.block_size == 0 else 1

@@ -24,11 +24,12 @@ from dorakit.errors import ModelError, ResourceError
 from dorakit.memory import return_freed_memory
 from dorakit.model.names import has_suffix
 from dorakit.model.nf4 import NF4Format, NF4Linear
+from dorakit.model.shares import Share, keep_rows_, share_of_dense
 
 METHOD = "dorakit_nf4"
 
 _disk: ContextVar[Path | None] = ContextVar("_disk", default=None)
-_share: ContextVar[tuple[int, int] | None] = ContextVar("_share", default=None)
+_share: ContextVar[Share | None] = ContextVar("_share", default=None)
 
 
 @contextlib.contextmanager
@@ -46,11 +47,11 @@ def packed_weights_on_disk(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shared_out(rank: int, size: int) -> Iterator[None]:
-    """Let models loaded meanwhile be on the CPU, dense weights in their mapped files, and keep only a rank's rows of each NF4
-    weight: no rank ever holds a whole model.
+def shared_out(share: Share) -> Iterator[None]:
+    """Let models loaded meanwhile be on the CPU, dense weights in their mapped files, and make and keep only a rank's rows of
+    each NF4 weight: no rank ever holds a whole model. All ranks must load alike.
     """
-    token = _share.set((rank, size))
+    token = _share.set(share)
     try:
         yield
     finally:
@@ -211,17 +212,21 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
             dense: Tensor = value[0] if isinstance(value, list) else value
             with _told(name):
                 _check_shape(name, dense.shape, placeholder)
-                layer = NF4Linear.from_dense(dense.to(placeholder.dtype), None, self.quantizer.quantization_config.form)
+                layer = self._quantized(dense, placeholder.dtype)
                 _check_finite(name, layer.original_row_norm)
                 if (directory := _disk.get()) is not None and layer.weight.device.type == "cpu":
                     layer.weight.data = _mapped(layer.weight, directory)
-                if (share := _share.get()) is not None:
-                    layer.keep_rows_(*share)
             placeholder._is_hf_initialized = True  # type: ignore[assignment]
             self.quantizer.filled[owner] = layer
             return_freed_memory(dense.nbytes)
             result[name] = layer.weight
         return result
+
+    def _quantized(self, dense: Tensor, dtype: torch.dtype) -> NF4Linear:
+        form: NF4Format = self.quantizer.quantization_config.form
+        if (share := _share.get()) is None:
+            return NF4Linear.from_dense(dense.to(dtype), None, form)
+        return share_of_dense(dense, form, share, dtype)
 
 
 class _Deserialize(ConversionOps):  # type: ignore[misc]
@@ -252,7 +257,7 @@ class _Deserialize(ConversionOps):  # type: ignore[misc]
             _check_shape(full_layer_name, (layer.out_features, layer.in_features), placeholder)
             _check_finite(full_layer_name, layer.nested_absmax if layer.is_double_quantized else layer.absmax)
             if (share := _share.get()) is not None:
-                layer.keep_rows_(*share)
+                keep_rows_(layer, share)
         placeholder._is_hf_initialized = True  # type: ignore[assignment]
         self.hf_quantizer.filled[owner] = layer
         return {"weight": layer.weight}

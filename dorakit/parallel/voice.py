@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from dorakit.errors import MachineError, ToldByAnother
+from dorakit.errors import MachineError, PeerLost, ToldByAnother
 from dorakit.parallel.environment import Member, this_process
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ _SECONDS_TO_MEET = 300
 # What torch's collectives say where nobody turned it into a PeerLost: those within a model that is sharded.
 _TRANSPORT = re.compile("gloo|nccl", re.IGNORECASE)
 _store: Store | None = None
-
-
-class PeerLost(Exception):
-    """A message could not be exchanged: another rank left, or the network did."""
 
 
 def store_of_group() -> Store:

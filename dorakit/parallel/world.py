@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dorakit.errors import MachineError, RunError
+from dorakit.errors import MachineError, PeerLost, RunError
 from dorakit.model.load import pick_device
 from dorakit.parallel.environment import Member, this_process
-from dorakit.parallel.voice import PeerLost, address, one_voice, store_of_group
+from dorakit.parallel.voice import address, one_voice, store_of_group
 
 T = TypeVar("T")
 
@@ -48,6 +48,18 @@ class World:
         with _talking():
             dist.all_gather_object(values, value)
         return values
+
+    def stacked(self, rows: Tensor, number: int) -> Tensor:
+        """On every rank the rows of all, `number` in all, dealt out as torch.chunk does."""
+        if self.size == 1:
+            return rows
+        each = -(-number // self.size)
+        padded = rows.new_zeros((each, *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        with _talking():
+            dist.all_gather(parts, padded)
+        return torch.cat(parts)[:number]
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` returns on the first rank, the only one to call it; on every rank."""

@@ -14,6 +14,7 @@ from dorakit.data.batches import steps_per_epoch
 from dorakit.data.documents import check_documents_fit
 from dorakit.data.tokens import Encoded, encode
 from dorakit.model.load import Base, pick_dtype
+from dorakit.model.shares import Share
 from dorakit.model.streaming import shared_out
 from dorakit.parallel.sharding import shard_
 from dorakit.parallel.world import World
@@ -60,7 +61,7 @@ def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Pat
     """
     predecessor = None if start_from is None else find_predecessor(start_from, recipe)
     shards = recipe.parallel.strategy == "fsdp" and world.size > 1
-    with shared_out(world.rank, world.size) if shards else contextlib.nullcontext():
+    with shared_out(Share(world.rank, world.size, world.stacked)) if shards else contextlib.nullcontext():
         base = build_model(recipe)
     if predecessor is not None:
         predecessor.put_into_(base, recipe)  # before the optimizer takes its copies

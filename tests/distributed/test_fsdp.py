@@ -4,13 +4,16 @@ import re
 
 import pytest
 import torch
-from dying_runs import digest, make_site
+from dying_runs import digest, dorakit, make_site
 from groups import dorakit_group, group, plain
+from safetensors.torch import load_file, save_file
 
 from dorakit import Recipe
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format, NF4Linear, row_norm_squared
+from dorakit.model.shares import Share, keep_rows_
 from dorakit.model.streaming import shared_out
+from dorakit.parallel.world import World, joined
 from dorakit.plan.estimate import estimate
 
 FSDP = ("--set", "parallel.strategy=fsdp")
@@ -18,26 +21,79 @@ FSDP = ("--set", "parallel.strategy=fsdp")
 
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("double", [True, False])
-def test_the_shares_are_the_bytes_of_the_whole(ranks, double):
-    """Planted bugs caught: absmax double-quantized share by share, with an offset of its own; rows split as floor and rest."""
+def test_the_shares_are_the_bytes_of_the_whole(ranks, double, tmp_path):
+    """Each rank quantizes its own rows. Planted bugs caught: absmax double-quantized share by share, with an offset of its own;
+    rows split as floor and rest; norms of the rows as they were before the second level."""
     form = NF4Format(double_quant=double)
     whole = load_base("tiny:llama", nf4=form).model
-    parts = []
-    for rank in range(ranks):
-        with shared_out(rank, ranks):
-            parts.append(load_base("tiny:llama", nf4=form).model)
-    for name, layer in whole.named_modules():
-        if isinstance(layer, NF4Linear):
-            shares = [part.get_submodule(name) for part in parts]
-            assert torch.equal(torch.cat([share.weight for share in shares]), layer.weight)
-            assert torch.equal(torch.cat([share.absmax for share in shares]).view(-1), layer.absmax)
-            assert [len(s.weight) for s in shares] == [len(c) for c in torch.chunk(layer.weight, ranks)]
-            assert all(torch.equal(share.whole_norm_squared, row_norm_squared(layer)) for share in shares)
+    quantized = []
+    own = NF4Linear.from_dense.__func__
+
+    def from_dense(cls, weight, *rest, **options):
+        quantized.append(weight.numel())
+        return own(cls, weight, *rest, **options)
+
+    def load(rank):
+        NF4Linear.from_dense = classmethod(from_dense)
+        with joined(timeout_s=60) as world, shared_out(Share(rank, ranks, world.stacked)):
+            part = load_base("tiny:llama", nf4=form).model
+        kept = ("weight", "absmax", "whole_norm_squared", "original_row_norm", "nested_absmax", "offset")
+        layers = {name: m for name, m in part.named_modules() if isinstance(m, NF4Linear)}
+        tensors = {f"{name} {k}": getattr(m, k).detach().clone() for name, m in layers.items() for k in kept}
+        save_file(tensors | {"quantized": torch.tensor(quantized)}, tmp_path / str(rank))
+        return 0
+
+    ended = group(ranks, load)
+    assert ended.codes == [0] * ranks, ended.ranks
+    parts = [load_file(tmp_path / str(rank)) for rank in range(ranks)]
+    layers = {name: layer for name, layer in whole.named_modules() if isinstance(layer, NF4Linear)}
+    assert sum(int(part["quantized"].sum()) for part in parts) == sum(
+        m.in_features * m.out_features for m in layers.values()
+    )
+    for name, layer in layers.items():
+        weights, absmax = ([part[f"{name} {kind}"] for part in parts] for kind in ("weight", "absmax"))
+        assert torch.equal(torch.cat(weights), layer.weight)
+        assert torch.equal(torch.cat(absmax).view(-1), layer.absmax)
+        assert [len(share) for share in weights] == [len(chunk) for chunk in torch.chunk(layer.weight, ranks)]
+        for part in parts:
+            assert torch.equal(part[f"{name} whole_norm_squared"], row_norm_squared(layer))
+            for kind in ("original_row_norm", "nested_absmax", "offset"):
+                assert torch.equal(part[f"{name} {kind}"], getattr(layer, kind))
+
+
+def test_a_base_that_is_stored_as_nf4_is_shared_out(tmp_path, site):
+    """Such a weight is read whole and a rank's rows are kept."""
+    base = tmp_path / "nf4"
+    made = dorakit("quantize", "tiny:llama", "--output", base)
+    assert made.code == 0, made.err
+    text = site.recipe.read_text().replace('base: "tiny:llama", architecture: llama', f'base: "{base}"')
+    site.recipe.write_text(text)
+    runs = {}
+    for strategy in ("ddp", "fsdp"):
+        place = site.place / strategy
+        ended = dorakit_group(
+            2, "train", site.recipe, "--set", f"parallel.strategy={strategy}", "--set", f"output_dir={place}"
+        )
+        assert ended.codes == [0, 0], ended.ranks
+        runs[strategy] = digest(place)
+    assert runs["ddp"] == runs["fsdp"]
+
+
+def test_a_weight_that_is_no_number_is_one_message(tmp_path, site):
+    """One rank has it in its rows; the others wait for those."""
+    base = load_base("tiny:llama")
+    base.model.get_parameter("model.layers.0.mlp.up_proj.weight").data[-1, -1] = torch.nan
+    base.model.save_pretrained(tmp_path / "nan")
+    base.tokenizer.save_pretrained(tmp_path / "nan")
+    text = site.recipe.read_text().replace('base: "tiny:llama", architecture: llama', f'base: "{tmp_path / "nan"}"')
+    site.recipe.write_text(text)
+    ended = dorakit_group(2, "train", site.recipe, *FSDP)
+    assert len(ended.errors) == 1 and "NaN" in ended.errors[0] and ended.codes[0] == ended.codes[1] != 0, ended.ranks
 
 
 def test_rows_that_are_no_whole_blocks_stay_whole():
     layer = NF4Linear.from_dense(torch.randn(8, 96), None, NF4Format())
-    layer.keep_rows_(0, 2)
+    keep_rows_(layer, Share(0, 2, World().stacked))
     assert layer.has_all_rows and len(layer.weight) == 8
 
 
@@ -89,16 +145,3 @@ def test_a_failure_amid_the_forward_of_another(site):
 def test_what_cannot_be_sharded_is_refused(site):
     ended = dorakit_group(2, "train", site.recipe, *FSDP, "--set", "training.compile=true")
     assert ended.codes == [2, 2] and len(ended.errors) == 1 and "fsdp" in ended.errors[0]
-
-
-def test_memory_of_loading_is_that_of_a_share():
-    """No rank ever holds the whole: what its layers keep after loading is a rank's part."""
-
-    def load(rank):
-        with shared_out(rank, 2):
-            model = load_base("tiny:llama", nf4=NF4Format()).model
-        layers = [m for m in model.modules() if isinstance(m, NF4Linear)]
-        kept = sum(layer.weight.untyped_storage().nbytes() for layer in layers)
-        return 0 if kept <= 0.51 * sum(layer.in_features * layer.out_features // 2 for layer in layers) else 1
-
-    assert group(2, load).codes == [0, 0]

@@ -12,6 +12,10 @@ from safetensors.torch import load_file
 
 from dorakit import Recipe
 from dorakit.model.load import load_base
+from dorakit.model.shares import Share
+from dorakit.model.streaming import shared_out
+from dorakit.parallel.sharding import shard_, sharded_bytes
+from dorakit.parallel.world import joined
 from dorakit.plan.estimate import estimate
 from dorakit.training import optim_groups, validation
 
@@ -126,11 +130,7 @@ def test_each_rank_holds_half(tied):
     """Of what is trained too: nothing but a rank's rows is float32."""
 
     def held(rank):
-        from dorakit.model.streaming import shared_out
-        from dorakit.parallel.sharding import shard_, sharded_bytes
-        from dorakit.parallel.world import joined
-
-        with joined(timeout_s=60), shared_out(rank, 2):
+        with joined(timeout_s=60) as world, shared_out(Share(rank, 2, world.stacked)):
             model = load_base(str(tied), dtype="float32").model
             assert model.dtype == torch.bfloat16
             model.requires_grad_(True)
