@@ -71,6 +71,17 @@ class World:
             value = box[0]
         return value  # type: ignore[return-value]
 
+    def tensor_from_first(self, tensor: Tensor) -> Tensor:
+        """The first rank's tensor, on the CPU of every rank; elsewhere only shape and dtype count, so it may be on meta.
+
+        Not through `from_first`: of a view, pickle takes the whole storage.
+        """
+        own = tensor.cpu().contiguous() if self.is_first else torch.empty(tensor.shape, dtype=tensor.dtype)
+        if self.size > 1:
+            with _talking():
+                dist.broadcast(own, src=0)
+        return own
+
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Put into each tensor, in place, its sum over all ranks: the same bytes on every one."""
         if self.size > 1:

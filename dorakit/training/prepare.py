@@ -78,6 +78,11 @@ def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Pat
             trained_too=recipe.method is None,
             cpu_offload=recipe.parallel.cpu_offload,
         )
+        is_lowered = recipe.method is None and pick_dtype(recipe.model.dtype) != torch.float32
+        if is_lowered and not recipe.training.gradient_checkpointing:
+            base.notes.append(
+                "each rank holds the weights as cast for forward until backward: training.gradient_checkpointing lets go of them"
+            )
     if recipe.training.gradient_checkpointing:
         check_recomputed(base.model)
     data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)

@@ -78,9 +78,8 @@ def put_in_trained_(world: World, model: nn.Module, tensors: dict[str, Tensor] |
 
 def _sent(world: World, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
     """The first rank's tensors, on every rank."""
-    if world.size == 1:
-        return tensors or {}
-    return world.from_first(lambda: {name: tensor.cpu() for name, tensor in (tensors or {}).items()})
+    described = _described(world, tensors)
+    return {name: world.tensor_from_first(tensor) for name, tensor in described.items()}
 
 
 def _described(world: World, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:

@@ -1,10 +1,12 @@
 """Several ranks do what one process does."""
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from dying_runs import digest, make_site
 from groups import distance, dorakit_group, plain, weights
 from safetensors.torch import load_file, save_file
@@ -94,6 +96,27 @@ def test_only_the_first_rank_speaks_and_writes(site):
         "small.yaml",
     ]
     assert site.facts()["computing"]["ranks"] == "2"
+
+
+def test_tensors_are_not_pickled(site, tmp_path):
+    """A pickled view brings its whole buffer along, once for each tensor."""
+    sizes = tmp_path / "sizes"
+
+    def measured(rank):
+        own = dist.broadcast_object_list
+
+        def broadcast_object_list(box, src=0):
+            with sizes.open("a") as file:
+                file.write(f"{len(pickle.dumps(box))}\n")
+            return own(box, src=src)
+
+        dist.broadcast_object_list = broadcast_object_list
+
+    broken = dorakit_group(2, "train", site.recipe, failpoints_of={1: "step:7=kill9"}, before=measured)
+    assert broken.codes[1] == -9
+    assert dorakit_group(2, "train", "--resume", site.run, before=measured).codes == [0, 0]
+    adapters = sum(tensor.nbytes for tensor in weights(site.run).values())
+    assert 0 < max(map(int, sizes.read_text().split())) < adapters / 2
 
 
 def test_validation_is_that_of_one_process(tmp_path, unbroken):
