@@ -64,6 +64,9 @@ if [ "$cards" -gt 1 ]; then
         --set "adapter.mode=$mode" --set "parallel.strategy=$strategy" --quiet
       dorakit eval "$place/$strategy-$mode" --limit 16 --quiet
     done
+    printf '== full by %s on %s cards\n' "$strategy" "$cards"
+    dorakit train recipes/smoke/full.yaml --nproc "$cards" --set "output_dir=$place/$strategy-full" \
+      --set training.batch_size="$((4 * cards))" --set "parallel.strategy=$strategy" --quiet
   done
 else
   printf '== one card: ddp and fsdp were not tried\n'
