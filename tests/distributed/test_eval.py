@@ -9,7 +9,7 @@ from tiny_runs import tiny_run
 
 @pytest.mark.parametrize("metric", ["exact_match", "option_likelihood"])
 def test_as_one_process(tmp_path, metric):
-    """Planted bugs caught: a mean of the ranks' means; answers in the order of ranks."""
+    """Planted bugs caught: a mean of the ranks' means; answers in the order of ranks; likelihoods in batches of a rank's own."""
     run = tiny_run(tmp_path, "dora")
     options = ["--set", f"evaluation.metric={metric}"]
     if metric.startswith("option"):
@@ -32,9 +32,3 @@ def test_a_gate_is_everybodys(tmp_path):
     run = tiny_run(tmp_path, "dora")
     ended = dorakit_group(2, "eval", run.path, "--min", "accuracy=1")
     assert ended.codes[0] == 5 and len(ended.errors) == 1
-
-
-def test_tasks_are_for_one_process(tmp_path):
-    run = tiny_run(tmp_path, "dora")
-    ended = dorakit_group(2, "eval", run.path, "--task", "boolq", "--data", tmp_path)
-    assert ended.codes == [2, 2] and len(ended.errors) == 1
