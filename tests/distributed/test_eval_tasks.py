@@ -4,6 +4,7 @@ Batches are those of one process, and so every bit of what comes of them; but wh
 left makes other batches than the whole did, which moves the last digits of float32: those are compared to a relative 1e-5.
 """
 
+import errno
 import json
 import os
 import signal
@@ -174,6 +175,24 @@ def test_no_memory_on_the_other(run, data):
     ended = measured(2, run, data, data / "r.json", "letters", before=at_second_batch(1, lambda: fail(MemoryError())))
     check(ended, 4, "out of memory")
     assert (data / "r.unfinished.jsonl").read_text().count("\n") == 4
+
+
+def test_ctrl_c_on_the_other(run, data):
+    """Planted bug caught: a rank that goes without telling the others."""
+    ended = measured(
+        2, run, data, data / "r.json", "letters", before=at_second_batch(1, lambda: signal.raise_signal(signal.SIGINT))
+    )
+    check(ended, 130, "stopped")
+
+
+def test_the_disk_of_the_writer_is_full(run, data):
+    """Planted bugs caught: others that end well before the first one writes, or with another exit code."""
+
+    def full(rank):
+        measure.finish = lambda *given: fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "r.json"))
+
+    check(measured(2, run, data, data / "r.json", "letters", before=full), 4, "No space left")
+    assert not (data / "r.json").exists() and (data / "r.unfinished.jsonl").read_text().count("\n") == 11
 
 
 @pytest.mark.parametrize(
