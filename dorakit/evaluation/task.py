@@ -116,13 +116,13 @@ def evaluate(
     quiet = quiet or not this_process().is_first
     known = recipe if recipe is not None else place.run.recipe  # type: ignore[union-attr]
     check_test_rows(known, None if data is None else os.path.abspath(os.path.expanduser(data)))
-    opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
-    assert opened.recipe is not None
-    rows = rows_to_measure(opened.recipe, opened.tokenizer, run=opened.run, data=data, limit=limit)
-    for line in (*opened.notes, *rows.notes):
-        say(line, quiet=quiet)
-    started = time.monotonic()
-    with joined() as world:
+    with joined() as world:  # before the model is loaded: each rank has a GPU of its own
+        opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
+        assert opened.recipe is not None
+        rows = rows_to_measure(opened.recipe, opened.tokenizer, run=opened.run, data=data, limit=limit)
+        for line in (*opened.notes, *rows.notes):
+            say(line, quiet=quiet)
+        started = time.monotonic()
         result, predictions = _measure(opened, rows, batch_size, world, quiet=quiet)
     result = {
         "target": text,

@@ -11,11 +11,13 @@ import signal
 from dataclasses import replace
 
 import pytest
+import torch.distributed as dist
 from groups import dorakit_group
 from made_tasks import LETTERS, write_letters, write_task
 from test_one_fails import check
 from tiny_runs import tiny_run
 
+from dorakit.evaluation import task as rows_of_recipe
 from dorakit.evaluation.tasks import answering, measure, table
 from dorakit.training.loss import SupervisedLoss
 
@@ -218,6 +220,25 @@ def test_other_rows_or_weights_on_one(run, data, what, said):
             measure.open_target = changed
 
     check(measured(2, run, data, data / "r.json", "letters", before=other), 3, said)
+
+
+@pytest.mark.parametrize("more", [[], ["--task", "letters"]], ids=["rows", "task"])
+def test_the_group_meets_before_a_model_is_loaded(run, data, more):
+    """On GPUs, meeting gives each rank its own. Planted bug caught: all models on the first GPU."""
+
+    def watch(rank):
+        for module in (rows_of_recipe, measure):
+
+            def watched(*given, own=module.open_target, **options):
+                assert dist.is_initialized()
+                return own(*given, **options)
+
+            module.open_target = watched
+
+    ended = dorakit_group(
+        2, "eval", run.path, *more, "--output", data / "r.json", *(["--data", data] if more else []), before=watch
+    )
+    assert ended.codes == [0, 0], ended.ranks
 
 
 def test_the_harness_is_for_one_process(run):
