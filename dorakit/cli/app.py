@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 import traceback
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -90,7 +91,7 @@ def _main() -> None:
     try:
         failpoints.check_variable()
         with one_voice():
-            code = app(standalone_mode=False)
+            code = _carry_out()
     except TyperException as error:
         _say_usage(error)
         sys.exit(error.exit_code)
@@ -101,14 +102,9 @@ def _main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(141)
-    except typer.Abort:  # Ctrl-C, or Ctrl-D, in answer to a question
+    except (KeyboardInterrupt, typer.Abort):  # Ctrl-C; in answer to a question, or Ctrl-D there
         print("stopped", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        _print_trace()
-        told = _about_files(error)
-        print(_headline(told), file=sys.stderr)
-        sys.exit(told.exit_code)
     except Exception as error:
         if not _print_trace():
             print(
@@ -117,9 +113,20 @@ def _main() -> None:
                 file=sys.stderr,
             )
         sys.exit(1)
-    if code == 130:  # what Typer makes of Ctrl-C
-        print("stopped", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _carry_out() -> Any:
+    """The command. Ctrl-C, and what the system refuses as an error of ours, leave it as what a group tells once."""
+    try:
+        code = app(standalone_mode=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _about_files(error) from error
+    if code == 130:  # what Typer makes of Ctrl-C
+        raise KeyboardInterrupt
+    return code
 
 
 def _say_usage(error: TyperException) -> None:

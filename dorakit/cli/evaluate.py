@@ -83,9 +83,7 @@ def evaluate(
     """Measure loss, perplexity and accuracy of a run or a model on test rows, or accuracy on tasks."""
     gates = [*_gates(minimum, "--min"), *_gates(maximum, "--max")]
     if task is not None:
-        if nproc is not None or this_process().size > 1:
-            raise UsageError("--task is measured by one process: leave --nproc (or the launcher) out")
-        _check_task(task, data, scoring, limit, set_)
+        _check_task(task, data, scoring, limit, set_, processes=nproc or this_process().size)
     from dorakit.evaluation.gates import check_gates
 
     check_gates(gates, None)
@@ -177,12 +175,19 @@ def asked_recipe(target: str, path: str | None, overrides: list[str] | None) -> 
 
 
 def _check_task(
-    task: str, data: str | None, scoring: str | None, limit: int | None, overrides: list[str] | None
+    task: str,
+    data: str | None,
+    scoring: str | None,
+    limit: int | None,
+    overrides: list[str] | None,
+    *,
+    processes: int,
 ) -> None:
     """What can be known of tasks without torch: their names, and rows that lie here."""
     from dorakit.evaluation.tasks.rows import read_tasks
-    from dorakit.evaluation.tasks.table import HARNESS
+    from dorakit.evaluation.tasks.table import HARNESS, check_processes
 
+    check_processes(task, processes)
     for override in overrides or []:
         if override.partition(".")[0].strip() in ("evaluation", "data"):
             raise UsageError(f"--set {override}: --task says itself what is asked and how it is judged")

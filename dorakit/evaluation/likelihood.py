@@ -16,6 +16,7 @@ from dorakit.evaluation.generation import Prediction
 from dorakit.evaluation.metrics import Judge, option_pattern
 from dorakit.evaluation.progress import progress
 from dorakit.model.generate import check_prompts, has_plain_cache
+from dorakit.parallel.world import ALONE, World
 from dorakit.training.loss import SupervisedLoss
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ def choose_options(
     batch_size: int,
     quiet: bool = False,
     keep: Callable[[int, Prediction], None] | None = None,
+    world: World = ALONE,
 ) -> list[Prediction]:
     """Choose for each question the likeliest among its expected answer with each option in the place of the right one.
 
     Only options that the prompt itself names are candidates, where it names the right one: "answer5" is none where four
-    answers are given. `keep` receives the number of a question and its prediction, as soon as there is one.
+    answers are given. `keep` receives the number of a question and its prediction, as soon as there is one. Every rank of
+    `world` gives all questions, does its part, and gets all predictions.
 
     Raises:
         DataError: An expected answer that holds no option.
@@ -82,6 +85,7 @@ def choose_options(
         candidates,
         batch_size=batch_size,
         quiet=quiet,
+        world=world,
         scored=None if keep is None else lambda number, scores: keep(number, chosen(number, scores)),
     )
     return [chosen(number, scores) for number, scores in enumerate(found)]
@@ -95,6 +99,7 @@ def log_likelihoods(
     batch_size: int,
     quiet: bool = False,
     scored: Callable[[int, list[float]], None] | None = None,
+    world: World = ALONE,
 ) -> list[list[float]]:
     """Log p(candidate | prompt), natural logarithm, summed over the candidate's tokens, for each candidate of each prompt.
 
@@ -108,6 +113,7 @@ def log_likelihoods(
         batch_size: Rows a forward pass.
         quiet: No progress bar.
         scored: Called with a prompt's number and its results after the forward pass that completes them.
+        world: Its ranks share the forward passes out, which are those of one process, and all have all results.
     """
     rows: dict[tuple[int, tuple[int, ...]], list[tuple[int, int]]] = {}
     for number, some in enumerate(candidates):
@@ -123,30 +129,41 @@ def log_likelihoods(
     common = _common_beginning(model, prompts)
     past = _read(model, common) if common else None
     skipped = len(common)
+
+    def of_batch(chosen: Sequence[tuple[int, tuple[int, ...]]]) -> list[tuple[int, int, float]]:
+        """(number, place, result) of each candidate of these rows."""
+        width = len(prompts[chosen[0][0]]) + len(chosen[0][1]) - skipped
+        input_ids = torch.zeros(len(chosen), width, dtype=torch.long)
+        keep = torch.zeros(len(chosen), width, dtype=torch.bool)
+        for row, (number, begun) in enumerate(chosen):
+            end = len(prompts[number]) + len(begun) - skipped
+            input_ids[row, :end] = torch.tensor([*prompts[number][skipped:], *begun])
+            keep[row, len(prompts[number]) - 1 - skipped : end] = True
+        positions = torch.arange(skipped, skipped + width).expand_as(input_ids)
+        logits_NV = loss.logits_at(input_ids, positions, keep, _for_rows(past, len(chosen)))
+        log_total_N = logits_NV.logsumexp(dim=-1)
+        found: list[tuple[int, int, float]] = []
+        at = 0
+        for number, begun in chosen:
+            shared = sum(float(logits_NV[at + i, token] - log_total_N[at + i]) for i, token in enumerate(begun))
+            at += len(begun)
+            for place, token in rows[number, begun]:
+                found.append((number, place, shared + float(logits_NV[at, token] - log_total_N[at])))
+            at += 1
+        return found
+
+    batches, done = [order[start : start + batch_size] for start in range(0, len(order), batch_size)], 0
     with progress("likelihoods", len(order), quiet=quiet) as tell:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            width = len(prompts[chosen[0][0]]) + len(chosen[0][1]) - skipped
-            input_ids = torch.zeros(len(chosen), width, dtype=torch.long)
-            keep = torch.zeros(len(chosen), width, dtype=torch.bool)
-            for row, (number, begun) in enumerate(chosen):
-                end = len(prompts[number]) + len(begun) - skipped
-                input_ids[row, :end] = torch.tensor([*prompts[number][skipped:], *begun])
-                keep[row, len(prompts[number]) - 1 - skipped : end] = True
-            positions = torch.arange(skipped, skipped + width).expand_as(input_ids)
-            logits_NV = loss.logits_at(input_ids, positions, keep, _for_rows(past, len(chosen)))
-            log_total_N = logits_NV.logsumexp(dim=-1)
-            at = 0
-            for number, begun in chosen:
-                shared = sum(float(logits_NV[at + i, token] - log_total_N[at + i]) for i, token in enumerate(begun))
-                at += len(begun)
-                for place, token in rows[number, begun]:
-                    result[number][place] = shared + float(logits_NV[at, token] - log_total_N[at])
-                at += 1
-                missing[number] -= 1
-                if scored is not None and not missing[number]:
-                    scored(number, result[number])
-            tell(start + len(chosen))
+        for a_round in world.in_rounds(batches, of_batch):
+            for chosen, found in a_round:
+                for number, place, score in found:
+                    result[number][place] = score
+                for number, _ in chosen:
+                    missing[number] -= 1
+                    if scored is not None and not missing[number]:
+                        scored(number, result[number])
+                done += len(chosen)
+            tell(done)
     model.train(was_training)
     return result
 

@@ -34,7 +34,6 @@ from dorakit.training.interruptions import out_of_memory_said
 
 NUM_SAMPLES = 5
 _TAIL = 200
-_SECONDS_TO_ANSWER = 3600  # before a rank counts as lost
 
 
 @out_of_memory_said("smaller, with the same result up to rounding: --batch-size 1 --set training.micro_batch_size=1")
@@ -117,13 +116,13 @@ def evaluate(
     quiet = quiet or not this_process().is_first
     known = recipe if recipe is not None else place.run.recipe  # type: ignore[union-attr]
     check_test_rows(known, None if data is None else os.path.abspath(os.path.expanduser(data)))
-    opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
-    assert opened.recipe is not None
-    rows = rows_to_measure(opened.recipe, opened.tokenizer, run=opened.run, data=data, limit=limit)
-    for line in (*opened.notes, *rows.notes):
-        say(line, quiet=quiet)
-    started = time.monotonic()
-    with joined(timeout_s=_SECONDS_TO_ANSWER) as world:
+    with joined() as world:  # before the model is loaded: each rank has a GPU of its own
+        opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
+        assert opened.recipe is not None
+        rows = rows_to_measure(opened.recipe, opened.tokenizer, run=opened.run, data=data, limit=limit)
+        for line in (*opened.notes, *rows.notes):
+            say(line, quiet=quiet)
+        started = time.monotonic()
         result, predictions = _measure(opened, rows, batch_size, world, quiet=quiet)
     result = {
         "target": text,
@@ -227,15 +226,15 @@ def _measure(
     judge = judge_of(section)
     if judge is None:
         return result, []
-    asked = target.model, target.tokenizer, world.share(rows.questions), judge
-    size = batch_size or section.batch_size
-    if not asked[2]:
-        predictions = []
-    elif chooses:
-        predictions = choose_options(*asked, options=section.options, batch_size=size, quiet=quiet)
+    whose = target.model, target.tokenizer
+    how: dict[str, Any] = {"batch_size": batch_size or section.batch_size, "quiet": quiet}
+    if chooses:
+        predictions = choose_options(*whose, rows.questions, judge, options=section.options, world=world, **how)
     else:
-        predictions = answer_questions(*asked, max_new_tokens=section.max_new_tokens, batch_size=size, quiet=quiet)
-    predictions = world.collected(predictions)
+        share = world.share(rows.questions)
+        predictions = world.collected(
+            answer_questions(*whose, share, judge, max_new_tokens=section.max_new_tokens, **how) if share else []
+        )
     result |= summary(predictions)
     result["samples"] = [
         {"prompt_tail": p.prompt[-_TAIL:], "answer": p.answer, "generated": p.generated, "correct": p.correct}

@@ -105,7 +105,8 @@ def _ended(error: BaseException, member: Member, store: Store) -> BaseException:
         return MachineError(
             "another process of this run is gone without a word: killed, out of memory, or out of reach "
             f"({str(error).splitlines()[0]:.200})\n"
-            "  from its last checkpoint the run goes on with: dorakit train --resume RUN"
+            "  a training goes on from its last checkpoint with dorakit train --resume RUN, an evaluation of tasks with the "
+            "same command"
         )
     return error
 

@@ -21,6 +21,8 @@ from dorakit.parallel.environment import Member, this_process
 from dorakit.parallel.voice import address, one_voice, store_of_group
 
 T = TypeVar("T")
+U = TypeVar("U")
+_SECONDS_TO_ANSWER = 3600
 
 
 class World:
@@ -39,6 +41,16 @@ class World:
         parts = self.gather(list(own))
         longest = max(map(len, parts))
         return [part[place] for place in range(longest) for part in parts if place < len(part)]
+
+    def in_rounds(self, pieces: Sequence[T], do: Callable[[T], U]) -> Iterator[list[tuple[T, U]]]:
+        """Do pieces of work, in each round one on every rank; gives after a round its pieces with what came of them.
+
+        All ranks get the same, in the order of the whole: that of one process, which does a piece a round.
+        """
+        for start in range(0, len(pieces), self.size):
+            of_round = pieces[start : start + self.size]
+            done = self.collected([do(piece) for piece in self.share(of_round)])
+            yield list(zip(of_round, done, strict=True))
 
     def gather(self, value: T) -> list[T]:
         """The value of each rank, by rank, on every rank."""
@@ -107,8 +119,11 @@ class World:
                 )
 
 
+ALONE = World()
+
+
 @contextlib.contextmanager
-def joined(*, timeout_s: float) -> Iterator[World]:
+def joined(*, timeout_s: float = _SECONDS_TO_ANSWER) -> Iterator[World]:
     """Be one of the group that a launcher started, for the length of the block.
 
     Args:

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import made_tasks
 import pytest
-from made_tasks import KINDS, task_row, write_task
+from made_tasks import KINDS, LETTERS, SIGNS, task_row, write_letters, write_task
 from typer.testing import CliRunner
 
 from dorakit import evaluate
@@ -19,22 +20,6 @@ from dorakit.evaluation.likelihood import log_likelihoods
 from dorakit.evaluation.tasks import answering, table
 from dorakit.model.generate import end_of_text_ids, generate_ids
 from dorakit.target import open_target
-
-# A random model says nothing that a published task looks for. Of this one, an answer is a capital or a digit.
-SIGNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-LETTERS = replace(
-    table.TASKS["boolq"],
-    name="letters",
-    prompt="{instruction} :",
-    options=tuple(SIGNS),
-    pattern=re.compile(f"[{SIGNS}]"),
-    max_new_tokens=6,
-)
-
-
-def write_letters(directory, answers):
-    rows = [{"instruction": f"{'x' * (i * 7 % 5)} {i * i}", "answer": answer} for i, answer in enumerate(answers)]
-    (directory / "letters.test.json").write_text(json.dumps(rows))
 
 
 @pytest.fixture
@@ -145,7 +130,7 @@ def generate_ids(*arguments, **options):
     return whole(*arguments, **options)
 answering.generate_ids = generate_ids
 sys.path.insert(0, sys.argv[4])
-from test_tasks import LETTERS
+from made_tasks import LETTERS
 table.TASKS["letters"] = LETTERS
 evaluate("tiny:llama", task="letters", data=data, output=output, batch_size=2, quiet=True)
 """
@@ -158,7 +143,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(letters, tmp_path, monkeyp
     killed = tmp_path / "out" / "r.json"
     unfinished = killed.with_name("r.unfinished.jsonl")
     for calls, lines in (("2", 4), ("1", 6)):
-        arguments = [str(letters), str(killed), calls, os.path.dirname(__file__)]
+        arguments = [str(letters), str(killed), calls, os.path.dirname(made_tasks.__file__)]
         done = subprocess.run([sys.executable, "-c", _KILLED, *arguments], check=False)
         assert done.returncode == 9
         assert len(predictions(unfinished)) == lines
@@ -272,6 +257,7 @@ def test_what_does_not_go_together(run_of):
     for more, said in (
         (["--scoring", "logprob"], "--scoring logprob goes with --task"),
         (["--task", "boolq", "--set", "evaluation.limit=3"], "--set evaluation.limit=3: --task says itself"),
+        (["--task", "lm-eval:arc_easy", "--nproc", "2"], "--task lm-eval:arc_easy: measured by one process"),
     ):
         result = CliRunner().invoke(app, ["eval", str(run.path), *more])
         assert isinstance(result.exception, UsageError) and said in str(result.exception)

@@ -19,6 +19,7 @@ from dorakit.evaluation.progress import progress, say
 from dorakit.evaluation.tasks.kept import KeptAnswers
 from dorakit.evaluation.tasks.rows import TaskRows
 from dorakit.model.generate import check_prompts, end_of_text_ids, generate_ids
+from dorakit.parallel.world import World
 from dorakit.target import Target
 
 # Rows at once; with beams each is several sequences.
@@ -75,16 +76,17 @@ def answer_rows(
     questions: Sequence[Question],
     kept: KeptAnswers,
     batch_size: int | None,
+    world: World,
     *,
     quiet: bool,
 ) -> None:
-    """Answer the rows that `kept` has no answer for, and add each answer to it."""
+    """Answer the rows that `kept` has no answer for, and add each answer to it: on every rank, whoever gave it."""
     rest = [number for number in range(len(questions)) if number not in kept.found]
     size = batch_size or _BATCH_SIZES[rows.scoring]
     if rest and rows.scoring == "logprob":
-        _choose(target, rows, questions, rest, kept, size, quiet=quiet)
+        _choose(target, rows, questions, rest, kept, size, world, quiet=quiet)
     elif rest:
-        _generate(target, rows, questions, rest, kept, size, quiet=quiet)
+        _generate(target, rows, questions, rest, kept, size, world, quiet=quiet)
 
 
 def _generate(
@@ -94,31 +96,40 @@ def _generate(
     rest: Sequence[int],
     kept: KeptAnswers,
     batch_size: int,
+    world: World,
     *,
     quiet: bool,
 ) -> None:
     task = rows.task
     stops = end_of_text_ids(target.model, target.tokenizer)
     order = sorted(rest, key=lambda number: -len(questions[number].prompt_ids))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def of_batch(chosen: Sequence[int]) -> list[Prediction]:
+        answers = generate_ids(
+            target.model,
+            target.tokenizer,
+            [questions[number].prompt_ids for number in chosen],
+            max_new_tokens=task.max_new_tokens,
+            batch_size=batch_size,
+            num_beams=task.num_beams,
+            stop_ids=stops,
+        )
+        return [
+            judged(questions[number], new, target.tokenizer, task.judge, max_new_tokens=task.max_new_tokens)
+            for number, new in zip(chosen, answers, strict=True)
+        ]
+
+    last, done = time.monotonic(), 0
     with progress(task.name, len(order), quiet=quiet) as tell:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            began = time.monotonic()
-            answers = generate_ids(
-                target.model,
-                target.tokenizer,
-                [questions[number].prompt_ids for number in chosen],
-                max_new_tokens=task.max_new_tokens,
-                batch_size=batch_size,
-                num_beams=task.num_beams,
-                stop_ids=stops,
-            )
-            seconds = (time.monotonic() - began) / len(chosen)
-            for number, new in zip(chosen, answers, strict=True):
-                asked = questions[number], new, target.tokenizer, task.judge
-                kept.add(number, judged(*asked, max_new_tokens=task.max_new_tokens), seconds)
+        for a_round in world.in_rounds(batches, of_batch):
+            now, num_answers = time.monotonic(), sum(len(chosen) for chosen, _ in a_round)
+            for chosen, predictions in a_round:
+                for number, prediction in zip(chosen, predictions, strict=True):
+                    kept.add(number, prediction, (now - last) / num_answers)
             kept.flush()
-            tell(start + len(chosen))
+            last, done = now, done + num_answers
+            tell(done)
 
 
 def _choose(
@@ -128,6 +139,7 @@ def _choose(
     rest: Sequence[int],
     kept: KeptAnswers,
     batch_size: int,
+    world: World,
     *,
     quiet: bool,
 ) -> None:
@@ -136,7 +148,7 @@ def _choose(
 
     def keep(place: int, prediction: Prediction) -> None:
         nonlocal last
-        now = time.monotonic()  # the first answer of a batch carries the time of all
+        now = time.monotonic()  # the first answer of a round carries the time of all
         kept.add(rest[place], prediction, now - last)
         kept.flush()
         last = now
@@ -151,4 +163,5 @@ def _choose(
         batch_size=batch_size,
         quiet=quiet,
         keep=keep,
+        world=world,
     )

@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from dorakit.evaluation.progress import say
 from dorakit.evaluation.tasks.answering import answer_rows, check_lengths, questions_of, settings_of
 from dorakit.evaluation.tasks.kept import KeptAnswers, finish, key_of, weights_digest
 from dorakit.evaluation.tasks.rows import TaskRows, data_path, read_tasks
-from dorakit.evaluation.tasks.table import HARNESS
+from dorakit.evaluation.tasks.table import HARNESS, check_processes
 from dorakit.evaluation.written import beside, free_name, output_file
 from dorakit.files import write_json
+from dorakit.parallel.environment import this_process
+from dorakit.parallel.world import World, joined
 from dorakit.place import find_target
 from dorakit.target import Target, open_target
 from dorakit.training.interruptions import out_of_memory_said
@@ -46,6 +49,7 @@ def evaluate_tasks(
 
     Answers are kept beside the result as they come. Where the same weights, rows and settings were measured before, in
     whole or in part, only the rest is answered. Of a target without a run, and without `output`, nothing is kept.
+    Several ranks share the batches out; the first one writes, and all return the result.
 
     Returns:
         The result, as written. `accuracy` is the unweighted mean over `tasks`, each an object of its own.
@@ -54,38 +58,42 @@ def evaluate_tasks(
         UsageError: An unknown task, a scoring that it has not, or no data.
         DataError: Rows that cannot be used.
         ModelError: The target cannot be loaded, or a row is longer than it has positions.
-        RunError: Another evaluation writes the same result.
+        RunError: Another evaluation writes the same result, or ranks have other weights or rows.
     """
+    check_processes(names, this_process().size)
+    quiet = quiet or not this_process().is_first
     harness = find_harness_tasks(names, data, scoring=scoring) if names.startswith(HARNESS) else None
     asked = read_tasks(names, data, scoring=scoring, limit=limit) if harness is None else []
     destination = output_file(output)
     run = find_target(target).run
-    opened = open_target(target, recipe=recipe, base_only=base, base_model=base_model)
-    for line in opened.notes:
-        say(line, quiet=quiet)
     where = data_path(data)
-    if destination is None and run is not None:
-        scorings = dict.fromkeys(rows.scoring for rows in asked)
-        destination = _place_in(run, [opened.variant, names, *scorings], limit, where)
-    if harness is not None:
-        parts = measure_harness_tasks(harness, opened, limit=limit, batch_size=batch_size, quiet=quiet)
-        answers: list[KeptAnswers] = []
-    else:
-        parts, answers = _measure_all(opened, asked, destination, batch_size, quiet=quiet)
-    result = {
-        "target": target,
-        "variant": opened.variant,
-        "base": opened.base,
-        "task": names,
-        "data_path": where,
-        "limit": limit,
-        "tasks": parts,
-        **mean(parts),
-        "notes": opened.notes,
-        "output": None if destination is None else str(destination),
-    }
-    if destination is not None:
-        _write(destination, result, answers)
+    with joined() as world:  # before the model is loaded: each rank has a GPU of its own
+        opened = open_target(target, recipe=recipe, base_only=base, base_model=base_model)
+        for line in opened.notes:
+            say(line, quiet=quiet)
+        if destination is None and run is not None:
+            scorings = dict.fromkeys(rows.scoring for rows in asked)
+            destination = _place_in(run, [opened.variant, names, *scorings], limit, where)
+        if harness is not None:
+            parts = measure_harness_tasks(harness, opened, limit=limit, batch_size=batch_size, quiet=quiet)
+            answers: list[KeptAnswers] = []
+        else:
+            parts, answers = _measure_all(opened, asked, destination, batch_size, world, quiet=quiet)
+        result = {
+            "target": target,
+            "variant": opened.variant,
+            "base": opened.base,
+            "task": names,
+            "data_path": where,
+            "limit": limit,
+            "tasks": parts,
+            **mean(parts),
+            "notes": opened.notes,
+            "output": None if destination is None else str(destination),
+        }
+        if destination is not None:
+            # The others wait, so that a disk that is full is not the first one's failure alone.
+            world.from_first(partial(_write, destination, result, answers))
     return result
 
 
@@ -112,37 +120,53 @@ def _place_in(run: Run, parts: Sequence[str], limit: int | None, data: str | Non
 
 
 def _measure_all(
-    target: Target, asked: Sequence[TaskRows], destination: Path | None, batch_size: int | None, *, quiet: bool
+    target: Target,
+    asked: Sequence[TaskRows],
+    destination: Path | None,
+    batch_size: int | None,
+    world: World,
+    *,
+    quiet: bool,
 ) -> tuple[list[dict[str, Any]], list[KeptAnswers]]:
-    weights = ""
     if destination is None:
         say("the answers are not kept; with --output, an evaluation that is stopped can go on", quiet=quiet)
-    else:
-        weights = weights_digest(target.model)
+    weights = "" if destination is None and world.size == 1 else weights_digest(target.model)
+    world.agree({"the weights": weights})
     parts, answers = [], []
     for rows in asked:
         file = None if destination is None else beside(destination, rows.task.name if len(asked) > 1 else "")
-        part, kept = _measure(target, rows, weights, file, batch_size, quiet=quiet)
+        part, kept = _measure(target, rows, weights, file, batch_size, world, quiet=quiet)
         parts.append(part)
         answers.append(kept)
     return parts, answers
 
 
 def _measure(
-    target: Target, rows: TaskRows, weights: str, file: Path | None, batch_size: int | None, *, quiet: bool
+    target: Target,
+    rows: TaskRows,
+    weights: str,
+    file: Path | None,
+    batch_size: int | None,
+    world: World,
+    *,
+    quiet: bool,
 ) -> tuple[dict[str, Any], KeptAnswers]:
     """One task's part of the result, and its answers."""
     questions = questions_of(target, rows)
     check_lengths(target, rows, questions)
     settings = settings_of(target, rows)
     kept = KeptAnswers([key_of(weights, settings, i, q.prompt_ids, q.answer) for i, q in enumerate(questions)])
-    with contextlib.nullcontext() if file is None else kept.appending(_unfinished(file), before=file):
+    world.agree({f"rows and settings of {rows.task.name}": key_of(kept.keys)})
+    with contextlib.ExitStack() as writing:
+        if file is not None and world.is_first:
+            writing.enter_context(kept.appending(_unfinished(file), before=file))
+        kept.found = world.from_first(lambda: kept.found)
         reused = len(kept.found)
         if reused:
             say(f"{rows.task.name}: {reused} of {len(questions)} answers are there already, beside {file}", quiet=quiet)
         elif kept.stale:
             say(f"{rows.task.name}: the answers beside {file} are of other weights, rows or settings", quiet=quiet)
-        answer_rows(target, rows, questions, kept, batch_size, quiet=quiet)
+        answer_rows(target, rows, questions, kept, batch_size, world, quiet=quiet)
     found = [kept.found[number] for number in range(len(questions))]
     judged = summary([prediction for prediction, _ in found])
     part = {

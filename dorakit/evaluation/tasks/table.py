@@ -165,6 +165,20 @@ def scoring_of(task: Task, asked: str | None) -> str:
     return asked
 
 
+def check_processes(names: str, processes: int) -> None:
+    """Refuse to share out what the harness measures: it has a launcher of its own.
+
+    Raises:
+        UsageError: There are several processes for it.
+    """
+    if processes > 1 and names.startswith(HARNESS):
+        raise UsageError(
+            f"--task {names}: measured by one process; leave --nproc (or the launcher) out, or share the rows out by the\n"
+            "  harness itself: dorakit merge RUN, then accelerate launch -m lm_eval --model hf --model_args "
+            f"pretrained=RUN/merged --tasks {names.removeprefix(HARNESS)}"
+        )
+
+
 def unknown_task(name: str, known: list[str], listing: str) -> UsageError:
     """The error for a name that is no task, with the nearest of the known ones."""
     by_lower = {task.lower(): task for task in known}

@@ -1,7 +1,11 @@
 """Rows of tasks, made for tests, in LLM-Adapters' layout."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
+
+from dorakit.evaluation.tasks import table
 
 KINDS = {"ARC-Easy": ("answer", 4), "hellaswag": ("ending", 4), "boolq": ("", 2)}
 
@@ -21,3 +25,20 @@ def write_task(directory: Path, name: str, count: int, *, nested: bool = False) 
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps([task_row(name, number) for number in range(count)], indent=1), encoding="utf-8")
     return file
+
+
+# A random model says nothing that a published task looks for. Of this one, an answer is a capital or a digit.
+SIGNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+LETTERS = replace(
+    table.TASKS["boolq"],
+    name="letters",
+    prompt="{instruction} :",
+    options=tuple(SIGNS),
+    pattern=re.compile(f"[{SIGNS}]"),
+    max_new_tokens=6,
+)
+
+
+def write_letters(directory, answers):
+    rows = [{"instruction": f"{'x' * (i * 7 % 5)} {i * i}", "answer": answer} for i, answer in enumerate(answers)]
+    (directory / "letters.test.json").write_text(json.dumps(rows))
