@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -133,6 +134,15 @@ class Site:
         moving = ("train/tokens_per_s", "train/memory_bytes")
         lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         return [{key: value for key, value in line.items() if key not in moving} for line in lines]
+
+
+def moved_copy(place: Path, to: Path) -> Site:
+    """A copy of a site, which knows its new place."""
+    shutil.copytree(place, to, symlinks=True)
+    site = Site(to)
+    for file in (site.recipe, site.run / "recipe.resolved.yaml"):
+        file.write_text(file.read_text().replace(str(place), str(to)))
+    return site
 
 
 def digest(run: Path) -> str:

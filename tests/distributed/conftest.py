@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from dying_runs import Site, make_site
-from groups import dorakit_group, plain
+from dying_runs import Site, make_site, moved_copy
+from groups import dorakit_group, impatient, plain
 
 HERE = Path(__file__).parent
 
@@ -27,3 +27,17 @@ def unbroken(tmp_path_factory) -> Site:
     ended = dorakit_group(2, "train", site.recipe)
     assert ended.codes == [0, 0], ended.ranks
     return site
+
+
+@pytest.fixture(scope="session")
+def _half_done(tmp_path_factory) -> Path:
+    site = plain(make_site(tmp_path_factory.mktemp("half")))
+    ended = dorakit_group(2, "train", site.recipe, failpoints_of={1: "step:7=kill9"}, before=impatient)
+    assert ended.codes[1] == -9, ended.ranks
+    return site.place
+
+
+@pytest.fixture
+def half_done(_half_done, tmp_path) -> Site:
+    """A run of two ranks, one of them killed after step 7, with checkpoints of steps 4 and 6."""
+    return moved_copy(_half_done, tmp_path / "half")

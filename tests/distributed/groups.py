@@ -22,6 +22,7 @@ from dying_runs import Ended, Site, be_a_child
 from safetensors.torch import load_file
 
 from dorakit import failpoints
+from dorakit.parallel import voice
 
 PATIENCE = 90  # seconds after which a group hangs
 
@@ -103,6 +104,11 @@ def dorakit_group(
         return 0
 
     return group(size, run)
+
+
+def impatient(rank: int) -> None:
+    """Do not wait long for what a killed rank cannot say any more."""
+    voice._SECONDS_TO_TELL = 1
 
 
 def plain(site: Site) -> Site:

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from dying_runs import digest, dorakit, make_site
-from groups import dorakit_group, group, plain
+from groups import dorakit_group, group, impatient, plain
 from safetensors.torch import load_file, save_file
 
 from dorakit import Recipe
@@ -19,8 +19,7 @@ from dorakit.plan.estimate import estimate
 FSDP = ("--set", "parallel.strategy=fsdp")
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize(("double", "ranks"), [(True, 2), (True, 3), (False, 2)])
 def test_the_shares_are_the_bytes_of_the_whole(ranks, double, tmp_path):
     """Each rank quantizes its own rows. Planted bugs caught: absmax double-quantized share by share, with an offset of its own;
     rows split as floor and rest; norms of the rows as they were before the second level."""
@@ -121,7 +120,14 @@ def test_fsdp_is_ddp(site, unbroken):
 
 def test_recomputed_and_sampled(site, tmp_path):
     """Gradient checkpointing gathers the base again in backward, and generation gathers it on every rank."""
-    also = ("--set", "training.gradient_checkpointing=true", "--set", "training.sample_prompts=[Say]")
+    also = (
+        "--set",
+        "training.gradient_checkpointing=true",
+        "--set",
+        "training.sample_prompts=[Say]",
+        "--set",
+        "training.eval_every=6",
+    )
     alone = plain(make_site(tmp_path / "alone"))
     for size, place in ((1, alone), (2, site)):
         ended = dorakit_group(size, "train", place.recipe, *FSDP, *also)
@@ -131,7 +137,7 @@ def test_recomputed_and_sampled(site, tmp_path):
 
 
 def test_killed_and_gone_on_with(site, unbroken):
-    ended = dorakit_group(2, "train", site.recipe, *FSDP, failpoints_of={1: "micro:15=kill9"})
+    ended = dorakit_group(2, "train", site.recipe, *FSDP, failpoints_of={1: "micro:15=kill9"}, before=impatient)
     assert ended.codes == [3, -9] and "gone without a word" in ended.ranks[0].err, ended.ranks
     assert dorakit_group(2, "train", "--resume", site.run).codes == [0, 0]
     assert digest(site.run) == digest(unbroken.run)

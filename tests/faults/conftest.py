@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from dying_runs import Site, make_site
+from dying_runs import Site, make_site, moved_copy
 
 _matrix: list[tuple[str, ...]] = []
 
@@ -37,11 +36,7 @@ def _half_done(tmp_path_factory) -> Path:
 @pytest.fixture
 def half_done(_half_done, tmp_path) -> Site:
     """A run of its own, killed after step 7, with checkpoints of steps 4 and 6. (It was moved here, too.)"""
-    shutil.copytree(_half_done, tmp_path / "half", symlinks=True)
-    site = Site(tmp_path / "half")
-    for file in (site.recipe, site.run / "recipe.resolved.yaml"):
-        file.write_text(file.read_text().replace(str(_half_done), str(site.place)))
-    return site
+    return moved_copy(_half_done, tmp_path / "half")
 
 
 @pytest.fixture
