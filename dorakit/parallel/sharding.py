@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from dorakit.model.layers import decoder_layers
@@ -47,11 +47,14 @@ def shard_(
         parameter.data = parameter.data.to(pick_device())
     mesh = init_device_mesh(pick_device().type, (ranks,))
     settings: dict[str, Any] = {"mesh": mesh, "ignored_params": replicated}
-    if cpu_offload:
+    notes = []
+    offloads = cpu_offload and pick_device().type == "cuda"
+    if offloads:
         settings["offload_policy"] = CPUOffloadPolicy()
+    elif cpu_offload:
+        notes.append("asked: parallel.cpu_offload, using: none (no CUDA device: everything is in the host's memory)")
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     tied = ends[1] is not None and ends[0].weight is ends[1].weight
-    notes = []
     # One parameter cannot be in two groups, so where the embedding is the head too, both are one.
     groups = [ends] if tied else [end for end in ends if end is not None]
     for group in [*layers, *groups]:
@@ -66,11 +69,10 @@ def shard_(
                 module.set_force_sum_reduction_for_comms(True)
     for layer, (weight, absmax) in shares.items():
         for name, share in (("weight", weight), ("absmax", absmax)):
-            place = getattr(layer, name)
-            local = DTensor.from_local(
-                share, mesh, [Shard(0)], run_check=False, shape=place.shape, stride=place.stride()
-            )
-            setattr(layer, name, nn.Parameter(local, requires_grad=False))
+            # from_local would bring a share to the mesh's device that is to stay in the host's memory.
+            place: Any = torch.empty_like(getattr(layer, name), device="cpu" if offloads else pick_device())
+            place.to_local().copy_(share)
+            setattr(layer, name, nn.Parameter(place, requires_grad=False))
     own, total = sharded_bytes(model)
     what = "parameters" if trained_too else "frozen base"
     notes.append(f"fsdp: this rank holds {own:,} of the {total:,} bytes of the {what}")
@@ -112,15 +114,15 @@ def whole_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Ten
     return found
 
 
-def take_rows_(share: DTensor, whole: Tensor) -> None:
-    """Overwrite this rank's rows with those of the first rank's `whole`; to be called on every rank alike.
+def rows_of_first(whole: Tensor, like: DTensor) -> Tensor:
+    """Of the first rank's `whole` the rows that this rank has of `like`; to be called on every rank alike.
 
     On the others `whole` may be on the meta device: only its shape and dtype count.
     """
     if whole.is_meta:
         whole = torch.empty(whole.shape, dtype=whole.dtype)
-    with torch.no_grad():
-        share.to_local().copy_(distribute_tensor(whole, share.device_mesh, share.placements).to_local())
+    rows: Tensor = distribute_tensor(whole, like.device_mesh, like.placements).to_local()
+    return rows
 
 
 def _is_share(module: nn.Module) -> bool:

@@ -70,15 +70,17 @@ class Updater:
         return [group.grad for group in self._groups if isinstance(group, FlatGroup)]
 
     def zero_grad(self) -> None:
-        """Zero the gradients in place: parameters keep their views."""
+        """Make all gradients zero."""
         for group in self._groups:
-            torch._foreach_zero_(group.grads)
+            group.zero_grad()
 
     def clip(self, max_norm: float) -> float:
         """Scale the gradient to `max_norm` if it is longer (0 never scales); returns its norm before.
 
         A norm that is not finite is returned and scales nothing.
         """
+        for group in self._groups:
+            group.collect()
         norm = float(torch.stack([group.grad_norm() for group in self._groups]).norm())
         if max_norm and math.isfinite(norm) and norm > max_norm:
             for group in self._groups:
@@ -89,6 +91,7 @@ class Updater:
         """One update at this learning rate."""
         for group, settings in zip(self._groups, self._optimizer.param_groups, strict=True):
             settings["lr"] = rate * group.rate_ratio
+            group.collect()
         self._optimizer.step()
         # The parameters are views that autograd does not know of, and bitsandbytes writes past it altogether.
         flat = [group for group in self._groups if isinstance(group, FlatGroup)]
@@ -134,12 +137,13 @@ class Updater:
     def _build(self, settings: OptimizerSection) -> torch.optim.Optimizer:
         name = settings.name
         if name in _UNPAGED:
-            if can_page():
+            if can_page() and all(piece.is_cuda for group in self._groups for piece in group.pieces.values()):
                 sizes = [piece.numel() for group in self._groups for piece in group.pieces.values()]
                 total, paged = sum(sizes), sum(size for size in sizes if size >= SMALLEST_PAGED)
                 self.notes.append(f"optimizer states of {paged:,} of {total:,} parameters are paged")
             else:
-                self.notes.append(f"asked: {name}, using: {_UNPAGED[name]} (no CUDA device to page from)")
+                why = "the states are in the host's memory already" if can_page() else "no CUDA device to page from"
+                self.notes.append(f"asked: {name}, using: {_UNPAGED[name]} ({why})")
                 name = _UNPAGED[name]  # type: ignore[assignment]
         groups = [{"params": [*group.pieces.values()], "weight_decay": group.weight_decay} for group in self._groups]
         adam: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
-from dorakit.parallel.sharding import take_rows_, whole_tensors
+from dorakit.parallel.sharding import rows_of_first, whole_tensors
 
 # bitsandbytes hands its kernels the number of elements as a signed 32-bit integer. A multiple of its blocks of 256.
 LARGEST_PIECE = 1 << 30
@@ -49,6 +49,13 @@ class FlatGroup:
         """All gradients, to be changed in place."""
         return [self.grad]
 
+    def collect(self) -> None:
+        """Nothing: backward writes into the buffer."""
+
+    def zero_grad(self) -> None:
+        """In place: parameters keep their views."""
+        self.grad.zero_()
+
     def grad_norm(self) -> Tensor:
         """float32 (): norm of the gradient, the same on every rank."""
         norm: Tensor = self.grad.norm()
@@ -79,14 +86,23 @@ class ShardedGroup:
         self.members: list[DTensor] = members  # as FSDP leaves them; for a type checker they are Parameters
         self.rate_ratio = rate_ratio
         self.weight_decay = weight_decay
-        self.grads: list[Tensor] = []
-        self.pieces: dict[str, nn.Parameter] = {}
-        for number, member in enumerate(members):
-            self.pieces[f"{name}.{number}"] = piece = nn.Parameter(member.to_local().detach())
-            piece.grad = torch.zeros_like(piece)
-            member.grad = _as_share_of(member, piece.grad)  # FSDP adds to it
-            self.grads.append(piece.grad)
+        self.pieces = {f"{name}.{i}": nn.Parameter(m.to_local().detach()) for i, m in enumerate(members)}
         self._places = _places(name, sum(member.numel() for member in members))
+
+    @property
+    def grads(self) -> list[Tensor]:
+        """All gradients that were collected, to be changed in place."""
+        return [piece.grad for piece in self.pieces.values() if piece.grad is not None]
+
+    def collect(self) -> None:
+        """Take over the gradients that FSDP has made since `zero_grad`."""
+        for member, piece in zip(self.members, self.pieces.values(), strict=True):
+            piece.grad = torch.zeros_like(piece) if member.grad is None else member.grad.to_local()  # type: ignore[attr-defined]
+
+    def zero_grad(self) -> None:
+        """FSDP makes new ones."""
+        for member, piece in zip(self.members, self.pieces.values(), strict=True):
+            member.grad = piece.grad = None
 
     def grad_norm(self) -> Tensor:
         """float32 (): norm of the whole gradient; every rank must call it."""
@@ -126,8 +142,7 @@ class ShardedGroup:
                 flat = torch.cat([tensors[f"{place}.{name}"] for place in self._places])
             parts = torch.split(flat, [member.numel() for member in self.members])
             for (place, piece), member, part in zip(self.pieces.items(), self.members, parts, strict=True):
-                found[f"{place}.{name}"] = own = torch.empty_like(piece)
-                take_rows_(_as_share_of(member, own), part.view(member.shape))
+                found[f"{place}.{name}"] = rows_of_first(part.view(member.shape), member).to(piece.device)
         return found
 
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from dorakit.errors import RunError
 from dorakit.files import naming
 from dorakit.model.weights_check import check_weights
-from dorakit.parallel.sharding import reshard_, take_rows_
+from dorakit.parallel.sharding import reshard_, rows_of_first
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def restore_trained(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     check_fits(model, tensors)
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor) and parameter.requires_grad:
-            take_rows_(parameter, tensors[name])
+            parameter.to_local().copy_(rows_of_first(tensors[name], parameter))
         elif parameter.requires_grad:
             parameter.copy_(tensors[name])
 

@@ -111,9 +111,9 @@ def test_each_rank_holds_its_share(site, mode):
 
 
 def test_fsdp_is_ddp(site, unbroken):
-    """To the byte on a CPU: the same sums, in the same order."""
-    ended = dorakit_group(2, "train", site.recipe, *FSDP)
-    assert ended.codes == [0, 0], ended.ranks
+    """To the byte on a CPU: the same sums, in the same order. What it cannot offload from, it says."""
+    ended = dorakit_group(2, "train", site.recipe, *FSDP, "--set", "parallel.cpu_offload=true")
+    assert ended.codes == [0, 0] and "asked: parallel.cpu_offload, using: none" in ended.ranks[0].err, ended.ranks
     assert digest(site.run) == digest(unbroken.run)
     assert site.metrics() == unbroken.metrics()
 
