@@ -18,6 +18,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from dorakit.errors import ModelError
+from dorakit.model.load import input_device
 
 _PROBE = "dorakit"
 
@@ -72,7 +73,7 @@ def generate_ids(
             for row, index in enumerate(chosen):
                 ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
                 mask[row, width - len(prompts[index]) :] = 1
-            ids, mask = ids.to(model.device), mask.to(model.device)
+            ids, mask = ids.to(input_device(model)), mask.to(input_device(model))
             for index, new in zip(chosen, answer(model, ids, mask, max_new_tokens, stops, pad_id), strict=True):
                 answers[index] = _until_stop(new, stops)
             if progress is not None:

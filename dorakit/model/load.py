@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -171,6 +172,11 @@ def _tokenizer(base: str, source: Source) -> tuple[PreTrainedTokenizerBase, list
 def pick_device() -> torch.device:
     """CUDA where there is a device, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its inputs: not where its parameters are while FSDP keeps those in the host's memory."""
+    return pick_device() if isinstance(model.base_model, FSDPModule) else model.device
 
 
 def pick_dtype(name: str) -> torch.dtype:

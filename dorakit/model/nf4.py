@@ -103,7 +103,7 @@ class NF4Linear(nn.Module):
             part, state = bnb.quantize_4bit(flat[start : start + step], blocksize=form.block_size, quant_type="nf4")
             packed.append(part.reshape(-1))
             absmax.append(state.absmax)
-        layer.weight = nn.Parameter(torch.cat(packed).view(layer.out_features, -1), requires_grad=False)
+        layer.weight = nn.Parameter(torch.cat(packed).view(layer.weight.shape), requires_grad=False)
         layer.absmax = torch.cat(absmax)
         layer.original_row_norm = torch.cat(
             [rows.float().norm(dim=1) for rows in torch.split(weight.detach(), ROWS_AT_ONCE)]

@@ -41,12 +41,14 @@ def share_of_dense(weight: Tensor, form: NF4Format, share: Share, dtype: torch.d
     own = NF4Linear.from_dense(weight[rows].to(dtype), None, replace(form, double_quant=False))
     layer = NF4Linear(in_features, out_features, block_size=form.block_size, dtype=dtype)
     layer.weight = own.weight
-    layer.absmax = share.gather(own.absmax.view(len(own.weight), -1), out_features).view(-1)
+    layer.absmax = share.gather(own.absmax.view(len(own.weight), in_features // form.block_size), out_features).view(-1)
     layer.original_row_norm = share.gather(own.original_row_norm, out_features)
     if form.double_quant:
         layer.quantize_absmax_()
     own.absmax = layer.float_absmax().view(out_features, -1)[rows].reshape(-1)
-    layer.whole_norm_squared = share.gather(row_norm_squared(own), out_features)
+    layer.whole_norm_squared = share.gather(
+        row_norm_squared(own) if len(own.weight) else own.original_row_norm, out_features
+    )
     layer.absmax = layer.absmax.view(out_features, -1)[rows].clone()
     return layer
 

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from dorakit.errors import ModelError
 from dorakit.model.layers import decoder_layers
 from dorakit.model.load import pick_device
 from dorakit.model.nf4 import NF4Linear
@@ -43,8 +44,6 @@ def shard_(
     whole = [name for name, module in model.named_modules() if isinstance(module, NF4Linear) and module.has_all_rows]
     shares = {module: _take_share(module) for module in model.modules() if _is_share(module)}
     replicated = set() if trained_too else {p for p in model.parameters() if p.requires_grad}
-    for parameter in replicated:
-        parameter.data = parameter.data.to(pick_device())
     mesh = init_device_mesh(pick_device().type, (ranks,))
     settings: dict[str, Any] = {"mesh": mesh, "ignored_params": replicated}
     notes = []
@@ -53,13 +52,13 @@ def shard_(
         settings["offload_policy"] = CPUOffloadPolicy()
     elif cpu_offload:
         notes.append("asked: parallel.cpu_offload, using: none (no CUDA device: everything is in the host's memory)")
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    tied = ends[1] is not None and ends[0].weight is ends[1].weight
-    # One parameter cannot be in two groups, so where the embedding is the head too, both are one.
-    groups = [ends] if tied else [end for end in ends if end is not None]
-    for group in [*layers, *groups]:
+    # One group: where they are tied, a parameter cannot be in two, and a head that is a group of its own would be gathered for
+    # each piece of the loss, of which ranks have different numbers.
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    for group in [*([layer] for layer in layers), ends]:
         fully_shard(group, **settings)
     fully_shard(model.base_model, **settings)
+    _check_all_sharded(model, trained_too=trained_too)
     if float32:
         model.float()
     if trained_too:
@@ -123,6 +122,21 @@ def rows_of_first(whole: Tensor, like: DTensor) -> Tensor:
         whole = torch.empty(whole.shape, dtype=whole.dtype)
     rows: Tensor = distribute_tensor(whole, like.device_mesh, like.placements).to_local()
     return rows
+
+
+def _check_all_sharded(model: PreTrainedModel, *, trained_too: bool) -> None:
+    """Refuse what is trained and in no group; what is frozen and in none is brought to the device, where FSDP put the others."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            continue
+        if parameter.requires_grad and trained_too:
+            raise ModelError(
+                f"{type(model).__name__} has {name} outside of its decoder, embedding and head, and it cannot be sharded\n"
+                "  set parallel.strategy: ddp"
+            )
+        parameter.data = parameter.data.to(pick_device())
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(pick_device())
 
 
 def _is_share(module: nn.Module) -> bool:

@@ -26,7 +26,7 @@ _NESTED_TABLE = 1024 + 4  # bytes: 256 float32 values and the offset
 class Ledger:
     """Bytes but for the two counts. `base` is what is frozen, NF4 and the norms of DoRA included.
 
-    `shareable` is what several processes may share of it, `largest_group` what each of them then gathers at once.
+    `shareable` is what several processes may share of it, `gathered` what each of them then has whole at once.
     `quant_constants` is part of `base`: absmax in one or two levels. `paged` is part of `optimizer`. `transients` is what
     lives for a moment. `checkpoint` is one on disk.
     """
@@ -45,7 +45,7 @@ class Ledger:
     transients: int
     checkpoint: int
     shareable: int
-    largest_group: int
+    gathered: int
 
     @property
     def peak(self) -> int:
@@ -84,7 +84,7 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
     if recipe.method == "dora":
         # Squared norms of the base, the start of m, the norm in use.
         base += sum(3 * 4 * layer.out_features for _, layer in adapter_layers(model))
-    shared, largest_group = shareable(recipe, model, packed)
+    shared, gathered = shareable(recipe, model, packed)
     trained = num_trained(model)
     sizes = group_sizes(model)
     optimizer, paged = state_bytes(recipe.optimizer.name, sizes), 0
@@ -121,7 +121,7 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
         transients=max(backward, step - kept.backbone - kept.logits),
         checkpoint=4 * trained + optimizer,
         shareable=shared,
-        largest_group=largest_group,
+        gathered=gathered,
     )
 
 

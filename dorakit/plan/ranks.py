@@ -15,9 +15,6 @@ from dorakit.recipe.schema import Recipe
 if TYPE_CHECKING:
     from dorakit.plan.ledger import Ledger
 
-# FSDP2 gathers the next group while it computes with one.
-_GROUPS_AT_ONCE = 2
-
 
 @dataclass(frozen=True)
 class OnRanks:
@@ -45,12 +42,12 @@ def on_ranks(ledger: Ledger, recipe: Recipe, ranks: int, *, rows: int) -> list[O
     base = whole - ledger.shareable + math.ceil(ledger.shareable / ranks)
     passes = math.ceil(recipe.training.batch_size / (rows * ranks))
     gathered = 2 * passes * part * ledger.shareable  # forward and backward
-    peak = ledger.peak - whole + base + _GROUPS_AT_ONCE * ledger.largest_group
+    peak = ledger.peak - whole + base + ledger.gathered
     if recipe.method is None:  # gradients are summed where they are gathered from, after every backward pass
         gradient = passes * part * ledger.gradients
         followers = ledger.gradients + ledger.optimizer - ledger.paged
-        # A group's gradient is whole until it is summed.
-        peak += math.ceil(followers / ranks) - followers + ledger.largest_group
+        # The gradients of these groups are whole until they are summed.
+        peak += math.ceil(followers / ranks) - followers + ledger.gathered
     else:
         gradient = 2 * part * ledger.gradients
     return [
@@ -60,7 +57,8 @@ def on_ranks(ledger: Ledger, recipe: Recipe, ranks: int, *, rows: int) -> list[O
 
 
 def shareable(recipe: Recipe, model: PreTrainedModel, packed: list[nn.Linear]) -> tuple[int, int]:
-    """Bytes of a skeleton's parameters that are sharded, and of the largest group that is gathered at once.
+    """Bytes of a skeleton's parameters that are sharded, and of the two largest groups: FSDP2 gathers one while it computes
+    with another.
 
     Those are the frozen ones, or all of a model trained whole.
     """
@@ -77,8 +75,8 @@ def shareable(recipe: Recipe, model: PreTrainedModel, packed: list[nn.Linear]) -
             total += _stored(parameter, quantized.get(id(parameter)), recipe)
         return total
 
-    groups = [taken(module) for module in [*decoder_layers(model), *ends, model]]
-    return sum(groups), max(groups, default=0)
+    groups = [sum(map(taken, group)) for group in [*([layer] for layer in decoder_layers(model)), ends, [model]]]
+    return sum(groups), sum(sorted(groups)[-2:])
 
 
 def _stored(parameter: nn.Parameter, layer: nn.Linear | None, recipe: Recipe) -> int:

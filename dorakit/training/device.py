@@ -7,12 +7,13 @@ import hashlib
 import os
 import platform
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dorakit.model.load import pick_device
 
@@ -78,13 +79,16 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def can_page() -> bool:
-    """Whether optimizer states can live in memory that CUDA pages to the host."""
-    return pick_device().type == "cuda"
+def why_not_paged(trained: Iterable[Tensor]) -> str | None:
+    """Why the optimizer's states of these tensors cannot live in memory that CUDA pages to the host; None where they can."""
+    if pick_device().type != "cuda":
+        return "no CUDA device to page from"
+    here = all(tensor.device.type == pick_device().type for tensor in trained)
+    return None if here else "the states are in the host's memory already"
 
 
-def autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Compute in `dtype` over float32 weights; nothing to do for float32."""
+def autocast(dtype: torch.dtype, *, keeps_casts: bool = True) -> contextlib.AbstractContextManager[object]:
+    """Compute in `dtype` over float32 weights, which are cast once or for each use; nothing to do for float32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(pick_device().type, dtype=dtype)
+    return torch.autocast(pick_device().type, dtype=dtype, cache_enabled=keeps_casts)

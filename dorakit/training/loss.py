@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 
 from dorakit.data.batches import IGNORE_INDEX, Batch
+from dorakit.model.load import input_device
 from dorakit.training.device import autocast
 
 # Logits of this many tokens exist at once; more are computed in turn and again in backward.
@@ -26,13 +27,19 @@ TOKENS_AT_ONCE = 1024
 class SupervisedLoss(nn.Module):
     """A model and its loss.
 
+    Args:
+        model: The model.
+        compute_dtype: What to compute in, over float32 weights; None for the weights' own.
+        keeps_casts: Let autocast keep the weights as cast until the end of a forward pass, where they may be used again.
+
     Attributes:
         notes: One line where logits cannot be had for supervised tokens only.
     """
 
-    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype | None = None):
+    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype | None = None, *, keeps_casts: bool = True):
         super().__init__()
         self.model = model
+        self.keeps_casts = keeps_casts
         self.compute_dtype = compute_dtype or model.dtype
         self.notes: list[str] = []
         self.skips_logits = self._head_after_backbone_is_the_model()
@@ -48,7 +55,7 @@ class SupervisedLoss(nn.Module):
             labels: (B, T), the token itself where it is supervised, IGNORE_INDEX elsewhere.
             position_ids: (B, T), restarting at each document.
         """
-        device = self.model.device
+        device = input_device(self.model)
         input_ids, labels, position_ids = input_ids.to(device), labels.to(device), position_ids.to(device)
         targets = labels[:, 1:]
         keep = targets != IGNORE_INDEX
@@ -72,7 +79,7 @@ class SupervisedLoss(nn.Module):
 
         `past` holds the keys and values of what stands before, and takes in those of this call.
         """
-        device = self.model.device
+        device = input_device(self.model)
         input_ids, position_ids, keep = input_ids.to(device), position_ids.to(device), keep.to(device)
         if not self.skips_logits:
             logits: Tensor = self.model(
@@ -84,11 +91,12 @@ class SupervisedLoss(nn.Module):
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
         """The autocast that `forward` computes in: over float32 masters, the recipe's dtype."""
-        return autocast(self.compute_dtype if self.compute_dtype != self.model.dtype else torch.float32)
+        dtype = self.compute_dtype if self.compute_dtype != self.model.dtype else torch.float32
+        return autocast(dtype, keeps_casts=self.keeps_casts)
 
     def keeps_documents_apart(self) -> bool:
         """Whether a document's output is the same whatever stands before it in its row; some families know no borders."""
-        device = self.model.device
+        device = input_device(self.model)
         ids = torch.arange(16, device=device)[None] * 37 % (self.model.config.get_text_config().vocab_size - 1)
         other = torch.cat([ids[:, :8] + 1, ids[:, 8:]], dim=1)
         position_ids = torch.arange(8, device=device).repeat(2)[None]
@@ -122,10 +130,11 @@ class SupervisedLoss(nn.Module):
         model = self.model
         if model.get_output_embeddings() is None or model.base_model is model:
             return False
-        ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+        device = input_device(model)
+        ids = torch.arange(8, device=device)[None] % model.config.get_text_config().vocab_size
         with self._probing():
             whole = model(input_ids=ids, use_cache=False).logits
-            parts = model.get_output_embeddings()(self._hidden(ids, torch.arange(8, device=model.device)[None]))
+            parts = model.get_output_embeddings()(self._hidden(ids, torch.arange(8, device=device)[None]))
         return torch.equal(whole, parts.to(whole.dtype))
 
 

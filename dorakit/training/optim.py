@@ -21,7 +21,7 @@ import bitsandbytes as bnb  # isort: skip
 
 from dorakit.parallel.sharding import reshard_
 from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
-from dorakit.training.device import can_page
+from dorakit.training.device import why_not_paged
 from dorakit.training.optim_groups import LARGEST_PIECE, FlatGroup, ShardedGroup, under
 
 SMALLEST_PAGED = 100_000  # bitsandbytes' own limit, in elements
@@ -137,14 +137,14 @@ class Updater:
     def _build(self, settings: OptimizerSection) -> torch.optim.Optimizer:
         name = settings.name
         if name in _UNPAGED:
-            if can_page() and all(piece.is_cuda for group in self._groups for piece in group.pieces.values()):
-                sizes = [piece.numel() for group in self._groups for piece in group.pieces.values()]
-                total, paged = sum(sizes), sum(size for size in sizes if size >= SMALLEST_PAGED)
-                self.notes.append(f"optimizer states of {paged:,} of {total:,} parameters are paged")
-            else:
-                why = "the states are in the host's memory already" if can_page() else "no CUDA device to page from"
+            pieces = [piece for group in self._groups for piece in group.pieces.values()]
+            if why := why_not_paged(pieces):
                 self.notes.append(f"asked: {name}, using: {_UNPAGED[name]} ({why})")
                 name = _UNPAGED[name]  # type: ignore[assignment]
+            else:
+                sizes = [piece.numel() for piece in pieces]
+                total, paged = sum(sizes), sum(size for size in sizes if size >= SMALLEST_PAGED)
+                self.notes.append(f"optimizer states of {paged:,} of {total:,} parameters are paged")
         groups = [{"params": [*group.pieces.values()], "weight_decay": group.weight_decay} for group in self._groups]
         adam: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
         rules: dict[str, Callable[[], torch.optim.Optimizer]] = {

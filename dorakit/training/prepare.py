@@ -87,7 +87,10 @@ def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Pat
         check_recomputed(base.model)
     data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
     check_documents_fit([*data.train, *data.validation], base.model.config)
-    loss = SupervisedLoss(base.model, pick_dtype(recipe.model.dtype))
+    # Of weights that are shared out the casts would be the whole model.
+    loss = SupervisedLoss(
+        base.model, pick_dtype(recipe.model.dtype), keeps_casts=not (shards and recipe.method is None)
+    )
     sample_prompts(recipe, loss, base.tokenizer)
     if recipe.data.packing:
         check_packing(loss)

@@ -65,8 +65,13 @@ def check_fits(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors to a safetensors file that others may read."""
     with naming(path):
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+        save_file({name: _alone(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}, path)
     path.chmod(0o644)  # safetensors leaves 0600
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor in a storage of its own, as safetensors wants it: most are views of a flat buffer."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from dorakit import Recipe
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format, NF4Linear, row_norm_squared
-from dorakit.model.shares import Share, keep_rows_
+from dorakit.model.shares import Share, keep_rows_, share_of_dense
 from dorakit.model.streaming import shared_out
 from dorakit.parallel.world import World, joined
 from dorakit.plan.estimate import estimate
@@ -88,6 +88,16 @@ def test_a_weight_that_is_no_number_is_one_message(tmp_path, site):
     site.recipe.write_text(text)
     ended = dorakit_group(2, "train", site.recipe, *FSDP)
     assert len(ended.errors) == 1 and "NaN" in ended.errors[0] and ended.codes[0] == ended.codes[1] != 0, ended.ranks
+
+
+def test_a_rank_may_have_no_rows():
+    """Of 5 rows on 4 ranks the last has none. What the others would send is taken from the whole."""
+    weight, form = torch.randn(5, 64), NF4Format(double_quant=False)
+    layer = NF4Linear.from_dense(weight, None, form)
+    gathered = iter([layer.absmax.view(5, 1), layer.original_row_norm, row_norm_squared(layer)])
+    part = share_of_dense(weight, form, Share(3, 4, lambda rows, number: next(gathered)), torch.float32)
+    assert part.weight.shape == (0, 32) and part.absmax.shape == (0, 1)
+    assert torch.equal(part.whole_norm_squared, row_norm_squared(layer))
 
 
 def test_rows_that_are_no_whole_blocks_stay_whole():

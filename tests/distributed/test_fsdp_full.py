@@ -11,13 +11,14 @@ from groups import distance, dorakit_group, group, impatient, plain, weights
 from safetensors.torch import load_file
 
 from dorakit import Recipe
+from dorakit.errors import ModelError
 from dorakit.model.load import load_base
 from dorakit.model.shares import Share
 from dorakit.model.streaming import shared_out
 from dorakit.parallel.sharding import shard_, sharded_bytes
 from dorakit.parallel.world import joined
 from dorakit.plan.estimate import estimate
-from dorakit.training import optim_groups, validation
+from dorakit.training import loss, optim_groups, validation
 
 FSDP = ("--set", "parallel.strategy=fsdp")
 
@@ -37,7 +38,8 @@ def tied(tmp_path_factory):
 def whole(place, base):
     site = plain(make_site(place, base=str(base)))
     text = site.recipe.read_text().replace("mode: qdora, rank: 4, alpha: 8", "mode: full")
-    text = text.replace(", architecture: llama", "")
+    if base != "tiny:llama":
+        text = text.replace(", architecture: llama", "")
     site.recipe.write_text(text.replace("learning_rate: 1e-2", "learning_rate: 1e-3"))
     return site
 
@@ -158,3 +160,38 @@ def test_states_in_blocks_are_refused(site):
     site.recipe.write_text(site.recipe.read_text().replace("mode: qdora, rank: 4, alpha: 8", "mode: full"))
     ended = dorakit_group(2, "train", site.recipe, *FSDP, "--set", "optimizer.name=adamw_8bit")
     assert ended.codes == [2, 2] and len(ended.errors) == 1 and "adamw_8bit" in ended.errors[0]
+
+
+@pytest.mark.parametrize("mode", ["full", "dora"])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_loss_in_pieces_of_which_ranks_have_different_numbers(tied, tmp_path, mode, is_tied):
+    """Planted bug caught: a head that is a group of its own, which waits for ever for the rank that has a piece less."""
+    norms = []
+    for size in (1, 2):
+        site = whole(tmp_path / str(size), tied) if is_tied else whole(tmp_path / str(size), "tiny:llama")
+        if mode == "dora":
+            site.recipe.write_text(site.recipe.read_text().replace("mode: full", "mode: dora, rank: 4, alpha: 8"))
+
+        def small(rank):
+            loss.TOKENS_AT_ONCE = 24
+
+        ended = dorakit_group(size, "train", site.recipe, *FSDP, "--set", "training.max_steps=4", before=small)
+        assert ended.codes == [0] * size, ended.ranks
+        norms.append([line["train/grad_norm"] for line in site.metrics() if "train/grad_norm" in line])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_what_is_outside_of_every_group_is_refused():
+    """Planted bug caught: such a parameter learns on every rank by itself."""
+
+    def outside(rank):
+        with joined(timeout_s=60):
+            model = load_base("tiny:llama").model.requires_grad_(True)
+            model.odd = torch.nn.Linear(2, 2)
+            try:
+                shard_(model, 2, float32=True, trained_too=True)
+            except ModelError as error:
+                return 7 if "odd.weight" in str(error) else 1
+        return 2
+
+    assert group(2, outside).codes == [7, 7]
