@@ -119,7 +119,7 @@ class ShardedGroup:
         found: dict[str, Tensor] = {}
         for name, first in under(f"{self.name}.0", tensors).items():
             if not first.dim():  # the number of steps
-                found |= {f"{place}.{name}": first for place in self._places}
+                found |= {f"{place}.{name}": first.clone() for place in self._places}
                 continue
             shares = {
                 place: _as_share_of(member, tensors[f"{place}.{name}"])
