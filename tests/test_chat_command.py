@@ -112,21 +112,9 @@ class Terminal:
         self.seen = ""
         self.pid, self.side = pty.fork()
         if self.pid == 0:
-            self._be_dorakit(arguments)
-
-    def _be_dorakit(self, arguments):
-        code = 70
-        try:
+            # Anew, and not as a fork: torch's thread pool does not always live through one.
             os.environ["TERM"] = "dumb"  # readline would mark pasted text with escape codes
-            sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode) for fd, mode in ((0, "r"), (1, "w"), (2, "w")))
-            sys.argv = ["dorakit", *map(str, arguments)]
-            app.main()
-        except SystemExit as left:
-            code = left.code
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            os._exit(code)
+            os.execv(sys.executable, [sys.executable, "-m", "dorakit", *map(str, arguments)])
 
     def wait_for(self, text, seconds=60):
         """Read until a text appears; gives what came up to there."""
