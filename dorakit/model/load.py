@@ -86,9 +86,8 @@ def load_base(
         form = nf4 or NF4Format(skip_modules=tuple(skipped))
         config.quantization_config = {"quant_method": "dorakit_nf4", "skip_modules": skipped}
     arguments: dict[str, Any] = {} if form is None else {"quantization_config": NF4Config(form)}
-    stays = (
-        is_shared_out() and form is None and compute_dtype == torch.float32
-    )  # in its files, until a rank has only its rows
+    # What float32 would copy stays in its files, until a rank has only its rows.
+    stays = is_shared_out() and form is None and compute_dtype == torch.float32
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # transformers warns that a quantization config is given twice

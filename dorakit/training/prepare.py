@@ -61,6 +61,7 @@ def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Pat
     """
     predecessor = None if start_from is None else find_predecessor(start_from, recipe)
     shards = recipe.parallel.strategy == "fsdp" and world.size > 1
+    trains_whole, dtype = recipe.method is None, pick_dtype(recipe.model.dtype)
     with shared_out(Share(world.rank, world.size, world.stacked)) if shards else contextlib.nullcontext():
         base = build_model(recipe)
     if predecessor is not None:
@@ -74,12 +75,11 @@ def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Pat
         base.notes += shard_(
             base.model,
             world.size,
-            float32=recipe.method is None or pick_dtype(recipe.model.dtype) == torch.float32,
-            trained_too=recipe.method is None,
+            float32=trains_whole or dtype == torch.float32,
+            trained_too=trains_whole,
             cpu_offload=recipe.parallel.cpu_offload,
         )
-        is_lowered = recipe.method is None and pick_dtype(recipe.model.dtype) != torch.float32
-        if is_lowered and not recipe.training.gradient_checkpointing:
+        if trains_whole and dtype != torch.float32 and not recipe.training.gradient_checkpointing:
             base.notes.append(
                 "each rank holds the weights as cast for forward until backward: training.gradient_checkpointing lets go of them"
             )
@@ -88,9 +88,7 @@ def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Pat
     data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
     check_documents_fit([*data.train, *data.validation], base.model.config)
     # Of weights that are shared out the casts would be the whole model.
-    loss = SupervisedLoss(
-        base.model, pick_dtype(recipe.model.dtype), keeps_casts=not (shards and recipe.method is None)
-    )
+    loss = SupervisedLoss(base.model, dtype, keeps_casts=not (shards and trains_whole))
     sample_prompts(recipe, loss, base.tokenizer)
     if recipe.data.packing:
         check_packing(loss)

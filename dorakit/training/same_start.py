@@ -62,8 +62,7 @@ def put_in_(world: World, model: nn.Module, updater: Updater, checkpoint: Checkp
     numbers = world.from_first(lambda: numbers)
     if numbers is not None:
         put_in_trained_(world, model, trained)
-        hand_out = _described if is_shared_out(model) else _sent
-        updater.restore(hand_out(world, state), numbers)
+        updater.restore(_handed_out(world, model, state), numbers)
     elif not is_shared_out(model):  # else each rank has its rows of the base
         put_in_trained_(world, model, trained_tensors(model))
     own = [(name, tensor) for name, tensor in trained_tensors(model).items() if not isinstance(tensor, DTensor)]
@@ -72,22 +71,18 @@ def put_in_(world: World, model: nn.Module, updater: Updater, checkpoint: Checkp
 
 def put_in_trained_(world: World, model: nn.Module, tensors: dict[str, Tensor] | None) -> None:
     """Overwrite the trained parameters on every rank with tensors of the first one; elsewhere they may be None."""
-    hand_out = _described if is_shared_out(model) else _sent
-    restore_trained(model, hand_out(world, tensors))
+    restore_trained(model, _handed_out(world, model, tensors))
 
 
-def _sent(world: World, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The first rank's tensors, on every rank."""
-    described = _described(world, tensors)
-    return {name: world.tensor_from_first(tensor) for name, tensor in described.items()}
-
-
-def _described(world: World, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The first rank's tensors there, and on the others what they are like; single numbers everywhere."""
-    told = world.from_first(
+def _handed_out(world: World, model: nn.Module, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The first rank's tensors, on every rank; where each takes only its rows, on the others what they are like instead."""
+    described = world.from_first(
         lambda: {n: t if not t.dim() else torch.empty_like(t, device="meta") for n, t in (tensors or {}).items()}
     )
-    return told if tensors is None else tensors
+    found = described if tensors is None else tensors
+    if is_shared_out(model):
+        return found
+    return {name: world.tensor_from_first(tensor) for name, tensor in found.items()}
 
 
 def _checksum(tensor: Tensor) -> int:
