@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch.distributed as dist
-from groups import dorakit_group
+from groups import dorakit_group, other_weights
 from made_tasks import LETTERS, write_letters, write_task
 from test_one_fails import check
 from tiny_runs import tiny_run
@@ -210,14 +210,7 @@ def test_other_rows_or_weights_on_one(run, data, what, said):
             own = measure.read_tasks
             measure.read_tasks = lambda *given, **options: own(*given, **{**options, "limit": 3})
         else:
-            own = measure.open_target
-
-            def changed(*given, **options):
-                opened = own(*given, **options)
-                next(opened.model.parameters()).data.add_(1)
-                return opened
-
-            measure.open_target = changed
+            other_weights(measure, "open_target")
 
     check(measured(2, run, data, data / "r.json", "letters", before=other), 3, said)
 

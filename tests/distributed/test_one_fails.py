@@ -4,7 +4,9 @@ import signal
 
 import pytest
 from dying_runs import digest
-from groups import dorakit_group
+from groups import dorakit_group, other_weights
+
+from dorakit import build
 
 SOON = 45  # seconds, of which a training takes some ten
 
@@ -78,18 +80,7 @@ def test_other_rows_on_one(site):
 def test_another_base_on_one(site):
     def other(rank):
         if rank:
-            from dorakit.model import load
-
-            own = load.load_base
-
-            def changed(*arguments, **options):
-                base = own(*arguments, **options)
-                next(base.model.parameters()).data.add_(1)
-                return base
-
-            from dorakit import build
-
-            build.load_base = changed
+            other_weights(build, "load_base")
 
     check(dorakit_group(2, "train", site.recipe, before=other), 3, "the base in memory: rank 1 has")
 
