@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 HIDDEN = "[hidden]"
 # Every repetition is bounded or of one character class, so that no text takes more than time linear in its length.
@@ -45,6 +46,7 @@ def redacted(text: str) -> str:
     return _NAMED.sub(rf"\1{HIDDEN}", _SHAPE.sub(HIDDEN, text))
 
 
+@lru_cache(maxsize=1)  # one line may be a whole recipe and have many mistakes, each of which shows it
 def without_values(line: str) -> str:
     """A line of a recipe, or a `--set`, with the values hidden of keys that are called token, password and the like."""
     return _SETTING.sub(rf"\1{HIDDEN}", redacted(line))

@@ -8,6 +8,7 @@ from tiny_runs import tiny_recipe
 from dorakit.cli import app
 from dorakit.errors import DataError, RecipeError, shown
 from dorakit.recipe.loader import load_recipe
+from dorakit.recipe.tree import Place
 from dorakit.secrets import redacted, secrets_in, without_values
 
 CANARY = "CanaryThatSings0123456789"
@@ -56,6 +57,16 @@ def test_named_secrets():
         assert "abc" not in without_values(line)
     for line in ("max_new_tokens: 8", "added_tokens: [abc]", "micro_batch_tokens: 64"):
         assert without_values(line) == line
+
+
+@pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
+def test_a_secret_that_the_cut_goes_through(secret):
+    """Planted bug caught: the line is cut before its secrets are hidden."""
+    secret = f"https://{secret}@host" if secret.startswith("somebody") else secret
+    for lead in range(100, 165):
+        for line in (f"{'x' * lead} {secret} {'x' * 5000}", f"{'x' * lead} {secret}"):
+            shown = Place("r.yaml", 1, 1, source_line=line).problem("wrong").source_line
+            assert len(shown) <= 161 and "Can" not in shown and "ABC" not in shown
 
 
 def test_messages_are_safe_to_print():
