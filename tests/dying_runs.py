@@ -60,6 +60,7 @@ def be_a_child(function: Callable[[], int], out: IO[bytes], err: IO[bytes]) -> N
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
         code = function()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
@@ -92,7 +93,6 @@ def dorakit(*arguments: str | Path, failpoint: str = "", before: Callable[[], No
     def run() -> int:
         from dorakit.cli.app import main
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         failpoints.arm(failpoint)
         if before is not None:
             before()
