@@ -65,13 +65,24 @@ def check_fits(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors to a safetensors file that others may read."""
     with naming(path):
-        save_file({name: _alone(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}, path)
+        save_file(_apart(tensors), path)
     path.chmod(0o644)  # safetensors leaves 0600
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """The tensor in a storage of its own, as safetensors wants it: most are views of a flat buffer."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each in a storage of its own, as safetensors wants it.
+
+    Most are views of a flat buffer, and the 8-bit states of all groups have one table between them.
+    """
+    apart, taken = {}, set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        if storage.nbytes() != own.nbytes or storage.data_ptr() in taken:
+            own = own.clone()
+        taken.add(own.untyped_storage().data_ptr())
+        apart[name] = own
+    return apart
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
