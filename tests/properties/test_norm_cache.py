@@ -42,3 +42,13 @@ def test_a_step_of_the_optimizer_is_seen(name):
         updater.step(0.1)
         torch.testing.assert_close(adapted.weight_norm(), norm_of(adapted), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(adapted.weight_norm(), before, rtol=1e-3)
+
+
+def test_a_norm_computed_in_inference_mode_serves_training():
+    """Planted bug caught: it is an inference tensor, which backward refuses."""
+    adapted = layer()
+    x = torch.randn(3, 24)
+    with torch.inference_mode():
+        adapted(x)
+    adapted(x).sum().backward()
+    assert adapted.lora_magnitude_vector.grad is not None
