@@ -65,8 +65,6 @@ def test_hostile_text(tmp_path: Path, text: str, said: str) -> None:
     found, seconds, growth = load(tmp_path, "r.yaml")
     assert said in found
     assert not (tmp_path / "owned").exists()
-    if seconds >= 1.5:  # a neighbour on the same core may do that once
-        _, seconds, _ = load(tmp_path, "r.yaml")
     assert seconds < 1.5, "a tenth of a second, and a machine that is ten times slower"
     assert growth < 50 * 2**20
 
