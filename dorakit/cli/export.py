@@ -22,6 +22,7 @@ class Onto(enum.StrEnum):
 class Dtype(enum.StrEnum):
     """Dtype of merged weights."""
 
+    auto = "auto"
     bfloat16 = "bfloat16"
     float16 = "float16"
     float32 = "float32"
@@ -120,11 +121,20 @@ def quantize(
 
 
 def _show_receipt(receipt: Any) -> None:
+    from dorakit.export.receipt import share, worst_part
+
     if receipt == "none":
-        typer.echo("receipt: none")
+        typer.echo("receipt: every weight proved; no rows compared")
         return
+    part, lost = worst_part(receipt)
+    found = receipt[part]
+    learned = "the adapter changes nothing that could be measured"
+    if lost is not None:
+        learned = (
+            f"{share(lost)} of what was learned is lost to rounding (limit {share(receipt['max_lost'])}): "
+            f"KL(live || base) {found['learned_kl']:.2e}"
+        )
     typer.echo(
-        f"receipt: KL(live || merged) {receipt['all']['kl']:.2e} (limit {receipt['max_kl']:g}), top-1 agreement "
-        f"{receipt['all']['top1_agreement']:.2%}, max |logit difference| {receipt['all']['max_logit_difference']:.3g} "
-        f"over {receipt['all']['positions']} positions of {receipt['rows']} rows"
+        f"receipt: every weight proved; {learned}, KL(live || merged) {found['kl']:.2e}, top-1 agreement "
+        f"{found['top1_agreement']:.2%} over {found['positions']} positions of {printable(receipt['compared_on'])}"
     )

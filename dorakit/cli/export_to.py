@@ -33,7 +33,7 @@ class GGUFType(enum.StrEnum):
 
 
 # Options that only some forms read.
-_READ_BY = {"--type": ("gguf",), "--onto": ("merged", "gguf", "lora"), "--max-kl": ("lora",), "--max-rank": ("lora",)}
+_READ_BY = {"--type": ("gguf",), "--onto": ("merged", "gguf", "lora"), "--max-lost": ("lora",), "--max-rank": ("lora",)}
 _MAX_RANK = 256
 
 
@@ -52,11 +52,12 @@ def export(
     onto: Onto | None = typer.Option(
         None, "--onto", help="Not with peft: the base that the adapter was trained on, or the original weights."
     ),
-    max_kl: float | None = typer.Option(
+    max_lost: float | None = typer.Option(
         None,
-        "--max-kl",
+        "--max-lost",
         min=0.0,
-        help="With lora: largest KL to the live adapter, in nats a token; 0.001 in float32, 0.003 in 16 bits.",
+        max=1.0,
+        help="With lora: largest share of what was learned that the rank may leave out; 0.002.",
     ),
     max_rank: int | None = typer.Option(None, "--max-rank", min=1, help=f"With lora: largest rank; {_MAX_RANK}."),
     as_json: bool = JSON,
@@ -69,11 +70,11 @@ def export(
 
         dorakit export runs/latest --to merged
     """
-    given = {"--type": type_, "--onto": onto, "--max-kl": max_kl, "--max-rank": max_rank}
+    given = {"--type": type_, "--onto": onto, "--max-lost": max_lost, "--max-rank": max_rank}
     for option, value in given.items():
         if value is not None and to.value not in _READ_BY[option]:
             raise UsageError(f"{option} is read with --to {' or '.join(_READ_BY[option])}, not with --to {to.value}")
-    directory, content, serve = _export(run, to, output, type_, onto, max_kl, max_rank, quiet)
+    directory, content, serve = _export(run, to, output, type_, onto, max_lost, max_rank, quiet)
     upload = f"hf upload USER/NAME {typed(directory)}"
     if as_json:
         typer.echo(json_line({"output": str(directory), **content, "serve": serve, "upload": upload}))
@@ -93,7 +94,7 @@ def _export(
     output: str | None,
     type_: GGUFType | None,
     onto: Onto | None,
-    max_kl: float | None,
+    max_lost: float | None,
     max_rank: int | None,
     quiet: bool,
 ) -> tuple[Path, dict[str, Any], list[str]]:
@@ -119,7 +120,7 @@ def _export(
             run,
             output=output,
             onto=onto.value if onto else None,
-            max_kl=max_kl,
+            max_lost=max_lost,
             max_rank=_MAX_RANK if max_rank is None else max_rank,
             quiet=quiet,
         )

@@ -14,8 +14,8 @@ from dorakit.data.chat import install_template_
 from dorakit.errors import UsageError
 from dorakit.evaluation.progress import say
 from dorakit.export.card import Card, is_hub_id, shareable_base, write_card
-from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
 from dorakit.export.merge import merge
+from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
 from dorakit.export.receipt import adapter_sha256, read_receipt
 from dorakit.export.serving import adapter_lines, gguf_adapter_lines, merged_lines
 from dorakit.export.shards import check_output, check_space, locked
@@ -127,7 +127,7 @@ def export_lora(
     *,
     output: Path | str | None = None,
     onto: Onto | None = None,
-    max_kl: float | None = None,
+    max_lost: float | None = None,
     max_rank: int,
     quiet: bool = False,
 ) -> Exported:
@@ -137,12 +137,19 @@ def export_lora(
         UsageError: The run has no adapter, or the output would overwrite something else.
         GateError: No rank allowed comes near enough to the live adapter.
     """
-    from dorakit.export.plain_lora import GGUF, export_plain_lora
+    from dorakit.export.plain_lora import GGUF, MAX_LOST, export_plain_lora
 
     run = run_to_export(target)
     directory = place_for(run, run.lora, output)
     base, onto = run.recipe.model.base, onto or run.recipe.merge.onto
-    content = export_plain_lora(run, output=directory, onto=onto, max_kl=max_kl, max_rank=max_rank, quiet=quiet)
+    content = export_plain_lora(
+        run,
+        output=directory,
+        onto=onto,
+        max_lost=MAX_LOST if max_lost is None else max_lost,
+        max_rank=max_rank,
+        quiet=quiet,
+    )
     config = read_receipt(directory, "adapter_config.json")
 
     def serve(place: Path, base_file: str) -> list[str]:

@@ -1,8 +1,8 @@
 """A plain LoRA that does what a DoRA does, for servers that know no DoRA: vLLM and llama.cpp refuse one.
 
 Written is the true change of each weight, (m / n) (W + s B A) - W, cut to a low rank. The change has full rank as soon as
-m has moved, so the rank is measured (rank_search.py), by the divergence from the live adapter over the rows of a merge's
-receipt. The live model answers first; then its adapters are replaced, so one model is in memory.
+m has moved, so the rank is measured (rank_search.py), by the share of what was learned that it leaves out over the rows of a
+merge's receipt. The live model answers first; then its adapters are replaced, so one model is in memory.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import torch
 
 import dorakit
 from dorakit.adapters.attach import adapter_layers, whole_modules
@@ -33,6 +31,7 @@ from dorakit.export.receipt import (
     MAX_ROWS,
     Sample,
     adapter_sha256,
+    compare_base,
     compare_logits,
     logits_bytes,
     sample_rows,
@@ -50,9 +49,9 @@ from dorakit.training.interruptions import out_of_memory_said
 if TYPE_CHECKING:
     from dorakit.target import Target
 
-# Nats a position. At 0.01 a rank below a DoRA's own is let through, which answers less alike than dropping m would. In
-# bfloat16 two models that compute alike are 0.002 apart by rounding (docs/plain_lora.md).
-MAX_KL, MAX_KL_16_BITS = 0.001, 0.003
+# A rank below a DoRA's own leaves out several times as much, and answers less alike than dropping m would
+# (docs/plain_lora.md).
+MAX_LOST = 0.002
 
 RECEIPT, GGUF = "export.json", "adapter.gguf"
 _Onto = Literal["trained", "original"]
@@ -63,7 +62,7 @@ _Note = Callable[[str], None]
     "the model must fit in memory once, and its factors of the largest rank: a smaller --max-rank takes less"
 )
 def export_plain_lora(
-    run: Run | Path | str, *, output: Path, onto: _Onto, max_kl: float | None, max_rank: int, quiet: bool
+    run: Run | Path | str, *, output: Path, onto: _Onto, max_lost: float = MAX_LOST, max_rank: int, quiet: bool
 ) -> dict[str, Any]:
     """Write a PEFT directory of a LoRA without magnitude, rslora or patterns: r = lora_alpha, so the scale is 1.
 
@@ -74,8 +73,8 @@ def export_plain_lora(
         run: A finished run, or a PEFT adapter directory.
         output: Where to. An earlier result is replaced.
         onto: The base that the server loads: what the adapter was trained on (NF4), or the original weights.
-        max_kl: Largest KL(live || plain), in nats a position, over supervised positions and over all. None is MAX_KL where
-            float32 is computed in, and MAX_KL_16_BITS elsewhere.
+        max_lost: Largest share of KL(live || base) that may be left out, over supervised positions and over all; both sides
+            are computed in float32.
         max_rank: One of RANKS.
         quiet: Print nothing.
 
@@ -84,7 +83,7 @@ def export_plain_lora(
 
     Raises:
         UsageError: There is no adapter, it trains more than LoRA matrices, or the output is something else's.
-        GateError: No rank within `max_rank` answers as the adapter does; nothing is left.
+        GateError: Every rank within `max_rank` leaves more out; nothing is left.
     """
     notes: list[str] = []
 
@@ -107,16 +106,17 @@ def export_plain_lora(
             gc.collect()
         live = _open(place, onto, note)
         samples, rows = _answer(live, output, scratch / "live", beside=_adapter_bytes(live, max_rank))
-        if max_kl is None:
-            max_kl = MAX_KL if live.model.dtype == torch.float32 else MAX_KL_16_BITS
+        learned = compare_base(live.model, samples, scratch / "live")
         ranks = ranks_to_try(live.model, max_rank)
         factors = factor_layers(live.model, ranks, quiet=quiet)
-        tried = try_ranks_(live.model, factors, ranks, samples, scratch / "live", max_kl=max_kl, quiet=quiet)
+        tried = try_ranks_(
+            live.model, factors, ranks, samples, scratch / "live", learned, max_lost=max_lost, quiet=quiet
+        )
         content = {
             **_source(place, live),
             "onto": onto,
             "max_rank": max_rank,
-            "max_kl": max_kl,
+            "max_lost": max_lost,
             "rank": (rank := tried[-1]["rank"]),
             "tried": tried,
             "relative_error": spread({name: layer.errors[rank] for name, layer in factors.items()}),

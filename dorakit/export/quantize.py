@@ -15,7 +15,7 @@ from dorakit.errors import DataError, ModelError, UsageError
 from dorakit.evaluation.perplexity import perplexity, token_loss
 from dorakit.evaluation.progress import say
 from dorakit.evaluation.task import rows_to_measure
-from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
+from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
 from dorakit.export.nf4_tensors import Ledger, nf4_bytes, nf4_tensors, spread
 from dorakit.export.receipt import adapter_sha256, read_receipt
 from dorakit.export.shards import (
@@ -153,8 +153,10 @@ def _source(place: Place, *, quiet: bool) -> tuple[str, str, Literal["trained", 
         return place.text, "adapter, merged in memory", "trained"
     receipt = read_receipt(run.merged, MERGE_RECEIPT)
     section = run.recipe.merge
-    now = {"adapter_sha256": adapter_sha256(run.adapter), "onto": "trained", "dtype": section.dtype}
-    if all(receipt.get(key) == value for key, value in now.items()):
+    # Rounded to 16 bits next, the two that auto may have written are one.
+    dtypes = ("bfloat16", "float32") if section.dtype == "auto" else (section.dtype,)
+    now = {"adapter_sha256": adapter_sha256(run.adapter), "onto": "trained"}
+    if all(receipt.get(key) == value for key, value in now.items()) and receipt.get("dtype") in dtypes:
         say(f"quantizing {run.merged}", quiet=quiet)
         return str(run.merged), "merged directory", "trained"
     say(f"{run.merged} was made otherwise: merging the adapter anew, in memory", quiet=quiet)
@@ -257,5 +259,5 @@ def _half(target: Target) -> torch.dtype:
     dtype = target.model.dtype
     if target.recipe is not None or target.adapter is not None:
         section = target.recipe.merge if target.recipe is not None else MergeSection()
-        dtype = getattr(torch, section.dtype)
+        dtype = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
     return dtype if dtype.itemsize == 2 else torch.bfloat16

@@ -14,8 +14,8 @@ from dorakit.evaluation.progress import say
 from dorakit.export.card import Card, write_card
 from dorakit.export.gguf_file import TYPES, check_family, write_gguf
 from dorakit.export.gguf_vocabulary import check_vocabulary
-from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
 from dorakit.export.merge import merge
+from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
 from dorakit.export.outputs import RECEIPT, Exported, Onto, described, is_up_to_date, place_for, run_to_export
 from dorakit.export.receipt import read_receipt
 from dorakit.export.serving import frame_of, gguf_lines, modelfile

@@ -23,7 +23,7 @@ from dorakit.recipe.resolved import leaf_keys
 from dorakit.recipe.rules import broken_rules, remarks, with_twin
 from dorakit.recipe.schema import Origin, Recipe
 from dorakit.recipe.tree import Node, Place, merged
-from dorakit.recipe.unread import without_unread
+from dorakit.recipe.unread import without_retired, without_unread
 from dorakit.recipe.yaml_text import MAX_BYTES, decode, parse
 
 _MAX_CHAIN = 16
@@ -53,8 +53,10 @@ def load_recipe(path: str, overrides: list[str], *, twin: bool = False) -> Recip
     if twin:
         root, found = with_twin(root, layer + 1)
         problems += found
-    kept, found, notes = without_unread(root)
+    root, notes = without_retired(root)
+    kept, found, unread = without_unread(root)
     problems += found
+    notes += unread
     # What is taken out must still be right; only what holds between fields is judged without it.
     problems += schema_problems(root, between_fields=False) + schema_problems(kept)
     problems += broken_rules(kept)

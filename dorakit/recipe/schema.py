@@ -368,15 +368,23 @@ class MergeSection(Section):
 
     onto: Literal["trained", "original"] = setting(
         "trained",
-        reads="export/merge.py",
+        reads="export/merge_plan.py",
         says="Base to merge into: the one trained on (dequantized NF4 in the q modes), or the original weights, which "
         "is another model.",
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = setting(
-        "bfloat16", reads="export/merge.py", says="Dtype of the merged weights."
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
+        "auto",
+        reads="export/merge_plan.py",
+        says="Dtype of the merged weights. auto is bfloat16, or float32 where rounding to bfloat16 would take more than "
+        "max_lost.",
     )
-    max_kl: float = setting(
-        0.01, reads="export/merge.py", says="Largest KL(live || merged) that the receipt may show.", gt=0.0
+    max_lost: float = setting(
+        0.05,
+        reads="export/merge_plan.py",
+        says="Largest share of what was learned that rounding to the dtype may take: KL(live || merged) / "
+        "KL(live || base), both computed in float32.",
+        gt=0.0,
+        le=1.0,
     )
 
 
@@ -415,7 +423,7 @@ class Recipe(Section):
     evaluation: EvaluationSection = setting(
         EvaluationSection(), reads="evaluation/task.py", says="What `dorakit eval` measures."
     )
-    merge: MergeSection = setting(MergeSection(), reads="export/merge.py", says="Defaults of `dorakit merge`.")
+    merge: MergeSection = setting(MergeSection(), reads="export/merge_plan.py", says="Defaults of `dorakit merge`.")
     logging: LoggingSection = setting(LoggingSection(), reads="training/start.py", says="Trackers.")
 
     _origin: Origin = PrivateAttr()

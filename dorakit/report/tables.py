@@ -120,7 +120,7 @@ def merge_rows(content: Content) -> Rows:
     rows.append(("compared on", f"{count(receipt.get('rows'))} rows: {receipt.get('compared_on', '–')}"))
     for name, where in (("supervised", "supervised positions"), ("all", "all positions")):
         if measured := as_dict(receipt.get(name)):
-            rows += _divergence(measured, where, receipt.get("max_kl"))
+            rows += _divergence(measured, where, receipt.get("max_lost"))
     if other := as_dict(as_dict(receipt.get("versus_trained_model")).get("all")):
         rows += _divergence(other, "all positions, against the model as it was trained", None)
     return rows
@@ -200,9 +200,12 @@ def _speed(content: Content) -> str:
 
 
 def _divergence(measured: dict[str, Any], where: str, limit: Any) -> Rows:
-    bound = "" if finite(limit) is None else f" (limit {figure(limit)})"
+    lost = ""
+    if (share := finite(measured.get("lost"))) is not None:
+        bound = "" if finite(limit) is None else f" (limit {percent(limit)})"
+        lost = f"{percent(share)} of what was learned is lost{bound}, "
     told = (
-        f"KL {figure(measured.get('kl'))}{bound}, top-1 agreement {percent(measured.get('top1_agreement'))}, "
+        f"{lost}KL {figure(measured.get('kl'))}, top-1 agreement {percent(measured.get('top1_agreement'))}, "
         f"largest logit difference {figure(measured.get('max_logit_difference'))}"
     )
     return [(f"over {count(measured.get('positions'))} {where}", told)]

@@ -57,7 +57,7 @@ def test_a_plain_lora_says_what_serves_it(run_of):
     run = run_of("dora")
     said = exported(run.path, "--to", "lora")
     assert said["serve"] == [f"llama-server -m BASE.gguf --lora {run.lora}/adapter.gguf"]
-    assert said["max_kl"] == 0.001 and (run.lora / "adapter.gguf").is_file()
+    assert said["max_lost"] == 0.002 and (run.lora / "adapter.gguf").is_file()
     card = (run.lora / "README.md").read_text()
     assert "llama-server -m BASE.gguf --lora adapter.gguf" in card and str(run.path) not in card
 
@@ -105,7 +105,7 @@ def test_merged_is_kept_or_made(run_of):
     export_merged(run, quiet=True)
     assert (run.merged / "model.safetensors").stat().st_mtime_ns == before
     assert load_file(run.merged / "model.safetensors")
-    assert json.loads((run.merged / "export.json").read_text())["receipt"]["rows"] == 6
+    assert json.loads((run.merged / "export.json").read_text())["receipt"]["rows"] == 24
 
 
 def test_the_card(run_of):
