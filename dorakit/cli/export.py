@@ -118,6 +118,23 @@ def quantize(
             f"perplexity: {perplexity['before']:.4g} -> {perplexity['after']:.4g} "
             f"({perplexity['tokens']} tokens of {printable(perplexity['data'])})"
         )
+    _show_lost(content["compared"])
+
+
+def _show_lost(compared: Any) -> None:
+    """Say how far 4 bits move the answers, held against how far training did, and what moves them less."""
+    from dorakit.export.receipt import share, worst_part
+
+    part, lost = worst_part(compared)
+    found = compared[part]
+    if lost is None:
+        typer.echo(f"4 bits move the answers: KL(before || after) {found['kl']:.2e} nats a token")
+        return
+    typer.echo(
+        f"4 bits move the answers {share(lost)} as far as training did: KL(before || after) {found['kl']:.2e} nats a token, "
+        f"KL(before || base) {found['learned_kl']:.2e}"
+    )
+    typer.echo("  8 bits move them less: dorakit export RUN --to gguf --type q8_0; 16 hardly: dorakit merge RUN")
 
 
 def _show_receipt(receipt: Any) -> None:

@@ -7,10 +7,7 @@ part of what was learned.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +32,7 @@ from dorakit.export.receipt import (
     with_share_lost,
     worst_part,
 )
-from dorakit.export.shards import check_space, locked, write_description, write_shards
+from dorakit.export.shards import check_space, locked, scratch_beside, write_description, write_shards
 from dorakit.export.tensors import plain_model
 from dorakit.files import whole_directory, write_json
 from dorakit.model.load import load_base
@@ -81,7 +78,11 @@ def merge(
         GateError: The merged weights are wrong, or rounding takes too much of what was learned; nothing is left.
     """
     plan = plan_merge(run, output, onto, dtype, base_model, quiet)
-    with locked(plan.place.run, plan.output), whole_directory(plan.output) as staging, _scratch(plan.output) as scratch:
+    with (
+        locked(plan.place.run, plan.output),
+        whole_directory(plan.output) as staging,
+        scratch_beside(plan.output) as scratch,
+    ):
         if receipt and plan.onto == "original":
             # The model that was trained answers too: the receipt says how far the other one is from it.
             target = plan.open("trained", scratch)
@@ -230,10 +231,3 @@ def _torch_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
-
-
-@contextlib.contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """A directory for logits and packed weights, on the disk of the result and gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-merge-") as directory:
-        yield Path(directory)

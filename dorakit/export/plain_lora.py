@@ -7,11 +7,9 @@ merge's receipt. The live model answers first; then its adapters are replaced, s
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +35,7 @@ from dorakit.export.receipt import (
     sample_rows,
     store_logits,
 )
-from dorakit.export.shards import check_output, check_space, locked
+from dorakit.export.shards import check_output, check_space, locked, scratch_beside
 from dorakit.files import whole_directory, write_json
 from dorakit.model.nf4 import NF4Format, NF4Linear, stored_format
 from dorakit.model.source import sha256
@@ -97,7 +95,7 @@ def export_plain_lora(
     place, output = _adapter_place(str(run.path if isinstance(run, Run) else run)), Path(os.path.expanduser(output))
     check_output(output, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
     onto = _base_of_server(place, onto, note)
-    with locked(place.run, output), whole_directory(output) as staging, _scratch(output) as scratch:
+    with locked(place.run, output), whole_directory(output) as staging, scratch_beside(output) as scratch:
         if onto == "original":
             # The model that was trained answers too: the receipt says how far this other one is from it.
             trained = _open(place, "trained", note)
@@ -234,10 +232,3 @@ def _write(live: Target, staging: Path, note: _Note) -> list[str]:
         write_gguf_adapter(live.model, staging / GGUF)
         return [WEIGHTS, GGUF]
     return [WEIGHTS]
-
-
-@contextlib.contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """A directory for logits, on the disk of the result and gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-export-") as directory:
-        yield Path(directory)

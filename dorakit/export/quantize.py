@@ -17,12 +17,24 @@ from dorakit.evaluation.progress import say
 from dorakit.evaluation.task import rows_to_measure
 from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
 from dorakit.export.nf4_tensors import Ledger, nf4_bytes, nf4_tensors, spread
-from dorakit.export.receipt import adapter_sha256, read_receipt
+from dorakit.export.receipt import (
+    PARTS,
+    Sample,
+    adapter_sha256,
+    compare_base,
+    compare_logits,
+    logits_bytes,
+    read_receipt,
+    sample_rows,
+    store_logits,
+    with_share_lost,
+)
 from dorakit.export.shards import (
     bitsandbytes_config,
     check_output,
     check_space,
     locked,
+    scratch_beside,
     write_description,
     write_shards,
 )
@@ -58,7 +70,8 @@ def quantize(
     base_model: str | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Write a 4-bit model directory, and quantize.json: sizes, error per layer, perplexity before and after.
+    """Write a 4-bit model directory, and quantize.json: sizes, error per layer, perplexity before and after, and the share of
+    what was learned that 4 bits lose (receipt.py). The loss is expected and refuses nothing.
 
     Linear layers become NF4 with double quantization; the embedding and the output head stay in 16 bit. A run or an
     adapter is merged first, in memory, with the rounding that `merge` would do; RUN/merged is read instead where it was
@@ -90,7 +103,11 @@ def quantize(
         raise UsageError(f"{place.text} belongs to no run: say where the quantized model goes with --output DIR")
     directory = Path(os.path.expanduser(output)) if output is not None else place.run.quantized if place.run else Path()
     check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
-    with locked(place.run, directory), whole_directory(directory) as staging:
+    with (
+        locked(place.run, directory),
+        whole_directory(directory) as staging,
+        scratch_beside(directory) as scratch,
+    ):
         source, origin, onto = _source(place, quiet=quiet)
         opened = open_target(source, recipe=recipe, onto=onto, base_model=base_model, as_stored=True)
         for line in opened.notes:
@@ -104,6 +121,8 @@ def quantize(
             )
         rows, reason = _rows(opened)
         before = _perplexity(opened, rows, quiet=quiet)
+        samples, compared_on = sample_rows(opened.recipe, opened.tokenizer)
+        learned = _answer(opened, samples, directory, scratch)
         content = _write(opened, staging, keep_row_norms=keep_row_norms, quiet=quiet)
         content["base"] = place.run.recipe.model.base if place.run else opened.base
         content["adapter_sha256"] = _adapter_of(Path(source), opened)
@@ -119,6 +138,8 @@ def quantize(
             size, model = known.training.micro_batch_size, reloaded.model.eval()
             after, _ = token_loss(model, reloaded.tokenizer, rows.documents, micro_batch_size=size, quiet=quiet)
         content["source"] = origin
+        found = with_share_lost(compare_logits(reloaded.model.eval(), samples, scratch), learned)
+        content["compared"] = {"rows": len(samples), "compared_on": compared_on, "computed_in": "float32", **found}
         content["perplexity"] = {
             "before": None if before is None else perplexity(before),
             "after": None if after is None else perplexity(after),
@@ -161,6 +182,18 @@ def _source(place: Place, *, quiet: bool) -> tuple[str, str, Literal["trained", 
         return str(run.merged), "merged directory", "trained"
     say(f"{run.merged} was made otherwise: merging the adapter anew, in memory", quiet=quiet)
     return place.text, "adapter, merged in memory", "trained"
+
+
+def _answer(target: Target, samples: list[Sample], output: Path, scratch: Path) -> dict[str, Any] | None:
+    """Store the model's logits; what was learned, as `compare_base`, or as merge.json says of a merged directory."""
+    check_space(output, logits_bytes(target.model, samples))
+    store_logits(target.model, samples, scratch)
+    if target.variant == "merged" and target.run is not None:
+        receipt = read_receipt(target.run.merged, MERGE_RECEIPT).get("receipt")
+        if not isinstance(receipt, dict) or any("learned_kl" not in receipt.get(part, {}) for part in PARTS):
+            return None  # nothing was compared, or by an earlier version
+        return {part: {"kl": receipt[part]["learned_kl"]} for part in PARTS}
+    return compare_base(target.model, samples, scratch)
 
 
 def _adapter_of(source: Path, target: Target) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,14 @@ def check_space(directory: Path, needed: int) -> None:
             f"{directory} needs {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free\n"
             "  give an --output on another disk"
         )
+
+
+@contextlib.contextmanager
+def scratch_beside(output: Path) -> Iterator[Path]:
+    """A directory for logits and packed weights, on the disk of the result and gone afterwards."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-scratch-") as directory:
+        yield Path(directory)
 
 
 @contextlib.contextmanager
