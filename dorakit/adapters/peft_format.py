@@ -10,6 +10,7 @@ NF4 weights is another model on the original ones.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,16 +98,18 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
         alpha=float(config["lora_alpha"]),
         dropout=float(config.get("lora_dropout", 0.0)),
         rslora=bool(config.get("use_rslora", False)),
-        rank_pattern={
-            # PEFT leaves patterns for modules that its targets then do not reach.
-            pattern: rank
-            for pattern, rank in (config.get("rank_pattern") or {}).items()
-            if any(pattern_value(name, {pattern: 1}, 0) for name in adapted)
-        },
-        alpha_pattern=config.get("alpha_pattern") or {},
+        rank_pattern=used_patterns(config, "rank_pattern", adapted),
+        alpha_pattern=used_patterns(config, "alpha_pattern", adapted),
         modules_to_save=whole,
     )
     _fill(model, tensors, path)
+
+
+def used_patterns(config: dict[str, Any], key: str, adapted: Iterable[str]) -> dict[str, Any]:
+    """The entries of rank_pattern or alpha_pattern that match an adapted module; PEFT keeps others too."""
+    names = list(adapted)
+    patterns: dict[str, Any] = config.get(key) or {}
+    return {p: value for p, value in patterns.items() if any(pattern_value(name, {p: 1}, 0) for name in names)}
 
 
 @torch.no_grad()
@@ -218,7 +221,7 @@ def _config(
         "lora_alpha": first.alpha,
         "lora_dropout": first.dropout.p,
         "bias": "none",
-        "target_modules": _shortest_targets(model, list(layers)),
+        "target_modules": shortest_targets(model, list(layers)),
         "use_dora": isinstance(first, DoRALinear),
         "use_rslora": any(layer.scaling != layer.alpha / layer.rank for layer in layers.values()),
         "rank_pattern": {name: layer.rank for name, layer in layers.items() if layer.rank != rank},
@@ -229,8 +232,8 @@ def _config(
     }
 
 
-def _shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
-    """Last name parts where they select exactly the adapted modules, else whole names."""
+def shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
+    """Last name parts where they select exactly the adapted modules, else whole names; the base may have adapters attached."""
     endings = sorted({name.rsplit(".", 1)[-1] for name in adapted})
     linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, NF4Linear, LoRALinear))}
     inside = {f"{name}.base" for name in adapted}
