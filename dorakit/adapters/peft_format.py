@@ -10,7 +10,6 @@ NF4 weights is another model on the original ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from dorakit.adapters.attach import adapter_layers, attach_, whole_modules
 from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
 from dorakit.adapters.lora import LoRALinear
-from dorakit.adapters.peft_config import CONFIG, read_config
+from dorakit.adapters.peft_config import CONFIG, read_config, refuse_adapted_head, used_patterns
 from dorakit.errors import ModelError, listed
 from dorakit.model.configs import read_object
 from dorakit.model.names import has_suffix, pattern_value
@@ -87,6 +86,7 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
             f"{path} does not fit this base: it adapts {unknown[0]}, which the base does not have "
             f"({len(unknown)} of {len(adapted)} modules)"
         )
+    refuse_adapted_head(model, adapted, path)
     whole = sorted(
         {name for name in own if name and any(_is_part_of(key, name, own) for key in tensors if ".lora_" not in key)}
     )
@@ -103,13 +103,6 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
         modules_to_save=whole,
     )
     _fill(model, tensors, path)
-
-
-def used_patterns(config: dict[str, Any], key: str, adapted: Iterable[str]) -> dict[str, Any]:
-    """The entries of rank_pattern or alpha_pattern that match an adapted module; PEFT keeps others too."""
-    names = list(adapted)
-    patterns: dict[str, Any] = config.get(key) or {}
-    return {p: value for p, value in patterns.items() if any(pattern_value(name, {p: 1}, 0) for name in names)}
 
 
 @torch.no_grad()

@@ -45,6 +45,7 @@ from dorakit.model.source import sha256
 from dorakit.place import Place, find_target
 from dorakit.run import Run
 from dorakit.target import open_target
+from dorakit.terminal import typed
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def _open(place: Place, onto: _Onto, base_model: str | None, note: _Note) -> Tar
     if whole := [name for name, _ in whole_modules(target.model)]:
         raise UsageError(
             f"{place.text} holds modules trained whole ({', '.join(whole[:5])}), which servers of plain LoRA do not take\n"
-            "  `dorakit merge` writes them into a model of its own"
+            f"  `dorakit export {typed(place.text)} --to merged{'' if place.run else ' --output DIR'}` writes a model with them"
         )
     for line in target.notes:
         note(line)

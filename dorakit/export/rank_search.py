@@ -91,7 +91,7 @@ def try_ranks_(
         f"no plain LoRA up to rank {ranks[-1]} is the trained model: KL(live || plain) over {part} positions is "
         f"{tried[-1][part]['kl']:.3g}, above the limit {max_kl:g}\n"
         f"  by rank: {reached}; nothing was written\n"
-        "  a larger --max-rank or --max-kl may let one through; `dorakit merge` folds the adapter in and loses nothing"
+        "  a larger --max-rank or --max-kl may let one through; `dorakit merge RUN` folds the adapter in and loses nothing"
     )
 
 

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.continued import continue_adapter_
 from dorakit.adapters.foreign_names import PREFIX
-from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_adapter, shortest_targets, used_patterns
+from dorakit.adapters.peft_config import refuse_adapted_head, used_patterns
+from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_adapter, shortest_targets
 from dorakit.build import nf4_format
 from dorakit.errors import Problem, RecipeError, RunError, UsageError
 from dorakit.model.load import Base
@@ -61,6 +62,7 @@ class Predecessor:
             RecipeError: The recipe's targets are other modules, or its base has other files.
             ModelError: A tensor does not fit.
         """
+        refuse_adapted_head(base.model, self.modules, self.directory)
         attached = {name for name, _ in adapter_layers(base.model)}
         problems = []
         if attached != self.modules:
