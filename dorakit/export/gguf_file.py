@@ -24,7 +24,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from dorakit.errors import ModelError, shown
 from dorakit.export.gguf_rope import add_rope, head_dim
-from dorakit.export.gguf_vocabulary import add_vocabulary
+from dorakit.export.gguf_vocabulary import NotWritable, add_vocabulary
 from dorakit.export.shards import check_space
 from dorakit.memory import return_freed_memory
 
@@ -70,17 +70,15 @@ class _Tensor:
         return int(np.prod(self.stored_shape))
 
 
-def check_family(model_type: str, merged: Path | str) -> None:
+def check_family(model_type: str) -> None:
     """Refuse what cannot be written.
 
     Raises:
-        ModelError: The family is not one of FAMILIES; names them and the way that is left.
+        NotWritable: The family is not one of FAMILIES.
     """
     if model_type not in FAMILIES:
-        raise ModelError(
-            f"models of type {shown(model_type)!r} cannot be written as GGUF here; known are {', '.join(FAMILIES)}\n"
-            "  `dorakit export RUN --to merged` makes a directory that llama.cpp's own converter takes: "
-            f"convert_hf_to_gguf.py {merged}"
+        raise NotWritable(
+            f"models of type {shown(model_type)!r} cannot be written as GGUF here; known are {', '.join(FAMILIES)}"
         )
 
 
@@ -100,7 +98,7 @@ def write_gguf(directory: Path, file: Path, outtype: str, *, name: str, origin: 
         ResourceError: The disk has no room for it.
     """
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    check_family(config.model_type, directory)
+    check_family(config.model_type)
     architecture = FAMILIES[config.model_type]
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[architecture])
     notes = _add_sizes(writer, config, name, outtype)

@@ -42,6 +42,7 @@ from dorakit.model.source import sha256
 from dorakit.place import Place, find_target
 from dorakit.run import Run
 from dorakit.target import open_target
+from dorakit.terminal import typed
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
@@ -60,7 +61,14 @@ _Note = Callable[[str], None]
     "the model must fit in memory once, and its factors of the largest rank: a smaller --max-rank takes less"
 )
 def export_plain_lora(
-    run: Run | Path | str, *, output: Path, onto: _Onto, max_lost: float = MAX_LOST, max_rank: int, quiet: bool
+    run: Run | Path | str,
+    *,
+    output: Path,
+    onto: _Onto,
+    max_lost: float = MAX_LOST,
+    max_rank: int,
+    base_model: str | None = None,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Write a PEFT directory of a LoRA without magnitude, rslora or patterns: r = lora_alpha, so the scale is 1.
 
@@ -74,6 +82,7 @@ def export_plain_lora(
         max_lost: Largest share of KL(live || base) that may be left out, over supervised positions and over all; both sides
             are computed in float32.
         max_rank: One of RANKS.
+        base_model: Base of an adapter directory, instead of the one that it names.
         quiet: Print nothing.
 
     Returns:
@@ -98,11 +107,11 @@ def export_plain_lora(
     with locked(place.run, output), whole_directory(output) as staging, scratch_beside(output) as scratch:
         if onto == "original":
             # The model that was trained answers too: the receipt says how far this other one is from it.
-            trained = _open(place, "trained", note)
+            trained = _open(place, "trained", base_model, note)
             _answer(trained, output, scratch / "trained")
             del trained
             gc.collect()
-        live = _open(place, onto, note)
+        live = _open(place, onto, base_model, note)
         samples, rows = _answer(live, output, scratch / "live", beside=_adapter_bytes(live, max_rank))
         learned = compare_base(live.model, samples, scratch / "live")
         ranks = ranks_to_try(live.model, max_rank)
@@ -126,7 +135,7 @@ def export_plain_lora(
             content["versus_trained_model"] = compare_logits(live.model, samples, scratch / "trained")
             divergence = content["versus_trained_model"]["all"]["kl"]
             note(f"KL(model as trained || plain LoRA on the original weights) is {divergence:.2e}")
-        files = _write(live, staging, note)
+        files = _write(live, staging, base_model, note)
         content["bytes"] = {file: (staging / file).stat().st_size for file in files}
         content["sha256"] = {file: sha256(staging / file) for file in files}
         content["notes"] = notes
@@ -168,9 +177,9 @@ def _base_of_server(place: Place, onto: _Onto, note: _Note) -> _Onto:
     return "trained"
 
 
-def _open(place: Place, onto: _Onto, note: _Note) -> Target:
+def _open(place: Place, onto: _Onto, base_model: str | None, note: _Note) -> Target:
     """Load the adapter, live on the base asked for."""
-    target = open_target(place.text, onto=onto, as_stored=True)
+    target = open_target(place.text, onto=onto, base_model=base_model, as_stored=True)
     if onto == "original" and stored_format(target.model) is not None:
         raise UsageError(
             f"--onto original: {target.base} is stored as NF4, its original weights are not there\n  take --onto trained"
@@ -178,7 +187,7 @@ def _open(place: Place, onto: _Onto, note: _Note) -> Target:
     if whole := [name for name, _ in whole_modules(target.model)]:
         raise UsageError(
             f"{place.text} holds modules trained whole ({', '.join(whole[:5])}), which servers of plain LoRA do not take\n"
-            "  `dorakit merge` writes them into a model of its own"
+            f"  `dorakit export {typed(place.text)} --to merged{'' if place.run else ' --output DIR'}` writes a model with them"
         )
     for line in target.notes:
         note(line)
@@ -214,11 +223,13 @@ def _adapter_bytes(live: Target, rank: int) -> int:
     return sum(2 * 4 * rank * (layer.in_features + layer.out_features) for _, layer in adapter_layers(live.model))
 
 
-def _write(live: Target, staging: Path, note: _Note) -> list[str]:
+def _write(live: Target, staging: Path, base_model: str | None, note: _Note) -> list[str]:
     """Write what is attached for PEFT's readers and, where it can be used there, for llama.cpp; the weights' files."""
     assert live.adapter is not None
     stated = read_config(live.adapter)
     base, revision = stated.get("base_model_name_or_path") or live.base, stated.get("revision")
+    if base_model is not None:
+        base, revision = base_model, None
     save_adapter(live.model, staging, base_name_or_path=base, revision=revision)
     check_saved(live.model, staging)
     if live.recipe is not None and live.recipe.data.chat_template:

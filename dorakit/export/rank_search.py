@@ -102,7 +102,7 @@ def try_ranks_(
         f"no plain LoRA up to rank {ranks[-1]} is the trained model: {share(reached[ranks[-1]])} of what was learned is "
         f"left out at rank {ranks[-1]} (limit {max_lost:g})\n"
         f"  by rank: {', '.join(f'{rank}: {share(lost)}' for rank, lost in reached.items())}; nothing was written\n"
-        f"  {'; '.join(hints)}; `dorakit merge` leaves nothing out"
+        f"  {'; '.join(hints)}; `dorakit merge RUN` leaves nothing out"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,6 +134,22 @@ def load_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerB
         ModelError: The base has none.
     """
     return _tokenizer(base, resolve(base, revision=revision, dtype=pick_dtype("auto")))[0]
+
+
+def saved_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that was saved in a directory with an adapter; None where none was.
+
+    Raises:
+        ModelError: It cannot be used.
+    """
+    if not (directory / "tokenizer_config.json").is_file():
+        return None
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # what a stranger's tokenizer.json may hold raises all kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{directory}: the tokenizer cannot be used: {reason}") from None
+    return found
 
 
 def local_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerBase | None:

@@ -24,6 +24,7 @@ def _only_int(value: Any) -> Any:
 # A Literal compares with ==, strict or not, and 1 == 1.0 == True.
 Whole = BeforeValidator(_only_int)
 Positive = Annotated[int, Field(ge=1)]
+PositiveNumber = Annotated[float, Field(gt=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -108,6 +109,9 @@ class AdapterSection(Section):
     )
     rank_pattern: dict[str, Positive] = setting(
         {}, reads="build.py", says="Rank per module: name suffix or regular expression -> rank."
+    )
+    alpha_pattern: dict[str, PositiveNumber] = setting(
+        {}, reads="build.py", says="Alpha per module, as rank_pattern; with both, s = its alpha / its rank."
     )
     modules_to_save: list[str] = setting(
         [], reads="build.py", says="Name suffixes of modules trained whole and saved with the adapter."

@@ -16,7 +16,17 @@ from dorakit.recipe.fields import dotted
 from dorakit.recipe.paths import ROW_FILES, is_path
 from dorakit.recipe.tree import Node, PathKey
 
-_ADAPTER = ("rank", "alpha", "dropout", "target_modules", "rank_pattern", "modules_to_save", "rslora", "magnitude")
+_ADAPTER = (
+    "rank",
+    "alpha",
+    "dropout",
+    "target_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "rslora",
+    "magnitude",
+)
 # Settings that say the same thing in different ways, with the value that says nothing.
 _ALTERNATIVES: tuple[tuple[tuple[PathKey, Any], ...], ...] = (
     ((("optimizer", "warmup_ratio"), 0), (("optimizer", "warmup_steps"), None)),

@@ -131,7 +131,7 @@ def test_no_rank_suffices(trained, tmp_path):
     """Planted bugs caught: figures written and not held against the limit; what was there replaced all the same."""
     export(trained("lora"), tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    with pytest.raises(GateError, match=r"up to rank 16 .*\n  by rank: 8: .*, 16: .*\n.*`dorakit merge`") as caught:
+    with pytest.raises(GateError, match=r"up to rank 16 .*\n  by rank: 8: .*, 16: .*\n.*`dorakit merge RUN`") as caught:
         export(trained("dora"), tmp_path / "out", max_lost=EXACT, max_rank=16)
     assert caught.value.exit_code == 5
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -204,6 +204,6 @@ def test_what_cannot_be_exported(trained, tmp_path):
     with pytest.raises(UsageError, match="give another --output"):
         export(trained("dora"), trained("dora").adapter)
     run = tiny_run(tmp_path / "run", "dora", ("adapter.modules_to_save=[norm]",))
-    with pytest.raises(UsageError, match=r"modules trained whole \(model.*norm.*\n  `dorakit merge`"):
+    with pytest.raises(UsageError, match=r"modules trained whole \(model.*norm.*\n  `dorakit export .* --to merged`"):
         export(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
