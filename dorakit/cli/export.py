@@ -118,23 +118,24 @@ def quantize(
             f"perplexity: {perplexity['before']:.4g} -> {perplexity['after']:.4g} "
             f"({perplexity['tokens']} tokens of {printable(perplexity['data'])})"
         )
-    _show_lost(content["compared"])
+    show_moved(content["compared"], "NF4")
+    typer.echo("  8 bits move them less: dorakit export RUN --to gguf --type q8_0; 16 hardly: dorakit merge RUN")
 
 
-def _show_lost(compared: Any) -> None:
-    """Say how far 4 bits move the answers, held against how far training did, and what moves them less."""
+def show_moved(compared: Any, form: str) -> None:
+    """Print how far a quantized or rounded form moves the answers, held against how far training did."""
     from dorakit.export.receipt import share, worst_part
 
     part, lost = worst_part(compared)
     found = compared[part]
+    moved = f"KL(before || after) {found['kl']:.2e} nats a token"
     if lost is None:
-        typer.echo(f"4 bits move the answers: KL(before || after) {found['kl']:.2e} nats a token")
-        return
-    typer.echo(
-        f"4 bits move the answers {share(lost)} as far as training did: KL(before || after) {found['kl']:.2e} nats a token, "
-        f"KL(before || base) {found['learned_kl']:.2e}"
-    )
-    typer.echo("  8 bits move them less: dorakit export RUN --to gguf --type q8_0; 16 hardly: dorakit merge RUN")
+        typer.echo(f"{form} moves the answers: {moved}")
+    else:
+        typer.echo(
+            f"{form} moves the answers {share(lost)} as far as training did: {moved}, KL(before || base) "
+            f"{found['learned_kl']:.2e}"
+        )
 
 
 def _show_receipt(receipt: Any) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from dorakit.cli import completion
 from dorakit.cli.evaluate import BASE_MODEL, JSON, QUIET
-from dorakit.cli.export import Dtype, Onto
+from dorakit.cli.export import Dtype, Onto, show_moved
 from dorakit.errors import UsageError
 from dorakit.terminal import json_line, printable, typed
 
@@ -106,6 +106,7 @@ def export(
     typer.echo(printable(f"exported: {directory / file if file else directory}"))
     if file:
         typer.echo(f"size: {content['bytes'] / 1e6:.1f} MB, {content['type']}")
+        show_moved(content["compared"], content["type"])
     typer.echo(printable(f"card: {directory / 'README.md'}; to publish it: {upload}"))
     for line in made.serve:
         typer.echo(printable(f"serve it: {line}"))

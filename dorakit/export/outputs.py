@@ -34,7 +34,7 @@ from dorakit.terminal import typed
 
 RECEIPT = "export.json"
 Onto = Literal["trained", "original"]
-Dtype = Literal["bfloat16", "float16", "float32"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def fits(trained: Trained, merged: Path | None, onto: Onto | None, dtype: Dtype 
     # Only NF4 makes two bases of one.
     is_onto = onto is None or trained.storage is None or receipt.get("onto") == onto
     is_base = trained.run is not None or receipt.get("base") == trained.base
-    is_dtype = dtype is None or receipt.get("dtype") == dtype
+    is_dtype = dtype in (None, "auto") or receipt.get("dtype") == dtype
     return is_onto and is_base and is_dtype and receipt.get("adapter_sha256") == adapter_sha256(trained.adapter)
 
 

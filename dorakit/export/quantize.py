@@ -18,11 +18,11 @@ from dorakit.evaluation.task import rows_to_measure
 from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
 from dorakit.export.nf4_tensors import Ledger, nf4_bytes, nf4_tensors, spread
 from dorakit.export.receipt import (
-    PARTS,
     Sample,
     adapter_sha256,
     compare_base,
     compare_logits,
+    learned_of,
     logits_bytes,
     read_receipt,
     sample_rows,
@@ -189,10 +189,7 @@ def _answer(target: Target, samples: list[Sample], output: Path, scratch: Path) 
     check_space(output, logits_bytes(target.model, samples))
     store_logits(target.model, samples, scratch)
     if target.variant == "merged" and target.run is not None:
-        receipt = read_receipt(target.run.merged, MERGE_RECEIPT).get("receipt")
-        if not isinstance(receipt, dict) or any("learned_kl" not in receipt.get(part, {}) for part in PARTS):
-            return None  # nothing was compared, or by an earlier version
-        return {part: {"kl": receipt[part]["learned_kl"]} for part in PARTS}
+        return learned_of(read_receipt(target.run.merged, MERGE_RECEIPT))
     return compare_base(target.model, samples, scratch)
 
 

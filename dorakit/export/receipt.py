@@ -141,6 +141,14 @@ def with_share_lost(found: dict[str, Any], learned: dict[str, Any] | None) -> di
     return found | result
 
 
+def learned_of(merge_json: dict[str, Any]) -> dict[str, Any] | None:
+    """What was learned according to a merge.json, as `with_share_lost` takes it; None where nothing was compared."""
+    receipt = merge_json.get("receipt")
+    if not isinstance(receipt, dict) or any("learned_kl" not in receipt.get(part, {}) for part in PARTS):
+        return None  # of an earlier version, too
+    return {part: {"kl": receipt[part]["learned_kl"]} for part in PARTS}
+
+
 def worst_part(found: dict[str, Any]) -> tuple[str, float | None]:
     """The kind of positions that loses most, and its share; NaN counts as the most."""
     shares = {part: found[part]["lost"] for part in PARTS if found[part]["lost"] is not None}

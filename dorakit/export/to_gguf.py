@@ -15,6 +15,7 @@ from dorakit.errors import ModelError, UsageError
 from dorakit.evaluation.progress import say
 from dorakit.export.card import Card, write_card
 from dorakit.export.gguf_file import TYPES, check_family, write_gguf
+from dorakit.export.gguf_receipt import gguf_receipt
 from dorakit.export.gguf_vocabulary import NotWritable, check_vocabulary
 from dorakit.export.merge import merge
 from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
@@ -30,9 +31,9 @@ from dorakit.export.outputs import (
     place_for,
     taken_notes,
 )
-from dorakit.export.receipt import read_receipt
+from dorakit.export.receipt import learned_of, read_receipt
 from dorakit.export.serving import frame_of, gguf_lines, modelfile
-from dorakit.export.shards import locked
+from dorakit.export.shards import locked, scratch_beside
 from dorakit.export.trained import Trained, find_trained
 from dorakit.files import whole_directory, write_json, write_whole
 from dorakit.model.configs import read_object
@@ -90,6 +91,7 @@ def export_gguf(
     with locked(trained.run, directory), whole_directory(directory) as staging, _converter_named(trained):
         scratch = staging / "merged"
         if source is None:
+            dtype = dtype or _finest(trained)
             source = merge(trained.text, output=scratch, onto=onto, dtype=dtype, base_model=base_model, quiet=quiet)
         check_model_directory(source)
         say(f"writing {file}", quiet=quiet)
@@ -97,15 +99,26 @@ def export_gguf(
         found = [*written.notes, *_write_modelfile(trained, source, staging, file)]
         for line in found:
             say(line, quiet=quiet)
+        merge_json = read_receipt(source, MERGE_RECEIPT) if trained.adapter is not None else {}
+        with scratch_beside(directory) as logits:
+            compared = gguf_receipt(
+                source,
+                staging / file,
+                written.packed,
+                recipe=trained.recipe,
+                learned=learned_of(merge_json),
+                scratch=logits,
+            )
         content: dict[str, Any] = {
             **described(trained, "gguf"),
             "source": told,
-            "onto": read_receipt(source, MERGE_RECEIPT).get("onto") if trained.adapter is not None else None,
+            "onto": merge_json.get("onto"),
             "file": file,
             "type": outtype,
             "tensor_types": written.tensor_types,
             "bytes": (staging / file).stat().st_size,
             "sha256": sha256(staging / file),
+            "compared": compared,
             "notes": [*notes, *found],
         }
         if scratch.is_dir():
@@ -140,6 +153,11 @@ def _source(
         if origin is None:
             check_vocabulary(known)
     return source, told, notes
+
+
+def _finest(trained: Trained) -> Dtype | None:
+    """float32 for a merge that only this file is made from, so that a weight is rounded once; None where a recipe says."""
+    return "float32" if trained.recipe is None or trained.recipe.merge.dtype == "auto" else None
 
 
 def _base_directory(trained: Trained) -> Path:
