@@ -86,7 +86,7 @@ def fault(arguments: list[str], *, is_mention: bool) -> str:
     except Exit:  # --help, --version
         return ""
     except TyperException as error:
-        is_short = type(error).__name__ == "MissingParameter"
+        is_short = type(error).__name__ in ("MissingParameter", "BadOptionUsage")  # `dorakit train --from`
         return "" if is_short and is_mention else error.format_message() or type(error).__name__
     return "" if all(map(is_setting, settings(arguments))) else f"{settings(arguments)} is not all in the schema"
 
@@ -137,6 +137,7 @@ def test_calls_are_found():
     ]
     assert calls("if true; then dorakit runs; fi") == [["runs"]]
     assert fault(["train", "--no-such"], is_mention=True)
+    assert fault(["train", "--from"], is_mention=False) and not fault(["train", "--from"], is_mention=True)
     assert fault(["train", "a.yaml", "b.yaml"], is_mention=True)
     assert fault(["merge"], is_mention=False) and not fault(["merge"], is_mention=True)
     assert fault(["train", "a.yaml", "--set", "adapter.rnak=1"], is_mention=False)
