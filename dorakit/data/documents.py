@@ -85,7 +85,7 @@ class Tally:
         if self.endless:
             notes.append(
                 f"the chat template ends {self.endless} turns of the assistant before the last without a stop token, "
-                "so they do not teach it to stop; train_on: last leaves them out"
+                "so they do not teach it to stop; train_on: last leaves them out (docs/faq.md#it-never-stops)"
             )
         return notes
 

@@ -99,7 +99,7 @@ def _unreachable(written: str, path: Path, error: Exception) -> Exception:
         return ResourceError(f"{name}: the hub cannot be reached: {_first_line(error)}\n{what_to_do}")
     return DataError(
         f"{name} cannot be read: {_first_line(error)}\n"
-        "  a gated one needs `hf auth login` and its licence accepted on the hub"
+        "  a gated one needs `hf auth login` and its licence accepted on the hub; more: docs/faq.md#hub-models-and-tokens"
     )
 
 

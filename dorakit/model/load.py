@@ -181,7 +181,10 @@ def _tokenizer(base: str, source: Source) -> tuple[PreTrainedTokenizerBase, list
     except Exception as error:  # what a stranger's tokenizer.json may hold raises all kinds, bare Exception among them
         raise ModelError(f"{base}: no usable tokenizer: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{base}: the tokenizer has no end-of-text token, so a model could not learn to stop")
+        raise ModelError(
+            f"{base}: the tokenizer has no end-of-text token, so a model could not learn to stop\n"
+            "  more: docs/faq.md#it-never-stops"
+        )
     return tokenizer, pad_(tokenizer)
 
 

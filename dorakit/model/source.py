@@ -158,7 +158,8 @@ def _hub(base: str, revision: str) -> Source:
         path = Path(snapshot_download(base, revision=revision, allow_patterns=list(READ)))
     except GatedRepoError:
         raise ModelError(
-            f"the model {base} is gated: accept its licence on its hub page, then log in (`hf auth login`) or set HF_TOKEN"
+            f"the model {base} is gated: accept its licence on its hub page, then log in (`hf auth login`) or set HF_TOKEN\n"
+            "  more: docs/faq.md#hub-models-and-tokens"
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(

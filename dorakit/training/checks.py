@@ -116,6 +116,7 @@ def check_adapter_moved(model: nn.Module, summed_rate: float) -> list[str]:
         raise GateError(
             f"none of the {len(layers)} adapters moved, though learning rates summed to {summed_rate:.2e}: the result would be "
             "what they began as, so none is written.\n  its gradients are zero: are the supervised tokens what you mean to train?"
+            "\n  more: docs/faq.md#it-answers-as-before"
         )
     return still
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import resource
+import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -76,7 +77,8 @@ def peak_memory_bytes() -> int:
     """Peak device memory on CUDA, peak resident memory of the process on the CPU."""
     if pick_device().type == "cuda":
         return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def why_not_paged(trained: Iterable[Tensor]) -> str | None:

@@ -68,7 +68,9 @@ def pass_over(
     if lost := _unless_full(lambda: run.update(state="failed")):
         what += f"\n  run.json still says that it trains: {lost}"
     after = f"\n  {skipped} steps were passed over before, as many as training.nonfinite allows" if limit else ""
-    raise GateError(f"{what}{after}\n  a lower optimizer.learning_rate or model.dtype: float32 often helps")
+    raise GateError(
+        f"{what}{after}\n  a lower optimizer.learning_rate or model.dtype: float32 often helps; more: docs/faq.md#loss-is-nan"
+    )
 
 
 def _append(run: Run, entry: dict[str, Any]) -> None:
