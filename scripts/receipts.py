@@ -2,7 +2,7 @@
 
     python scripts/receipts.py ROWS.jsonl [--base MODEL] [--work DIR]
 
-ROWS are chats. The effects reach from two steps at a rate of 1e-7 to rows learned by heart. Each run is merged as it is; then
+ROWS are chats. The effects reach from two steps at a rate of 1e-6 to rows learned by heart. Each run is merged as it is; then
 with one layer forgotten, with one layer's scale wrong by a tenth, with one magnitude dropped, and with one tensor of the
 file replaced after it was written. A run that is there already is not trained again.
 """
@@ -27,7 +27,7 @@ from dorakit.model.nf4 import dense_weight
 
 SMALL = ("training.max_steps=2",)
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "lora, 2 steps at 1e-7": ("lora", (*SMALL, "optimizer.learning_rate=1e-7")),
+    "lora, 2 steps at 1e-6": ("lora", (*SMALL, "optimizer.learning_rate=1e-6")),
     "dora, 2 steps at 1e-6": ("dora", (*SMALL, "optimizer.learning_rate=1e-6")),
     "qdora, 2 steps at 1e-5": ("qdora", (*SMALL, "optimizer.learning_rate=1e-5")),
     "lora, 2 steps at 1e-4": ("lora", (*SMALL, "optimizer.learning_rate=1e-4")),
