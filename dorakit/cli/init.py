@@ -58,10 +58,10 @@ def init(
     mode = None if mode is None else _known_mode(mode)
     if data is None:
         what = "rows (.json, .jsonl, .csv, .parquet, .txt; or a hub data set)"
-        data, rows, sniffed = _asked(what, _only_row_file(), _sniffed)
+        data, rows, read_notes, sniffed = _asked(what, _only_row_file(), _sniffed)
     else:
         _refuse_existing(_target(output, data))  # before a large file is read
-        data, rows, sniffed = _sniffed(data)
+        data, rows, read_notes, sniffed = _sniffed(data)
     target = _target(output, data)
     _refuse_existing(target)
     if not as_json:
@@ -77,12 +77,13 @@ def init(
         mode = _asked("mode (full, lora, dora, qlora, qdora)", DEFAULT_MODE, _known_mode) if absent else DEFAULT_MODE
     draft = _draft(target, source, model, mode, len(rows), measured)
     plan = _written(target, draft)
+    notes = [*read_notes, *measured.notes, *plan.origin.notes]
     if as_json:
-        typer.echo(json_line(_report(target, draft, sniffed, measured, plan)))
+        typer.echo(json_line(_report(target, draft, sniffed, measured, notes, plan)))
         return
     _say("first", _first_row(rows[0], source))
     _say("tokens", f"median {measured.median:,}; {draft.in_99_of_100}; max_seq_len {plan.data.max_seq_len:,}")
-    for note in (*measured.notes, *plan.origin.notes):
+    for note in notes:
         _say("note", note)
     _say("memory", _memory_estimate(plan))
     _say_what_is_next(target)
@@ -95,13 +96,13 @@ def _say_what_is_next(target: Path) -> None:
         _say("" if index else "next", f"{line}  # {why}" if why else line)
 
 
-def _sniffed(data: str) -> tuple[str, list[Row], Sniffed]:
+def _sniffed(data: str) -> tuple[str, list[Row], list[str], Sniffed]:
     from dorakit.data.sniff import sniff
     from dorakit.data.sources import read_rows
     from dorakit.recipe.schema import SourceSection
 
-    rows, _ = read_rows(SourceSection(path=data, format="text"), os.getcwd())
-    return data, rows, sniff(rows, data)
+    rows, notes = read_rows(SourceSection(path=data, format="text"), os.getcwd())
+    return data, rows, notes, sniff(rows, data)
 
 
 def _measured(rows: list[Row], source: SourceSection, model: str) -> tuple[str, Measured]:
@@ -137,7 +138,9 @@ def _draft(target: Path, source: SourceSection, model: str, mode: str, num_rows:
     )
 
 
-def _report(target: Path, draft: Draft, sniffed: Sniffed, measured: Measured, plan: Recipe) -> dict[str, Any]:
+def _report(
+    target: Path, draft: Draft, sniffed: Sniffed, measured: Measured, notes: list[str], plan: Recipe
+) -> dict[str, Any]:
     tokens = {
         "median": measured.median,
         "most_of_99_in_100": measured.most_of_99,
@@ -156,7 +159,7 @@ def _report(target: Path, draft: Draft, sniffed: Sniffed, measured: Measured, pl
         "tokens": tokens,
         "max_seq_len": plan.data.max_seq_len,
         "steps": draft.num_steps,
-        "notes": [*measured.notes, *plan.origin.notes],
+        "notes": notes,
     }
 
 
