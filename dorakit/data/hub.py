@@ -8,6 +8,7 @@ from typing import Any
 
 from dorakit.errors import DataError, ResourceError
 from dorakit.files import nearby
+from dorakit.model import hub_log
 from dorakit.recipe.paths import ROW_FILES
 from dorakit.recipe.schema import SourceSection
 
@@ -24,7 +25,8 @@ def load_hub(source: SourceSection, path: Path, split: str) -> list[dict[str, An
     quiet = datasets.utils.logging
     quiet.disable_progress_bar()
     try:
-        dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=split)
+        with hub_log.errors_only():
+            dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError) as error:
         raise _unreachable(source.path, path, error) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
