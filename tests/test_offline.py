@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 
+import datasets
 import huggingface_hub
 import pytest
 from tiny_runs import tiny_recipe
@@ -83,6 +84,7 @@ def test_retries_are_not_printed(calls, online, monkeypatch, tmp_path, what):
     """Planted bug caught: a line of the hub client for each of its tries, before the one message that says what to do."""
     recipe = tiny_recipe(tmp_path, "dora")
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": "owner/model"})})
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # as it was when datasets was imported
     monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
     lines: list[str] = []
     handler = logging.Handler()

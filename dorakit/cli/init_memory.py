@@ -16,7 +16,7 @@ HERE = "this machine"
 
 
 def card_question() -> str:
-    """What is asked for; `HERE` is the answer that is proposed."""
+    """The question for the card; the proposed answer is `HERE`."""
     from dorakit.plan.device import this_machine
 
     device = this_machine()
@@ -39,9 +39,9 @@ def known_card(answer: str) -> str | None:
 
 
 def planned(recipe: Recipe, gpu: str | None) -> tuple[Fitted | None, str]:
-    """The recipe as it fits the card, and what is to be said of its memory.
+    """The recipe as it fits the card, and a line about its memory.
 
-    Only for a card that is asked for is the base's config.json fetched, as `dorakit plan` does.
+    The base's config.json is fetched only where a card is given.
     """
     from dorakit.model.source import at_hand, gguf_file
     from dorakit.plan.fitting import fitted

@@ -32,7 +32,7 @@ def validate(
 ) -> None:
     """Check recipes: every problem at once, with its place. Exit code 2 if there is one.
 
-    The files that a recipe names are looked at: the base, and the first rows. What is of the hub is not fetched.
+    Reads the headers of a local base and the first rows of local files. Fetches nothing from the hub.
     """
     from dorakit.data.first_look import look
     from dorakit.recipe.loader import load_recipe

@@ -1,4 +1,4 @@
-"""CSV as rows come in it: a header, then one record a row; separated by commas, or by what the header shows."""
+"""CSV as rows come in it: a header, then one record a row; separated by commas, or by another character of the header."""
 
 from __future__ import annotations
 

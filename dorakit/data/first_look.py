@@ -28,7 +28,7 @@ MOST_ROWS, MOST_BYTES = 1000, 8 << 20  # of each file
 
 @dataclass
 class Look:
-    """What a look found.
+    """The findings of `look`.
 
     `problems` have their place in the recipe, `absent` are paths at which nothing is, and `notes` are lines to print.
     """

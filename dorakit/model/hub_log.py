@@ -1,4 +1,4 @@
-"""The hub client's own log, which has a line for every try; our message at the end says what there is to know."""
+"""The hub client logs a line for every retry; dorakit's one message at the end names the cause."""
 
 from __future__ import annotations
 

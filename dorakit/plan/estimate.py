@@ -68,7 +68,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Planner:
-    """What the plans of a recipe and of its variants have in common. `dtype` is what is computed in."""
+    """Shared by the plans of a recipe and of its variants. `dtype` is the compute dtype."""
 
     device: Device
     dtype: str

@@ -1,4 +1,4 @@
-"""A recipe made to fit a device by what costs least: time before rows, and nothing else of it is changed."""
+"""Fitting a recipe to a device by the cheapest change: fewer rows at once, then time, then the length of rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Fitted:
 
 
 def fitted(recipe: Recipe, *, gpu: str | None = None) -> Fitted:
-    """Lower micro_batch_size, else set gradient_checkpointing, else both, and shorten max_seq_len only where these do not do.
+    """Lower micro_batch_size, else set gradient_checkpointing; shorten max_seq_len where both together are not enough.
 
     Args:
         recipe: With training.micro_batch_size, and without gradient checkpointing.
