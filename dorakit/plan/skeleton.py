@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 
 from dorakit.build import attach_adapter_, train_text_part_
 from dorakit.errors import DorakitError, ModelError, ResourceError
+from dorakit.model import hub_log
 from dorakit.model.configs import read_object, refuse_code
 from dorakit.model.gguf_reading import read_config
 from dorakit.model.names import has_suffix
@@ -103,7 +104,8 @@ def _fetch(base: str, revision: str) -> Path:
 
     instead = "give its config.json instead: dorakit plan RECIPE --config PATH/config.json"
     try:
-        return Path(hf_hub_download(base, "config.json", revision=revision))
+        with hub_log.errors_only():
+            return Path(hf_hub_download(base, "config.json", revision=revision))
     except HFValidationError:
         raise ModelError(f"{base!r} is neither a directory nor a hub id\n  {instead}") from None
     except (HfHubHTTPError, OSError, DorakitError) as error:
