@@ -36,7 +36,7 @@ class Evaluation:
     file: str
     variant: str
     data: str
-    rows: tuple[str, ...]  # path, split, task and limit: two results with the same can be compared
+    rows: tuple[str, ...]  # path, split, task, limit and digest: two results with the same can be compared
     values: dict[str, Any]
     samples: list[dict[str, Any]]
 
@@ -196,7 +196,8 @@ def _evaluations(directory: Path, unreadable: list[str]) -> list[Evaluation]:
             continue
         data = str(values.get("data") or values.get("task") or file.stem)
         variant = str(values.get("variant") or file.stem)
-        rows = tuple(str(values.get(key)) for key in ("data_path", "data_split", "task", "limit"))
+        digest = as_dict(values.get("settings")).get("rows")
+        rows = (*(str(values.get(key)) for key in ("data_path", "data_split", "task", "limit")), str(digest))
         samples = [as_dict(sample) for sample in as_list(values.get("samples"))]
         found.append(Evaluation(file.name, variant, data, rows, values, [sample for sample in samples if sample]))
 
