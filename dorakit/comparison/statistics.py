@@ -58,7 +58,7 @@ def paired_difference(
         same_rows: All seeds have the same rows in the same order, so that they are drawn together.
         confidence: Of the interval.
         weights: As `a`, how much each row counts in the mean (its number of tokens); None: all alike.
-        largest: How far one row can speak for one side; None: as far as the rows at hand do.
+        largest: How far one row can speak for one side, by its weight; None: as far as the rows at hand do.
 
     Raises:
         ValueError: The two do not have the same rows.
@@ -76,7 +76,8 @@ def paired_difference(
         parts = [(d[None], w[None]) for d, w in zip(by_seed, counted, strict=True)]
     num_differing = sum(int(np.count_nonzero(values.any(axis=0))) for values, _ in parts)
     if num_differing < _ENOUGH:
-        far = max(float(np.abs(d).max()) for d in by_seed) if largest is None else largest
+        seen = (float(np.abs(d / w).max()) for d, w in zip(by_seed, counted, strict=True))
+        far = max(seen) if largest is None else largest
         parts = [_with_one_for_each(values, weights, far) for values, weights in parts]
     num_rows = len(by_seed[0])
     random = np.random.default_rng(_SEED)
@@ -92,8 +93,8 @@ def paired_difference(
 
 def _with_one_for_each(values: Values, weights: Values, far: float) -> tuple[Values, Values]:
     """(seeds, rows) with a row more for either side, of the mean weight."""
-    sides = np.tile([far, -far], (len(values), 1))
-    return np.hstack([values, sides]), np.hstack([weights, np.repeat(weights.mean(axis=1, keepdims=True), 2, axis=1)])
+    mean = weights.mean(axis=1, keepdims=True)
+    return np.hstack([values, mean * far, mean * -far]), np.hstack([weights, mean, mean])
 
 
 def _drawn_means(values: Values, weights: Values, num_drawn: int, random: np.random.Generator) -> Values:
