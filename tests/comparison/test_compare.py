@@ -25,7 +25,7 @@ data:
   train: [{path: rows.jsonl, format: completion}]
   validation: {rows: 8}
   max_seq_len: 256
-training: {epochs: 1, batch_size: 8, micro_batch_size: 8, log_every: 10, eval_every: 0, save_every: 2}
+training: {epochs: 1, batch_size: 8, micro_batch_size: 8, log_every: 10, eval_every: 0, save_every: 2, sample_rows: 0}
 optimizer: {name: adamw, learning_rate: 1e-2, schedule: constant}
 evaluation: {path: rows.jsonl, metric: option_likelihood, options: ["yes", "no"]}
 """
