@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dorakit.comparison.findings import Findings
     from dorakit.comparison.measure import Measure
     from dorakit.comparison.methods import Method
+    from dorakit.comparison.statistics import Difference
 
 
 def compare(
@@ -129,9 +130,15 @@ def _scores(findings: Findings) -> Table:
             other = fixed.get(method.name)
             row += [f"{method.learning_rate:g}", _score(other, measure) if other else "-"]
         ahead = findings.against_best.get(method.name)
-        mean, low, high = map(measure.told_difference, (ahead.mean, ahead.low, ahead.high)) if ahead else ("",) * 3
-        table.add_row(*row, f"{mean} [{low}, {high}]" if ahead else "-")
+        table.add_row(*row, _lead(ahead, measure) if ahead else "-")
     return table
+
+
+def _lead(ahead: Difference, measure: Measure) -> str:
+    mean, low, high = map(measure.told_difference, (ahead.mean, ahead.low, ahead.high))
+    from rich.markup import escape
+
+    return escape(f"{mean} [{low}, {high}]" if ahead.is_bounded else f"{mean} [too few rows]")
 
 
 def _costs(findings: Findings) -> Table:

@@ -166,7 +166,7 @@ def _ahead(method: Method, found: Findings) -> dict[str, str]:
         return {"ahead": "–", "interval": ""}
     scale, digits, unit = (1, 4, "") if found.measure.is_loss else (100, 1, "\N{NO-BREAK SPACE}%")
     mean, low, high = (f"{value * scale:+.{digits}f}" for value in (difference.mean, difference.low, difference.high))
-    return {"ahead": f"{mean}{unit}", "interval": f"[{low}, {high}]"}
+    return {"ahead": f"{mean}{unit}", "interval": f"[{low}, {high}]" if difference.is_bounded else "[too few rows]"}
 
 
 def _nats(value: float | None) -> str:

@@ -44,10 +44,14 @@ def closing_sentence(
     cheapest = min(beside, key=_seconds)
     names = ", ".join(method.name for method in beside)
     than = f" Worse than {winner.name}: {', '.join(method.name for method in worse)}." if worse else ""
-    widest = max(max(against[method.name].high, -against[method.name].low) for method in beside[1:])
+    open_ones = [against[method.name] for method in beside[1:]]
+    widest = max(max(one.high, -one.low) for one in open_ones)
+    possible = f"a difference of up to {measure.with_unit(widest)} is possible"
+    if not all(one.is_bounded for one in open_ones):
+        possible = f"so few {measure.rows} cannot say how large a difference is possible"
     return (
         f"{names} cannot be told apart {measure.by}on {ground}{_alike(beside, measure)} "
-        f"(a difference of up to {measure.with_unit(widest)} is possible). "
+        f"({possible}). "
         f"Of these, {cheapest.name} trains fastest ({_seconds(cheapest):.0f} s a run).{than}"
         f"{_price(cheapest, [method for method in (winner, *others) if method is not cheapest])}{caution}"
     )

@@ -19,11 +19,15 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a - b, and the interval that holds it with the asked confidence."""
+    """Mean of a - b, and the interval that holds it with the asked confidence.
+
+    `is_bounded` is False where there are too few rows for an interval of values that have no largest one.
+    """
 
     mean: float
     low: float
     high: float
+    is_bounded: bool = True
 
     @property
     def is_told_apart(self) -> bool:
@@ -86,9 +90,9 @@ def paired_difference(
     drawn = np.take_along_axis(means, chosen, axis=1).mean(axis=1)
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    if 2.0 ** (1 - num_differing) > 1 - confidence:
+    if is_too_few := 2.0 ** (1 - num_differing) > 1 - confidence:
         low, high = min(low, 0.0), max(high, 0.0)
-    return Difference(mean, float(low), float(high))
+    return Difference(mean, float(low), float(high), is_bounded=largest is not None or not is_too_few)
 
 
 def _with_one_for_each(values: Values, weights: Values, far: float) -> tuple[Values, Values]:

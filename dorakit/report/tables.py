@@ -131,13 +131,13 @@ def merge_rows(content: Content) -> Rows:
     ]
     receipt = known.get("receipt")
     if not isinstance(receipt, dict):
-        return [*rows, ("receipt", f"{receipt}")]
+        return [*rows, ("compared with the model before merging", "no")]
     rows.append(("compared on", f"{count(receipt.get('rows'))} rows: {receipt.get('compared_on', '–')}"))
-    for name, where in (("supervised", "supervised positions"), ("all", "all positions")):
+    for name, where in (("supervised", "trained tokens"), ("all", "tokens, prompts among them")):
         if measured := as_dict(receipt.get(name)):
             rows += _divergence(measured, where, receipt.get("max_kl"))
     if other := as_dict(as_dict(receipt.get("versus_trained_model")).get("all")):
-        rows += _divergence(other, "all positions, against the model as it was trained", None)
+        rows += _divergence(other, "tokens, against the model as it was trained", None)
     return rows
 
 

@@ -72,7 +72,7 @@ class Validation:
             samples = self._answered_prompts(metrics)
             if self._rows:
                 metrics.say(
-                    f"{len(self._rows)} held-out rows, answered before training (training.sample_rows: 0 leaves that out):"
+                    f"held-out rows ({len(self._rows)}), answered before training (training.sample_rows: 0 leaves that out):"
                 )
                 samples += self._answered_rows(metrics)
             metrics.write({"step": 0, "samples": samples})

@@ -132,7 +132,7 @@ def test_the_lower_loss_wins():
     assert "accuracy" not in row
     few = find([by_loss("lora", 1e-3, 1.2, rows=2), by_loss("dora", 1e-3, 1.1, rows=2)], fixed_rate=1e-3, measure=LOSS)
     assert "cannot be told apart by their validation loss on 2 validation rows" in few.sentence
-    assert "0.1000 nats a token is possible" in few.sentence
+    assert "so few validation rows cannot say how large a difference is possible" in few.sentence
 
 
 def test_the_rate_is_chosen_by_the_loss_that_is_compared():

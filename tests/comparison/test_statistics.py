@@ -40,6 +40,7 @@ def test_few_rows_tell_nothing_apart(n):
     losses = [np.linspace(9, 11, n)], [np.linspace(1, 3, n)]
     loss = paired_difference(*losses, same_rows=True, weights=[np.full(n, 4)], largest=None)
     assert loss.mean == pytest.approx(2) and not loss.is_told_apart
+    assert loss.is_bounded == (n == 6) and found.is_bounded, "a loss has no largest difference, an accuracy has"
     many = paired_difference([np.ones(40, bool)], [np.zeros(40, bool)], same_rows=True)
     assert many.is_told_apart
 

@@ -69,8 +69,8 @@ def test_the_page_of_a_real_run_says_what_its_files_say(run_of):
 
     receipt = json.loads((run.merged / "merge.json").read_text())["receipt"]
     merge = page.sections["merge"]
-    for where in ("supervised", "all"):
-        part = merge.split(f"over {receipt[where]['positions']} {where}")[1]
+    for where, told in (("supervised", "trained tokens"), ("all", "tokens, prompts among them")):
+        part = merge.split(f"over {receipt[where]['positions']} {told}")[1]
         assert figures(part.split("KL ")[1])[0] == figure(receipt[where]["kl"])
         assert f"largest logit difference {figure(receipt[where]['max_logit_difference'])}" in part
     content = json.loads((run.quantized / "quantize.json").read_text())
@@ -247,7 +247,7 @@ def test_what_is_not_there_leaves_no_trace(tmp_path):
     chapters = ["curves", "samples", "evaluation", "changes", "merge", "quantize", "notes", "recipe", "environment"]
     assert [name for name in page.sections if name] == chapters
     assert [a["href"] for tag, a in page.tags if tag == "a"] == [f"#{name}" for name in chapters]
-    assert "receiptnone" in page.sections["merge"]
+    assert "compared with the model before mergingno" in page.sections["merge"]
 
 
 def test_answers_to_one_row_stand_beside_each_other(tmp_path):

@@ -444,7 +444,7 @@ def test_held_out_rows_are_answered_before_and_after(make_recipe):
             (new,) = generate_ids(target.model, target.tokenizer, [ids], max_new_tokens=64, batch_size=1)
             assert sample["text"] == target.tokenizer.decode(new, skip_special_tokens=True)
     log = plain.log_file.read_text()
-    assert "2 held-out rows, answered before training (training.sample_rows: 0 leaves that out)" in log
+    assert "held-out rows (2), answered before training (training.sample_rows: 0 leaves that out)" in log
     assert "the same rows, answered after training" in log
 
 
