@@ -39,7 +39,9 @@ def stopped(place, *, logged=(), **facts):
     path = made_run(place, state="training", **facts)
     known = json.loads((path / "run.json").read_text())
     write(path / "run.json", {key: value for key, value in known.items() if key != "steps"})
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged) + '{"step": 99, "train/lo')
+    (path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in logged) + '{"step": 99, "train/loss": 9.'
+    )
     return path
 
 
@@ -64,7 +66,7 @@ def test_a_killed_run_shows_how_far_it_came(tmp_path):
     assert (at_once["steps"], at_once["loss"], at_once["validation_loss"]) == (None, None, None)
 
 
-@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("width", [12, 40, 80, 200])
 def test_no_path_and_no_word_is_broken(tmp_path, monkeypatch, width):
     """Planted bugs caught: a path folded in the middle; a state of two halves; a figure that is cut to fit."""
     monkeypatch.setenv("COLUMNS", str(width))
@@ -82,7 +84,7 @@ def test_no_path_and_no_word_is_broken(tmp_path, monkeypatch, width):
     for word in ("finished", "qdora", "r=16", "0.5000", "70.0%", "damaged"):
         assert words.count(word) == (1 if word == "damaged" else 3), word
     assert any(line.startswith("runs/bad: ") and "not valid JSON" in line for line in lines)
-    if width != 40:
+    if width >= 80:
         whole = [line for line in lines if not line.startswith("runs/bad: ")]
         assert max(map(len, whole)) <= width
     is_table = any("state" in line and "validation" in line for line in lines)
