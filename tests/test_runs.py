@@ -66,7 +66,7 @@ def test_a_killed_run_shows_how_far_it_came(tmp_path):
     assert (at_once["steps"], at_once["loss"], at_once["validation_loss"]) == (None, None, None)
 
 
-@pytest.mark.parametrize("width", [12, 40, 80, 200])
+@pytest.mark.parametrize("width", [9, 40, 80, 200])
 def test_no_path_and_no_word_is_broken(tmp_path, monkeypatch, width):
     """Planted bugs caught: a path folded in the middle; a state of two halves; a figure that is cut to fit."""
     monkeypatch.setenv("COLUMNS", str(width))
