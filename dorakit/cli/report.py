@@ -18,7 +18,7 @@ def report(
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print nothing."),
 ) -> None:
-    """Write one HTML file about runs, finished or not: curves, samples, evaluations, recipe, receipts.
+    """Write one HTML file about runs, finished or not: answers before and after, curves, evaluations, recipe.
 
     The file needs no network and holds no script.
 

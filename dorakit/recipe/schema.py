@@ -282,6 +282,12 @@ class TrainingSection(Section):
         reads="training/validation.py",
         says="Prompts to complete before the first step and at each validation, to see the model change.",
     )
+    sample_rows: Annotated[int, Field(ge=0)] = setting(
+        3,
+        reads="training/validation.py",
+        says="Held-out rows to answer before the first step and after the last, for the report: of the validation rows, "
+        "else of a file that evaluation.path names; with prompts of at most 512 tokens, and 64 new ones. 0 answers none.",
+    )
     nonfinite: Literal["stop"] | NonfiniteSection = setting(
         "stop",
         reads="training/loop.py",

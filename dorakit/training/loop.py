@@ -97,7 +97,7 @@ class _Training:
         self.progress = world.from_first(lambda: restored.progress)
         self.base.notes += restored.notes
         self.validation = Validation(
-            self.recipe, run, world, self.loss, self.base.tokenizer, self.data.validation, self._micro_batches
+            self.recipe, run, world, self.loss, self.base.tokenizer, self.data, self._micro_batches
         )
         self.metrics = (
             Metrics(run, self.recipe, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet)
@@ -227,6 +227,7 @@ class _Training:
             *self.data.notes,
             *self.loss.notes,
             *self.updater.notes,
+            *self.validation.notes,
         ]:
             self.metrics.note(line)
         trained = num_trained(self.model)
@@ -267,6 +268,7 @@ class _Training:
         if self.settings.keep_best and done.best_step not in (0, done.step):
             put_in_trained_(self.world, self.model, load_best(self.directory, done.best_step) if keep else None)
             self.metrics.say(f"keeping step {done.best_step}, validation loss {done.best_loss:.4f}")
+        self.validation.look_after(done, self.metrics)
         whole: dict[str, Tensor] = {}
         if self.recipe.method is None:
             whole = whole_model(self.model.to(self.loss.compute_dtype), keep=keep)
