@@ -89,7 +89,7 @@ def test_own_rows_to_llama_cpp(tmp_path, rows):
     parameters.n_ctx, parameters.warmup = 512, False
     server = xllamacpp.Server(parameters)
     same = 0
-    for question, order, _ in QUESTIONS[3::9]:
+    for question, *_ in QUESTIONS[3::9]:
         system = SYSTEM if rows is chats else None
         prompt = f"Answer in one polite sentence.\n\n{question}" if rows is alpaca else question
         options = ["--system", system] if system else []
