@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dorakit.cache import refuse_hub_cache
 from dorakit.errors import DataError, ResourceError
 from dorakit.recipe.paths import ROW_FILES
 from dorakit.recipe.schema import SourceSection
@@ -21,6 +22,7 @@ def load_hub(source: SourceSection, path: Path, split: str) -> list[dict[str, An
     """
     import datasets
 
+    refuse_hub_cache(str(datasets.config.HF_DATASETS_CACHE))
     quiet = datasets.utils.logging
     quiet.disable_progress_bar()
     try:
@@ -83,6 +85,8 @@ def missing(path: Path, written: str) -> DataError:
 
 
 def _unreachable(written: str, path: Path, error: Exception) -> Exception:
+    import datasets
+
     switches = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
     offline = next((switch for switch in switches if os.environ.get(switch, "0") not in ("", "0")), "")
     name = f"{written} (no such file or directory: {path}; so a hub data set)"
@@ -95,6 +99,7 @@ def _unreachable(written: str, path: Path, error: Exception) -> Exception:
             f"{name} is not in the cache, and {offline} is set, so it is not downloaded.\n"
             f"  unset {offline} (or leave out --offline); or {what_to_do.strip()}"
         )
+    refuse_hub_cache(str(datasets.config.HF_DATASETS_CACHE), to_write=True)
     if isinstance(error, ConnectionError) or "reach" in str(error) or "connect" in str(error).lower():
         return ResourceError(f"{name}: the hub cannot be reached: {_first_line(error)}\n{what_to_do}")
     return DataError(
