@@ -23,14 +23,17 @@ def load_hub(source: SourceSection, path: Path, split: str) -> list[dict[str, An
     import datasets
 
     refuse_hub_cache(str(datasets.config.HF_DATASETS_CACHE))
-    quiet = datasets.utils.logging
-    quiet.disable_progress_bar()
+    has_bars = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.utils.logging.disable_progress_bar()
     try:
         dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError) as error:
         raise _unreachable(source.path, path, error) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{source.path}: {_first_line(error)}") from None
+    finally:
+        if has_bars:
+            datasets.utils.logging.enable_progress_bar()
     return list(dataset.to_list())
 
 

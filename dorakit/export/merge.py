@@ -37,6 +37,7 @@ from dorakit.place import Place, find_target
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run
 from dorakit.target import open_target
+from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class _Plan:
         return target
 
 
+@as_found()
 @out_of_memory_said("the model must fit in memory once; --no-receipt needs the least")
 def merge(
     run: Run | Path | str,

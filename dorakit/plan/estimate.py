@@ -19,6 +19,7 @@ from dorakit.plan.schedule import Schedule, schedule
 from dorakit.plan.skeleton import find_config
 from dorakit.recipe.schema import MODES, Recipe
 from dorakit.training.checks import check_trainable_dtype
+from dorakit.training.device import as_found
 from dorakit.training.start import check_ranks
 
 
@@ -67,6 +68,7 @@ class Estimate:
         }
 
 
+@as_found()
 def estimate(
     recipe: Recipe,
     *,
