@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -66,6 +67,20 @@ def write_whole(path: Path, text: str) -> None:
     staging.replace(path)
 
 
+def give_rights_of_new(*files: Path) -> None:
+    """Give files the rights that a new file has, by the umask or the directory's default ACL; safetensors leaves 0600."""
+    if not files:
+        return
+    probe = _beside(files[0], "tmp")
+    try:
+        with open(probe, "xb") as file:  # the umask itself cannot be read without setting it, for all threads
+            rights = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    for path in files:
+        path.chmod(rights)
+
+
 def sync(path: Path) -> None:
     """Make the bytes of a file, or the names in a directory, durable."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -79,9 +94,9 @@ def sync(path: Path) -> None:
 def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool = False) -> Iterator[Path]:
     """Give a staging directory that becomes `path` if the block succeeds and vanishes if it does not.
 
-    Every file is synced before the rename and the parent after it, so that even after a crash of the system the name
-    stands for whole files. An existing `path` is replaced only at that moment; what a process that was killed while it
-    replaced it left is put back first.
+    Every file gets the rights of a new one and is synced before the rename, the parent is synced after it, so that even
+    after a crash of the system the name stands for whole files. An existing `path` is replaced only at that moment; what
+    a process that was killed while it replaced it left is put back first.
 
     Args:
         path: What it becomes.
@@ -96,6 +111,7 @@ def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool 
         with naming(path):
             yield staging
             reach(f"{what}.written")
+            give_rights_of_new(*(file for file in staging.rglob("*") if file.is_file()))
             for place in [staging, *staging.rglob("*")]:
                 sync(place)
             reach(f"{what}.synced")
@@ -135,6 +151,21 @@ def check_writable(path: Path) -> None:
         if error.errno in FULL:
             raise
         raise RunError(f"{path} cannot be made: {error.strerror}\n  set output_dir to another place") from None
+
+
+def why_not_writable(directory: Path) -> str:
+    """Why nothing can be written into a directory, which is there or would be made; "" where it can."""
+    for place in (directory, *directory.absolute().parents):
+        try:
+            place.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            return f"{place}: {error.strerror}"
+        if not place.is_dir():
+            return f"{place} is not a directory"
+        return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
+    return ""
 
 
 def discard(directory: Path) -> None:

@@ -25,6 +25,7 @@ from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
 from dorakit.adapters.lora import LoRALinear
 from dorakit.adapters.peft_config import CONFIG, read_config, refuse_adapted_head, used_patterns
 from dorakit.errors import ModelError, listed
+from dorakit.files import give_rights_of_new
 from dorakit.model.configs import read_object
 from dorakit.model.names import has_suffix, pattern_value
 from dorakit.model.nf4 import BLOCK_SIZES, NF4Format, NF4Linear
@@ -60,7 +61,7 @@ def save_adapter(
     path = Path(directory)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
-    (path / WEIGHTS).chmod(0o644)  # safetensors leaves 0600, which another user cannot read
+    give_rights_of_new(path / WEIGHTS)
     config = _config(model, layers, base_name_or_path, revision)
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (path / STORAGE).write_text(json.dumps({"base_storage": _storage(model)}, indent=2) + "\n", encoding="utf-8")

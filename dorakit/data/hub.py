@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dorakit.cache import refuse_hub_cache
 from dorakit.errors import DataError, ResourceError
 from dorakit.files import nearby
 from dorakit.model import hub_log
@@ -22,8 +23,9 @@ def load_hub(source: SourceSection, path: Path, split: str) -> list[dict[str, An
     """
     import datasets
 
-    quiet = datasets.utils.logging
-    quiet.disable_progress_bar()
+    refuse_hub_cache(str(datasets.config.HF_DATASETS_CACHE))
+    has_bars = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.utils.logging.disable_progress_bar()
     try:
         with hub_log.errors_only():
             dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=split)
@@ -31,6 +33,9 @@ def load_hub(source: SourceSection, path: Path, split: str) -> list[dict[str, An
         raise _unreachable(source.path, path, error) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{source.path}: {_first_line(error)}") from None
+    finally:
+        if has_bars:
+            datasets.utils.logging.enable_progress_bar()
     return list(dataset.to_list())
 
 
@@ -89,6 +94,8 @@ def missing(path: Path, written: str) -> DataError:
 
 
 def _unreachable(written: str, path: Path, error: Exception) -> Exception:
+    import datasets
+
     switches = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
     offline = next((switch for switch in switches if os.environ.get(switch, "0") not in ("", "0")), "")
     name = f"{written} (no such file or directory: {path}; so a hub data set)"
@@ -101,6 +108,7 @@ def _unreachable(written: str, path: Path, error: Exception) -> Exception:
             f"{name} is not in the cache, and {offline} is set, so it is not downloaded.\n"
             f"  unset {offline} (or leave out --offline); or {what_to_do.strip()}"
         )
+    refuse_hub_cache(str(datasets.config.HF_DATASETS_CACHE), to_write=True)
     if isinstance(error, ConnectionError) or "reach" in str(error) or "connect" in str(error).lower():
         return ResourceError(f"{name}: the hub cannot be reached: {_first_line(error)}\n{what_to_do}")
     return DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ def file_rows(
     source = like_first(recipe.data, path, split=split, prompt=prompt, offset=offset, limit=limit)
     seed, twin = recipe.training.seed, recipe.origin.is_twin
     rows, notes = read_rows(source, recipe.data.root, split=otherwise, seed=seed, twin=twin)
-    place = Path(recipe.data.root, Path(path).expanduser())
+    place = Path(recipe.data.root, os.path.expanduser(path))
     held_out = HeldOut(Path(path).name, 0, [], [], list(notes), str(place.resolve()) if place.exists() else path, split)
     _add(held_out, rows, source, recipe, tokenizer, as_questions=as_questions)
     return held_out

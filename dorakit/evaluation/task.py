@@ -30,6 +30,7 @@ from dorakit.place import find_target
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.target import Target, open_target
+from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
 from dorakit.training.resume import rows_trained_on
 
@@ -37,6 +38,7 @@ NUM_SAMPLES = 5
 _TAIL = 200
 
 
+@as_found()
 @out_of_memory_said("smaller, with the same result up to rounding: --batch-size 1 --set training.micro_batch_size=1")
 def evaluate(
     target: Run | Path | str,

@@ -37,12 +37,14 @@ from dorakit.export.tensors import plain_model
 from dorakit.files import whole_directory, write_json
 from dorakit.model.load import load_base
 from dorakit.run import Run
+from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
     from dorakit.target import Target
 
 
+@as_found()
 @out_of_memory_said("the model must fit in memory once; --no-receipt needs the least")
 def merge(
     run: Run | Path | str,

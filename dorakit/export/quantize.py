@@ -46,6 +46,7 @@ from dorakit.place import Place, find_target
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run
 from dorakit.target import Target, open_target
+from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ RECEIPT = "quantize.json"
 MAX_ROWS = 256
 
 
+@as_found()
 @out_of_memory_said("the dense model must fit in memory once")
 def quantize(
     target: Run | Path | str,

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.errors import ResourceError, UsageError
 from dorakit.failpoints import reach
-from dorakit.files import FULL, naming, write_json
+from dorakit.files import FULL, give_rights_of_new, naming, write_json
 from dorakit.memory import return_freed_memory
 from dorakit.model.nf4 import NF4Format
 from dorakit.run import Run
@@ -185,7 +185,7 @@ def _write(directory: Path, number: int, shard: dict[str, Tensor]) -> None:
     try:
         with naming(path):
             save_file(shard, path, metadata={"format": "pt"})
-        path.chmod(0o644)  # safetensors leaves 0600, which another user cannot read
+        give_rights_of_new(path)
         reach("shard")
     except OSError as error:
         if error.errno not in FULL:

@@ -26,12 +26,9 @@ from dorakit.model.configs import read_object
 from dorakit.model.names import select
 from dorakit.model.nf4 import NF4Format
 from dorakit.model.prequantized import is_nf4, skipped_modules
+from dorakit.model.quiet import quiet_libraries
 from dorakit.model.source import Source, local_directory, resolve
 from dorakit.model.streaming import ConversionFailed, NF4Config, is_shared_out
-
-# transformers' own bars and advice would interleave with ours.
-transformers.utils.logging.disable_progress_bar()
-transformers.utils.logging.set_verbosity_error()
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json", "*.model")
 
@@ -51,6 +48,7 @@ class Base:
     notes: list[str] = field(default_factory=list)
 
 
+@quiet_libraries()
 def load_base(
     base: str,
     *,
@@ -127,6 +125,7 @@ def load_base(
     return Base(model, tokenizer, source.revision, source.identity, notes)
 
 
+@quiet_libraries()
 def load_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerBase:
     """The base's tokenizer, with a padding token that is never trained on.
 
@@ -136,6 +135,7 @@ def load_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerB
     return _tokenizer(base, resolve(base, revision=revision, dtype=pick_dtype("auto")))[0]
 
 
+@quiet_libraries()
 def saved_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was saved in a directory with an adapter; None where none was.
 
@@ -152,6 +152,7 @@ def saved_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
     return found
 
 
+@quiet_libraries()
 def local_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerBase | None:
     """The base's tokenizer, without a download and without reading the weights; None where it takes a download.
 

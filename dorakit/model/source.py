@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from dorakit.cache import cached, find
+from dorakit.cache import cached, find, reading, refuse_hub_cache
 from dorakit.errors import ModelError, ResourceError
 from dorakit.files import nearby
 from dorakit.model.directory import READ, check_model_directory
@@ -95,7 +95,10 @@ def _gguf(path: Path, dtype: torch.dtype) -> Source:
         raise ModelError(f"no such file: {path}\n  {nearby(path)}")
     check_gguf(path)
     digest = sha256(path)
-    return Source(cached(_converted(digest, dtype), partial(save_dequantized, path, dtype)), "", {path.name: digest})
+    entry = cached(_converted(digest, dtype), partial(save_dequantized, path, dtype))
+    with reading(entry):
+        check_model_directory(entry)
+    return Source(entry, "", {path.name: digest})
 
 
 def _converted(digest: str, dtype: torch.dtype) -> str:
@@ -139,11 +142,13 @@ def _tiny(architecture: str) -> Source:
         save_on_any_rank(tiny_model(architecture), staging)
         tiny_tokenizer().save_pretrained(staging)
 
-    return _directory(cached(name, make))
+    entry = cached(name, make)
+    with reading(entry):
+        return _directory(entry)
 
 
 def _hub(base: str, revision: str) -> Source:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -153,6 +158,7 @@ def _hub(base: str, revision: str) -> Source:
         RevisionNotFoundError,
     )
 
+    refuse_hub_cache(constants.HF_HUB_CACHE)
     try:
         path = Path(snapshot_download(base, revision=revision, allow_patterns=list(READ)))
     except GatedRepoError:
@@ -170,7 +176,9 @@ def _hub(base: str, revision: str) -> Source:
     except HFValidationError:
         raise ModelError(f"{base!r} is neither a directory nor a hub id") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        offline = " (HF_HUB_OFFLINE is set, or --offline)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        offline = " (HF_HUB_OFFLINE is set, or --offline)" if constants.HF_HUB_OFFLINE else ""
+        if not offline:
+            refuse_hub_cache(constants.HF_HUB_CACHE, to_write=True)
         raise ResourceError(
             f"the model {base} is not in the hub cache and the hub cannot be reached{offline}: "
             f"{type(error).__name__}\n  a local directory starts with ./ or /; `--twin` runs a recipe without its weights"
@@ -195,9 +203,10 @@ def at_hand(base: str, *, revision: str = "main") -> Path | None:
         digest = sha256(path)
         return find(_converted(digest, torch.float32)) or find(_converted(digest, torch.bfloat16))
 
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    refuse_hub_cache(constants.HF_HUB_CACHE)
     with contextlib.suppress(HFValidationError, LocalEntryNotFoundError):
         return Path(snapshot_download(base, revision=revision, allow_patterns=list(READ), local_files_only=True))
     return None

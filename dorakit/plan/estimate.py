@@ -18,6 +18,7 @@ from dorakit.plan.schedule import Schedule, schedule
 from dorakit.plan.skeleton import find_config
 from dorakit.recipe.schema import MODES, Recipe
 from dorakit.training.checks import check_trainable_dtype
+from dorakit.training.device import as_found
 from dorakit.training.start import check_ranks
 
 
@@ -96,6 +97,7 @@ class Planner:
         )
 
 
+@as_found()
 def estimate(
     recipe: Recipe,
     *,

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dorakit.build import attach_adapter_, train_text_part_
+from dorakit.cache import refuse_hub_cache
 from dorakit.errors import DorakitError, ModelError, ResourceError
 from dorakit.model import hub_log
 from dorakit.model.configs import read_object, refuse_code
@@ -99,9 +100,10 @@ def _read(path: Path) -> Any:
 
 
 def _fetch(base: str, revision: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    refuse_hub_cache(constants.HF_HUB_CACHE)
     instead = "give its config.json instead: dorakit plan RECIPE --config PATH/config.json"
     try:
         with hub_log.errors_only():
@@ -109,7 +111,9 @@ def _fetch(base: str, revision: str) -> Path:
     except HFValidationError:
         raise ModelError(f"{base!r} is neither a directory nor a hub id\n  {instead}") from None
     except (HfHubHTTPError, OSError, DorakitError) as error:
-        offline = " (HF_HUB_OFFLINE is set, or --offline)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        offline = " (HF_HUB_OFFLINE is set, or --offline)" if constants.HF_HUB_OFFLINE else ""
+        if not offline:
+            refuse_hub_cache(constants.HF_HUB_CACHE, to_write=True)
         raise ResourceError(
             f"config.json of {base} is not in the hub cache and cannot be had from the hub{offline}: {type(error).__name__}\n"
             f"  {instead}"

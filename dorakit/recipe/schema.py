@@ -9,9 +9,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+# The validation context of what has its places and sources from elsewhere: the loader's trees.
+AS_IT_IS = object()
 MODES = ("full", "lora", "dora", "qlora", "qdora")
 
 
@@ -410,7 +421,11 @@ class LoggingSection(Section):
 
 
 class Recipe(Section):
-    """A whole recipe, validated and frozen. `Recipe.from_yaml` is the way to make one."""
+    """A whole recipe, validated and frozen: from a file by `from_yaml`, from Python by keyword or by `model_validate`.
+
+    All three hold it to the same rules, fill in the same defaults and raise RecipeError. Relative paths given in Python
+    start from the working directory, those of data from data.root.
+    """
 
     version: Annotated[Literal[1], Whole] = setting(reads="recipe/messages.py", says="Version of this schema.")
     extends: str | None = setting(
@@ -458,6 +473,18 @@ class Recipe(Section):
         """Where this recipe came from: file, text, and the source of each value."""
         return self._origin
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _given_in_python(cls, given: Any, handler: ModelWrapValidatorHandler[Recipe], info: ValidationInfo) -> Recipe:
+        if info.context is AS_IT_IS or isinstance(given, Recipe):
+            return handler(given)
+        from dorakit.recipe.from_python import recipe_from_python
+
+        settled = recipe_from_python(given)
+        recipe = handler({name: getattr(settled, name) for name in settled.model_fields_set})
+        recipe._origin = settled.origin
+        return recipe
+
     @classmethod
     def from_yaml(cls, path: str, overrides: list[str] | None = None, *, twin: bool = False) -> Recipe:
         """Read, merge, override and validate a recipe file.
@@ -479,7 +506,7 @@ class Origin(BaseModel):
     """Where a recipe came from.
 
     `name` is the file name without .yaml, `text` the file as read, `sources` maps each dotted key to
-    `default`, `file:line`, `--set` or `--twin`; `notes` are lines to print and record (settings not read, adjusted).
+    `default`, `file:line`, `--set`, `--twin` or `python`; `notes` are lines to print and record (settings not read, adjusted).
     """
 
     model_config = ConfigDict(frozen=True)

@@ -23,7 +23,7 @@ from dorakit.terminal import typed
 from dorakit.training.checkpoint import load_best, room_said, save_checkpoint
 from dorakit.training.checks import check_moved, check_trainable_dtype
 from dorakit.training.compiled import compile_layers_
-from dorakit.training.device import computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
+from dorakit.training.device import as_found, computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
 from dorakit.training.interruptions import out_of_memory_said, stop_requests
 from dorakit.training.metrics import Metrics, Unheard
 from dorakit.training.nonfinite import is_finite, pass_over
@@ -51,6 +51,7 @@ def train(
     check_trainable_dtype(recipe.model.dtype)
     with (
         joined(timeout_s=60 * recipe.parallel.timeout_minutes) as world,
+        as_found(),
         contextlib.ExitStack() as held,
         repeatable(on_cuda=recipe.training.deterministic),
         out_of_memory_said(SMALLER),

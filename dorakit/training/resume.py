@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from dorakit.data.tokens import Document, Encoded
 from dorakit.errors import RunError, UsageError
-from dorakit.files import naming
+from dorakit.files import give_rights_of_new, naming
 from dorakit.recipe.resolved import settings
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
@@ -178,7 +178,7 @@ def write_row_digests(run: Run, data: Encoded) -> None:
     staging = target.with_name(f".tmp-{target.name}")
     with naming(target):
         save_file({"train": _digests(data.train), "validation": _digests(data.validation)}, staging)
-    staging.chmod(0o644)
+    give_rights_of_new(staging)
     staging.replace(target)
 
 
