@@ -8,11 +8,11 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dorakit.cli.evaluate import BASE_MODEL, QUIET, TARGET
+from dorakit.cli import options
 from dorakit.errors import DorakitError, UsageError
 from dorakit.terminal import json_line
 
@@ -28,19 +28,17 @@ _COMMAND = re.compile(r"/\w+\s*")
 
 
 def chat(
-    target: str = TARGET,
-    compare: bool = typer.Option(
-        False, "--compare", help="Let the base answer beside the adapter, each with its turns."
-    ),
-    max_new_tokens: int = typer.Option(512, "--max-new-tokens", min=1, help="Tokens an answer at most."),
-    temperature: float = typer.Option(
-        0.0, "--temperature", min=0.0, help="0 is greedy; higher draws more freely, from all tokens."
-    ),
-    seed: int | None = typer.Option(None, "--seed", help="Of what is drawn at a temperature above 0. Default: 42."),
-    system: str | None = typer.Option(None, "--system", help="System message before the first turn."),
-    base_model: str | None = BASE_MODEL,
-    as_json: bool = typer.Option(False, "--json", help="One JSON object a turn on stdout, messages on stderr."),
-    quiet: bool = QUIET,
+    target: options.Target,
+    compare: options.Compare = False,
+    max_new_tokens: options.MaxNewTokens = 512,
+    temperature: options.Temperature = 0.0,
+    seed: options.Seed = None,
+    system: options.System = None,
+    base_model: options.BaseModel = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a turn on stdout, messages on stderr.")
+    ] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Talk with a run or a model; with --compare its base answers beside it.
 

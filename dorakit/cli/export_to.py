@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from dorakit.cli.evaluate import JSON, QUIET
-from dorakit.cli.export import Onto
+from dorakit.cli import completion, options
+from dorakit.cli.options import Onto
 from dorakit.errors import UsageError
 from dorakit.terminal import json_line, printable, typed
 
@@ -38,29 +38,35 @@ _MAX_RANK = 256
 
 
 def export(
-    run: str = typer.Argument(help="A finished run."),
-    to: To = typer.Option(
-        ...,
-        "--to",
-        help="peft: the adapter; merged: a plain model directory; gguf: one file for llama.cpp and Ollama; lora: a plain LoRA of "
-        "any adapter, for servers that know no DoRA.",
-    ),
-    output: str | None = typer.Option(
-        None, "--output", help="Directory to write; RUN/peft, RUN/merged, RUN/gguf or RUN/lora."
-    ),
-    type_: GGUFType | None = typer.Option(None, "--type", help="With gguf: type of the matrices; f16."),
-    onto: Onto | None = typer.Option(
-        None, "--onto", help="Not with peft: the base that the adapter was trained on, or the original weights."
-    ),
-    max_kl: float | None = typer.Option(
-        None,
-        "--max-kl",
-        min=0.0,
-        help="With lora: largest KL to the live adapter, in nats a token; 0.001 in float32, 0.003 in 16 bits.",
-    ),
-    max_rank: int | None = typer.Option(None, "--max-rank", min=1, help=f"With lora: largest rank; {_MAX_RANK}."),
-    as_json: bool = JSON,
-    quiet: bool = QUIET,
+    run: Annotated[str, typer.Argument(help="A finished run.", autocompletion=completion.runs)],
+    to: Annotated[
+        To,
+        typer.Option(
+            "--to",
+            help="peft: the adapter; merged: a plain model directory; gguf: one file for llama.cpp and Ollama; lora: a plain "
+            "LoRA of any adapter, for servers that know no DoRA.",
+        ),
+    ],
+    output: Annotated[Path | None, options.output("RUN/peft, RUN/merged, RUN/gguf or RUN/lora")] = None,
+    type_: Annotated[
+        GGUFType | None, typer.Option("--type", help="With gguf: type of the matrices.", show_default="f16")
+    ] = None,
+    onto: options.OntoBase = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            "--max-kl",
+            min=0.0,
+            help="With lora: largest KL to the live adapter, in nats a token.",
+            show_default="0.001 in float32, 0.003 in 16 bits",
+        ),
+    ] = None,
+    max_rank: Annotated[
+        int | None,
+        typer.Option("--max-rank", min=1, help="With lora: largest rank.", show_default=str(_MAX_RANK)),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.QuietPath = False,
 ) -> None:
     """Write a run in a form that servers load, with a model card, and say what serves it.
 
@@ -79,6 +85,9 @@ def export(
         typer.echo(json_line({"output": str(directory), **content, "serve": serve, "upload": upload}))
         return
     file = content.get("file")
+    if quiet:
+        typer.echo(printable(str(directory / file if file else directory)))
+        return
     typer.echo(printable(f"exported: {directory / file if file else directory}"))
     if file:
         typer.echo(f"size: {content['bytes'] / 1e6:.1f} MB, {content['type']}")
@@ -90,7 +99,7 @@ def export(
 def _export(
     run: str,
     to: To,
-    output: str | None,
+    output: Path | None,
     type_: GGUFType | None,
     onto: Onto | None,
     max_kl: float | None,

@@ -6,11 +6,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dorakit.cli import completion
+from dorakit.cli import completion, options
 from dorakit.errors import Problem, RecipeError, UsageError, shown
 from dorakit.terminal import json_line, printable
 
@@ -19,18 +19,27 @@ if TYPE_CHECKING:
 
 
 def validate(
-    recipes: list[str] = typer.Argument(
-        help="Recipe files, or directories: every .yaml file below them.", autocompletion=completion.recipes
-    ),
-    set_: list[str] | None = typer.Option(
-        None, "--set", help="Override a value: section.key=value. May be repeated.", autocompletion=completion.settings
-    ),
-    twin: bool = typer.Option(False, "--twin", help="Check the recipe as `--twin` would run it."),
-    explain: bool = typer.Option(False, "--explain", help="Show each value, where it came from and what reads it."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print problems only."),
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            help="Recipe files, or directories: every .yaml file below them.", autocompletion=completion.recipes
+        ),
+    ],
+    set_: options.Set = None,
+    twin: options.Twin = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show each value, where it came from and what reads it.")
+    ] = False,
+    as_json: options.Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print problems only.")] = False,
 ) -> None:
-    """Check recipes: every problem at once, with its place. Exit code 2 if there is one."""
+    """Check recipes: every problem at once, with its place. Exit code 2 if there is one.
+
+    Examples:
+        dorakit validate recipes/quickstart.yaml --explain
+
+        dorakit validate recipes
+    """
     from dorakit.recipe.loader import load_recipe
 
     reports: list[dict[str, Any]] = []
@@ -61,9 +70,13 @@ def validate(
 
 
 def schema(
-    output: str | None = typer.Option(None, "--output", "-o", help="Write to this file instead of stdout."),
+    output: Annotated[Path | None, options.output("stdout")] = None,
 ) -> None:
-    """Print the JSON schema of recipes, for editors and checks."""
+    """Print the JSON schema of recipes, for editors and checks.
+
+    Examples:
+        dorakit schema --output recipe.schema.json
+    """
     from dorakit.recipe.loader import json_schema
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
@@ -71,26 +84,37 @@ def schema(
         typer.echo(text, nl=False)
         return
     try:
-        Path(output).write_text(text, encoding="utf-8")
+        output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from None
 
 
 def import_(
-    file: str = typer.Argument(help="YAML of axolotl, LLaMA-Factory, torchtune, TRL or unsloth."),
-    output: str | None = typer.Option(None, "--output", "-o", help="Recipe to write; NAME-dorakit.yaml by default."),
-    from_: str | None = typer.Option(
-        None, "--from", help="Whose it is, where its keys do not tell: axolotl, llamafactory, torchtune, trl, unsloth."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print what is not carried over only."),
+    file: Annotated[str, typer.Argument(help="YAML of axolotl, LLaMA-Factory, torchtune, TRL or unsloth.")],
+    output: Annotated[Path | None, options.output("FILE-dorakit.yaml")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Toolkit that the file is for: axolotl, llamafactory, torchtune, trl or unsloth.",
+            show_default="the one that its keys point to",
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.QuietPath = False,
 ) -> None:
-    """Turn another toolkit's configuration into a recipe; what is not carried over is listed with the reason."""
+    """Turn another toolkit's configuration into a recipe; what is not carried over is listed with the reason.
+
+    Examples:
+        dorakit import axolotl.yaml
+
+        dorakit import sft.yaml --from trl --output my.yaml
+    """
     from dorakit.files import write_whole
     from dorakit.recipe.importing.imported import import_recipe, one_line
     from dorakit.recipe.loader import load_recipe
 
-    target = Path(output) if output is not None else Path(f"{Path(file).stem}-dorakit.yaml")
+    target = output if output is not None else Path(f"{Path(file).stem}-dorakit.yaml")
     if target.exists():
         raise UsageError(f"{target} exists: give another --output, or remove it")
     imported = import_recipe(file, toolkit=from_, directory=target.parent)
@@ -115,10 +139,10 @@ def import_(
             )
         )
     else:
-        if not quiet:
-            typer.echo(printable(f"{imported.toolkit}: {file} -> {target}, {len(imported.carried)} settings"))
+        done = f"{imported.toolkit}: {file} -> {target}, {len(imported.carried)} settings"
+        typer.echo(printable(str(target) if quiet else done))
         for item in imported.left:
-            typer.echo(printable(f"  not carried over: {one_line(item)}"))
+            typer.echo(printable(f"  not carried over: {one_line(item)}"), err=quiet)
         if imported.empty and not quiet:
             typer.echo(printable(f"  asked for nothing: {', '.join(imported.empty)}"))
     if problems:

@@ -6,10 +6,12 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from dorakit.cli import options
+from dorakit.cli.completion import run_directories
 from dorakit.errors import DorakitError, RunError, UsageError
 from dorakit.terminal import json_line, printable
 
@@ -33,10 +35,16 @@ class _Row:
 
 
 def runs(
-    directory: Path = typer.Argument(Path("runs"), help="Directory of runs."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    directory: Annotated[Path, typer.Argument(help="Directory of runs.")] = Path("runs"),
+    as_json: options.Json = False,
 ) -> None:
-    """List runs, the latest first: state, mode, steps, lowest validation loss, best accuracy measured."""
+    """List runs, the latest first: state, mode, steps, lowest validation loss, best accuracy measured.
+
+    Examples:
+        dorakit runs
+
+        dorakit runs runs/orders-comparison --json
+    """
     if not directory.is_dir():
         raise UsageError(f"no such directory: {directory}\n  `dorakit train RECIPE` makes runs below runs/")
     found = sorted(run_directories(directory, _DEPTH), key=_changed, reverse=True)
@@ -47,16 +55,6 @@ def runs(
         typer.echo(printable(f"no runs below {directory}"))
     else:
         _show(rows)
-
-
-def run_directories(directory: Path, depth: int) -> list[Path]:
-    """The runs at most so many levels below a directory."""
-    if (directory / "run.json").is_file():
-        return [directory]
-    if depth == 0:
-        return []
-    below = [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink() and path.name[0] != "."]
-    return [run for path in below for run in run_directories(path, depth - 1)]
 
 
 def _changed(path: Path) -> float:
