@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import re
 import sys
 from collections.abc import Iterator
@@ -49,14 +48,10 @@ def chat(
 
         dorakit chat runs/latest --json < questions.txt
     """
-    if not math.isfinite(temperature):
-        raise UsageError(f"--temperature {temperature}: expected a number from 0")
-    if seed is not None and temperature == 0:
-        raise UsageError("--seed: at temperature 0 nothing is drawn\n  set --temperature, or leave --seed out")
+    sampling = options.sampling(max_new_tokens, temperature, seed)
     check_text(system or "", "--system")
-    from dorakit.evaluation.conversation import Sampling, open_voices
+    from dorakit.evaluation.conversation import open_voices
 
-    sampling = Sampling(max_new_tokens, temperature, 42 if seed is None else seed)
     voices = open_voices(target, sampling, compare=compare, system=system, base_model=base_model, quiet=quiet)
     if not sys.stdin.isatty():
         _talk(voices, stops=[], is_typed=False, as_json=as_json)

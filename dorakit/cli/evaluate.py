@@ -120,19 +120,22 @@ def generate(
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="Prompt to answer. Repeatable.")],
     compare: options.Compare = False,
     max_new_tokens: options.MaxNewTokens = 128,
+    temperature: options.Temperature = 0.0,
+    seed: options.Seed = None,
     system: options.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
     base_model: options.BaseModel = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Answer prompts, greedily; with --compare the base and the adapter side by side.
+    """Answer prompts; with --compare the base and the adapter side by side.
 
     Examples:
         dorakit generate runs/latest --prompt "4 red chairs for Ada in Oslo" --compare
 
-        dorakit generate runs/latest/merged -p "Write a haiku." --max-new-tokens 40
+        dorakit generate runs/latest/merged -p "Write a haiku." --max-new-tokens 40 --temperature 0.7
     """
+    sampling = options.sampling(max_new_tokens, temperature, seed)
     from dorakit.evaluation.generation import answer_prompts
 
     answers = answer_prompts(
@@ -140,6 +143,8 @@ def generate(
         prompt,
         compare=compare,
         max_new_tokens=max_new_tokens,
+        temperature=sampling.temperature,
+        seed=sampling.seed,
         system=system,
         raw=raw,
         base_model=base_model,

@@ -6,11 +6,16 @@ A default that depends on the recipe or the run is given as `show_default`, whic
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Any
+import math
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dorakit.cli import completion
+from dorakit.errors import UsageError
+
+if TYPE_CHECKING:
+    from dorakit.evaluation.sampling import Sampling
 
 
 class Onto(enum.StrEnum):
@@ -31,6 +36,21 @@ class Dtype(enum.StrEnum):
 def output(default: str) -> Any:
     """`--output` of a command that writes to `default` where none is given."""
     return typer.Option("--output", "-o", help="Write the result here.", show_default=default)
+
+
+def sampling(max_new_tokens: int, temperature: float, seed: int | None) -> Sampling:
+    """The three options that say how an answer is chosen, as one.
+
+    Raises:
+        UsageError: A temperature that is no number, or a seed for draws that do not take place.
+    """
+    from dorakit.evaluation.sampling import Sampling
+
+    if not math.isfinite(temperature):
+        raise UsageError(f"--temperature {temperature}: expected a number from 0")
+    if seed is not None and temperature == 0:
+        raise UsageError("--seed: at temperature 0 nothing is drawn\n  set --temperature, or leave --seed out")
+    return Sampling(max_new_tokens, temperature, 42 if seed is None else seed)
 
 
 Target = Annotated[
