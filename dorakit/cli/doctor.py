@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dorakit.cli import options
+from dorakit.cli.failures import failure
 from dorakit.errors import MachineError
 from dorakit.terminal import json_line, printable
 
@@ -28,9 +29,11 @@ def doctor(
     from dorakit.doctor.examination import examine
 
     findings = examine()
-    failed = any(finding.level == "fail" for finding in findings)
+    failed = [finding.about for finding in findings if finding.level == "fail"]
     if as_json:
-        typer.echo(json_line({"ok": not failed, "findings": [asdict(finding) for finding in findings]}))
+        content = {"ok": not failed, "findings": [asdict(finding) for finding in findings]}
+        error = failure(MachineError(f"checks failed: {', '.join(failed)}")) if failed else {}
+        typer.echo(json_line({**content, **error}))
     else:
         width = max(len(finding.about) for finding in findings)
         for finding in findings:

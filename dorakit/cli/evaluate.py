@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dorakit.cli import options
-from dorakit.errors import UsageError
+from dorakit.errors import GateError, UsageError
 from dorakit.parallel.environment import this_process
 from dorakit.parallel.launch import launch_and_exit
 from dorakit.terminal import json_line, printable
@@ -106,13 +106,17 @@ def evaluate(
     )
     if not this_process().is_first:
         return
-    if as_json:
-        typer.echo(json_line(result))
-    else:
+    if not as_json:
         from dorakit.cli.tables import show_rows, show_tasks
 
         (show_rows if task is None else show_tasks)(result)
-    check_gates(gates, result)
+    try:
+        check_gates(gates, result)
+    except GateError as missed:
+        missed.result = result
+        raise
+    if as_json:
+        typer.echo(json_line(result))
 
 
 def generate(

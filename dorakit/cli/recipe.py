@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dorakit.cli import completion, options
+from dorakit.cli.failures import failure, problem_dict
 from dorakit.errors import Problem, RecipeError, UsageError, shown
 from dorakit.terminal import json_line, printable
 
@@ -49,7 +50,7 @@ def validate(
             recipe = load_recipe(path, set_ or [], twin=twin)
         except RecipeError as error:
             failed.append(error)
-            reports.append({"path": path, "ok": False, "problems": [_problem(p) for p in error.problems]})
+            reports.append({"path": path, "ok": False, "problems": [problem_dict(p) for p in error.problems]})
             print(printable(str(error)), file=sys.stderr)
             continue
         reports.append(_report(path, recipe, explain))
@@ -61,7 +62,8 @@ def validate(
         if explain:
             _print_table(recipe)
     if as_json:
-        typer.echo(json_line({"ok": not failed, "recipes": reports}))
+        all_problems = RecipeError([problem for error in failed for problem in error.problems])
+        typer.echo(json_line({"ok": not failed, "recipes": reports, **(failure(all_problems) if failed else {})}))
     if failed:
         count = sum(len(error.problems) for error in failed)
         if not as_json and not quiet:
@@ -124,21 +126,15 @@ def import_(
         load_recipe(str(target), [])
     except RecipeError as error:
         problems = list(error.problems)
-    if as_json:
-        left = [{"key": item.key, "value": item.value, "reason": item.reason} for item in imported.left]
-        typer.echo(
-            json_line(
-                {
-                    "output": str(target),
-                    "toolkit": imported.toolkit,
-                    "carried": imported.carried,
-                    "left": left,
-                    "asked_for_nothing": imported.empty,
-                    "problems": [_problem(problem) for problem in problems],
-                }
-            )
-        )
-    else:
+    content = {
+        "output": str(target),
+        "toolkit": imported.toolkit,
+        "carried": imported.carried,
+        "left": [{"key": item.key, "value": item.value, "reason": item.reason} for item in imported.left],
+        "asked_for_nothing": imported.empty,
+        "problems": [problem_dict(problem) for problem in problems],
+    }
+    if not as_json:
         done = f"{imported.toolkit}: {file} -> {target}, {len(imported.carried)} settings"
         typer.echo(printable(str(target) if quiet else done))
         for item in imported.left:
@@ -146,8 +142,12 @@ def import_(
         if imported.empty and not quiet:
             typer.echo(printable(f"  asked for nothing: {', '.join(imported.empty)}"))
     if problems:
-        raise RecipeError(problems)
-    if not as_json and not quiet:
+        failed = RecipeError(problems)
+        failed.result = content
+        raise failed
+    if as_json:
+        typer.echo(json_line(content))
+    elif not quiet:
         typer.echo(printable(f"next:  dorakit validate {target} --explain\n       dorakit data {target}"))
 
 
@@ -199,16 +199,6 @@ def _report(path: str, recipe: Recipe, explained: bool) -> dict[str, Any]:
         names = ("key", "value", "source", "read_by")
         report["values"] = [dict(zip(names, row, strict=True)) for row in explain(recipe)]
     return report
-
-
-def _problem(problem: Problem) -> dict[str, Any]:
-    return {
-        "message": shown(problem.message),
-        "hint": shown(problem.hint),
-        "file": shown(problem.file),
-        "line": problem.line,
-        "column": problem.column,
-    }
 
 
 def _print_table(recipe: Recipe) -> None:

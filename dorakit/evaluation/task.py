@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dorakit.data.documents import check_documents_fit
 from dorakit.data.precheck import check_test_rows
-from dorakit.errors import GateError, ModelError, UsageError
+from dorakit.errors import Gate, GateError, ModelError, UsageError
 from dorakit.evaluation.generation import Prediction, answer_questions, summary
 from dorakit.evaluation.likelihood import choose_options
 from dorakit.evaluation.metrics import judge_of
@@ -207,7 +207,8 @@ def _measure(
         loss = parts[0][0] if len(parts) == 1 else math.fsum(mean * count for mean, count in parts) / tokens
         if not math.isfinite(loss):
             raise GateError(
-                f"the loss over {tokens} tokens of {rows.name} is {loss}: the model computes no finite number"
+                f"the loss over {tokens} tokens of {rows.name} is {loss}: the model computes no finite number",
+                Gate("loss", loss),
             )
     result: dict[str, Any] = {
         "rows": rows.num_rows,
