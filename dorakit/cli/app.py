@@ -8,12 +8,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
-from dorakit import __version__, failpoints
+from dorakit import failpoints
 from dorakit.cli import (
     analyze,
     chat,
@@ -82,17 +82,28 @@ for _name, _function in _COMMANDS.items():
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dorakit {__version__}")
+        from dorakit.versions import own_version
+
+        typer.echo(f"dorakit {own_version()}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
-    debug: bool = typer.Option(False, "--debug", help="Show tracebacks."),
-    offline: bool = typer.Option(
-        False, "--offline", help="Never use the network: models and data sets of the hub come from its cache."
-    ),
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version, of a checkout with its commit.",
+        ),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Never use the network: models and data sets of the hub come from its cache."),
+    ] = False,
 ) -> None:
     if debug:
         os.environ["DORAKIT_DEBUG"] = "1"
