@@ -8,7 +8,12 @@ import platform
 from importlib import metadata
 from typing import Any
 
-_LIBRARIES = ("dorakit", "torch", "transformers", "datasets", "bitsandbytes", "safetensors", "tokenizers", "numpy")
+# Those that compute, read and write; then those that read what dorakit writes, or measure it.
+_LIBRARIES = (
+    "dorakit", "torch", "transformers", "datasets", "bitsandbytes", "safetensors", "tokenizers", "numpy", "accelerate",
+    "gguf", "huggingface_hub", "pydantic", "typer", "triton",
+    "peft", "trl", "vllm", "xllamacpp", "llama_cpp_python", "lm_eval",
+)  # fmt: skip
 
 
 def machine_facts() -> dict[str, Any]:

@@ -15,18 +15,16 @@ trap 'rm -rf "$place"' EXIT
 for recipe in "$@"; do
   name=$(basename "$recipe" .yaml)
   start=$SECONDS
-  run=$place/$name
-  quiet=(--quiet --json)
   dorakit validate "$recipe"
-  dorakit train "$recipe" --set "output_dir=$run" "${quiet[@]}" >"$place/$name.train.json"
-  dorakit eval "$run" "${quiet[@]}" >"$place/$name.eval.json"
-  dorakit generate "$run" --prompt "4 red chairs for Ada in Oslo" --max-new-tokens 4 "${quiet[@]}" >/dev/null
+  run=$(dorakit train "$recipe" --output "$place/$name" --quiet)
+  dorakit eval "$run" --quiet --json >"$place/$name.eval.json"
+  dorakit generate "$run" --prompt "4 red chairs for Ada in Oslo" --max-new-tokens 4 --quiet >/dev/null
   if [ "$name" != full ]; then # full fine-tuning leaves a plain model: there is no base to go back to, nothing to merge
-    dorakit eval "$run" --base "${quiet[@]}" >/dev/null
-    dorakit merge "$run" "${quiet[@]}" >/dev/null
-    dorakit eval "$run/merged" "${quiet[@]}" >/dev/null
+    dorakit eval "$run" --base --quiet >/dev/null
+    merged=$(dorakit merge "$run" --quiet)
+    dorakit eval "$merged" --quiet >/dev/null
   fi
-  dorakit quantize "$run" "${quiet[@]}" >/dev/null
-  dorakit eval "$run/quantized" "${quiet[@]}" >/dev/null
+  quantized=$(dorakit quantize "$run" --quiet)
+  dorakit eval "$quantized" --quiet >/dev/null
   printf '%s: done in %d s\n' "$recipe" $((SECONDS - start))
 done

@@ -136,7 +136,7 @@ def test_a_recipe_with_a_secret_is_refused_whatever_else_is_wrong(tmp_path, secr
     [
         ["train", "r.yaml", "--token={}"],
         ["{}"],
-        ["data", "r.yaml", "--rows", "{}\x1b[2J"],
+        ["data", "r.yaml", "--limit", "{}\x1b[2J"],
         ["eval", "runs/x", "--limit", "{}\x1b[2J"],
         ["train", "a.yaml", "{}\x1b[2J"],
     ],

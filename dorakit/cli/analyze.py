@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from dorakit.cli import completion
+from dorakit.cli import completion, options
 from dorakit.terminal import json_line, printable
 
 _SHOWN_STILL = 12  # names of matrices that never moved
 
 
 def analyze(
-    runs: list[str] = typer.Argument(
-        help="Run directories, finished or with a checkpoint.", autocompletion=completion.runs
-    ),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Write the files only."),
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Run directories, finished or with a checkpoint.", autocompletion=completion.runs),
+    ],
+    as_json: options.Json = False,
+    quiet: options.QuietPath = False,
 ) -> None:
     """Show how far training moved each weight matrix in length and in direction; writes RUN/analysis.json and RUN/report.html.
 
     Every checkpoint that a run kept counts: training.save_every and training.keep_checkpoints say how many there are.
+
+    Examples:
+        dorakit analyze runs/latest
+
+        dorakit analyze runs/lora runs/dora --json
     """
     from dorakit.report.analysis import analyze
     from dorakit.report.page import write_report
@@ -35,7 +41,9 @@ def analyze(
         result = analyze(opened)
         page = write_report(opened)
         results.append({**result, "report": None if page is None else str(page)})
-        if not (as_json or quiet):
+        if quiet and not as_json:
+            typer.echo(printable(str(result["output"])))
+        elif not as_json:
             _show(results[-1])
     if as_json:
         typer.echo(json_line({"runs": results}))

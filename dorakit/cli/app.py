@@ -7,12 +7,13 @@ import errno
 import os
 import sys
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
-from dorakit import __version__, failpoints
+from dorakit import failpoints
 from dorakit.cli import (
     analyze,
     chat,
@@ -29,50 +30,80 @@ from dorakit.cli import (
     runs,
     train,
 )
-from dorakit.errors import DorakitError, MachineError, ResourceError, ToldByAnother, shown
+from dorakit.cli.failures import failure, other_failure
+from dorakit.errors import (
+    EXIT_CODES,
+    DorakitError,
+    MachineError,
+    ResourceError,
+    ToldByAnother,
+    is_out_of_memory,
+    shown,
+)
 from dorakit.parallel.voice import one_voice
-from dorakit.terminal import lasting
+from dorakit.terminal import json_line, lasting
+from dorakit.training.interruptions import StoppedAtOnce
+
+_MORE_MEMORY = (
+    "close other programs, or raise the limit (`ulimit -v` shows it); `dorakit plan RECIPE` says what a training takes"
+)
 
 app = typer.Typer(
     name="dorakit",
     help="Fine-tune language models from YAML recipes: LoRA, DoRA, QLoRA, QDoRA.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    epilog="\n\n".join(["Exit codes:", *(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())]),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("init")(init.init)
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
-app.command("generate")(evaluate.generate)
-app.command("chat")(chat.chat)
-app.command("compare")(compare.compare)
-app.command("merge")(export.merge)
-app.command("quantize")(export.quantize)
-app.command("export")(export_to.export)
-app.command("analyze")(analyze.analyze)
-app.command("report")(report.report)
-app.command("runs")(runs.runs)
-app.command("validate")(recipe.validate)
-app.command("data")(data.data)
-app.command("import")(recipe.import_)
-app.command("schema")(recipe.schema)
-app.command("plan")(plan.plan)
-app.command("doctor")(doctor.doctor)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init.init,
+    "train": train.train,
+    "eval": evaluate.evaluate,
+    "generate": evaluate.generate,
+    "chat": chat.chat,
+    "compare": compare.compare,
+    "merge": export.merge,
+    "quantize": export.quantize,
+    "export": export_to.export,
+    "analyze": analyze.analyze,
+    "report": report.report,
+    "runs": runs.runs,
+    "validate": recipe.validate,
+    "data": data.data,
+    "import": recipe.import_,
+    "schema": recipe.schema,
+    "plan": plan.plan,
+    "doctor": doctor.doctor,
+}
+for _name, _function in _COMMANDS.items():
+    app.command(_name, epilog="`dorakit --help` lists the exit codes.")(_function)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dorakit {__version__}")
+        from dorakit.versions import own_version
+
+        typer.echo(f"dorakit {own_version()}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
-    debug: bool = typer.Option(False, "--debug", help="Show tracebacks."),
-    offline: bool = typer.Option(
-        False, "--offline", help="Never use the network: models and data sets of the hub come from its cache."
-    ),
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version, of a checkout with its commit.",
+        ),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Never use the network: models and data sets of the hub come from its cache."),
+    ] = False,
 ) -> None:
     if debug:
         os.environ["DORAKIT_DEBUG"] = "1"
@@ -97,36 +128,56 @@ def _main() -> None:
             code = _carry_out()
     except TyperException as error:
         _say_usage(error)
+        _end(other_failure("usage", error.format_message(), error.exit_code), error.exit_code)
+    except ToldByAnother as error:
+        _print_trace()
         sys.exit(error.exit_code)
     except DorakitError as error:
         _print_trace()
-        if not isinstance(error, ToldByAnother):
-            print(_headline(error), file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(_headline(error), file=sys.stderr)
+        _end(failure(error), error.exit_code)
     except BrokenPipeError:
         sys.exit(141)
+    except StoppedAtOnce as stop:  # the command said what it leaves
+        _end(other_failure("interrupted", "stopped at once", stop.exit_code), stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):  # Ctrl-C; in answer to a question, or Ctrl-D there
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        _end(other_failure("interrupted", "stopped", 130), 130)
     except Exception as error:
+        text = f"{type(error).__name__}: {shown(str(error))}"
         if not _print_trace():
             print(
-                f"error: {type(error).__name__}: {shown(str(error))}\n"
-                "  this is a bug in dorakit; `dorakit --debug ...` shows where it happened",
+                f"error: {text}\n  this is a bug in dorakit; `dorakit --debug ...` shows where it happened",
                 file=sys.stderr,
             )
-        sys.exit(1)
+        _end(other_failure("bug", text, 1), 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _end(content: dict[str, Any], exit_code: int) -> NoReturn:
+    """Exit; with `--json` on the command line, a program reads stdout, and finds there why."""
+    arguments = sys.argv[1:]
+    if "--json" in arguments[: arguments.index("--") if "--" in arguments else None]:
+        with contextlib.suppress(OSError):  # nobody reads
+            print(json_line(content), flush=True)
+    sys.exit(exit_code)
+
+
 def _carry_out() -> Any:
-    """The command. Ctrl-C, and what the system refuses as an error of ours, leave it as what a group tells once."""
+    """The command. Ctrl-C, and as an error of ours what the system refuses, leave it as what a group tells once."""
     try:
         code = app(standalone_mode=False)
     except BrokenPipeError:
         raise
-    except OSError as error:
-        raise _about_files(error) from error
+    except DorakitError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            reason = (str(error).strip() or "no more is there").splitlines()[0]
+            raise ResourceError(f"out of memory: {reason}\n  {_MORE_MEMORY}") from error
+        if isinstance(error, OSError):
+            raise _about_files(error) from error
+        raise
     if code == 130:  # what Typer makes of Ctrl-C
         raise KeyboardInterrupt
     return code

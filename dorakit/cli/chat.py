@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dorakit.cli.evaluate import BASE_MODEL, QUIET, TARGET
+from dorakit.cli import options
 from dorakit.errors import DorakitError, UsageError
 from dorakit.terminal import json_line
 
@@ -28,19 +27,17 @@ _COMMAND = re.compile(r"/\w+\s*")
 
 
 def chat(
-    target: str = TARGET,
-    compare: bool = typer.Option(
-        False, "--compare", help="Let the base answer beside the adapter, each with its turns."
-    ),
-    max_new_tokens: int = typer.Option(512, "--max-new-tokens", min=1, help="Tokens an answer at most."),
-    temperature: float = typer.Option(
-        0.0, "--temperature", min=0.0, help="0 is greedy; higher draws more freely, from all tokens."
-    ),
-    seed: int | None = typer.Option(None, "--seed", help="Of what is drawn at a temperature above 0. Default: 42."),
-    system: str | None = typer.Option(None, "--system", help="System message before the first turn."),
-    base_model: str | None = BASE_MODEL,
-    as_json: bool = typer.Option(False, "--json", help="One JSON object a turn on stdout, messages on stderr."),
-    quiet: bool = QUIET,
+    target: options.Target,
+    compare: options.Compare = False,
+    max_new_tokens: options.MaxNewTokens = 512,
+    temperature: options.Temperature = 0.0,
+    seed: options.Seed = None,
+    system: options.System = None,
+    base_model: options.BaseModel = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a turn on stdout, messages on stderr.")
+    ] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Talk with a run or a model; with --compare its base answers beside it.
 
@@ -51,14 +48,10 @@ def chat(
 
         dorakit chat runs/latest --json < questions.txt
     """
-    if not math.isfinite(temperature):
-        raise UsageError(f"--temperature {temperature}: expected a number from 0")
-    if seed is not None and temperature == 0:
-        raise UsageError("--seed: at temperature 0 nothing is drawn\n  set --temperature, or leave --seed out")
+    sampling = options.sampling(max_new_tokens, temperature, seed)
     check_text(system or "", "--system")
-    from dorakit.evaluation.conversation import Sampling, open_voices
+    from dorakit.evaluation.conversation import open_voices
 
-    sampling = Sampling(max_new_tokens, temperature, 42 if seed is None else seed)
     voices = open_voices(target, sampling, compare=compare, system=system, base_model=base_model, quiet=quiet)
     if not sys.stdin.isatty():
         _talk(voices, stops=[], is_typed=False, as_json=as_json)

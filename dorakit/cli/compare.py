@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dorakit.cli import completion
+from dorakit.cli import completion, options
 from dorakit.errors import UsageError
 from dorakit.terminal import json_line, printable
 
@@ -31,33 +31,27 @@ def compare(
     modes: Annotated[
         str,
         typer.Option(
-            "--modes", help="As lora,dora,qlora,qdora. Default: the recipe's.", autocompletion=completion.modes
+            "--modes",
+            help="As lora,dora,qlora,qdora.",
+            show_default="the recipe's",
+            autocompletion=completion.modes,
         ),
     ] = "",
-    ranks: Annotated[str, typer.Option("--ranks", help="As 4,8,16,32; alpha follows. Default: the recipe's.")] = "",
+    ranks: Annotated[
+        str, typer.Option("--ranks", help="As 4,8,16,32; alpha follows.", show_default="the recipe's")
+    ] = "",
     learning_rates: Annotated[
-        str, typer.Option("--learning-rates", help="As 1e-4,3e-4,1e-3. Default: the recipe's.")
+        str, typer.Option("--learning-rates", help="As 1e-4,3e-4,1e-3.", show_default="the recipe's")
     ] = "",
     seeds: Annotated[int, typer.Option("--seeds", help="How many, counted up from training.seed.")] = 1,
     general: Annotated[
         Path | None, typer.Option("--general", help="Text file; how much its loss rises says what was forgotten.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Directory of the cells. Default: runs/RECIPE-comparison.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Override a value in every cell: section.key=value. Repeatable.",
-            autocompletion=completion.settings,
-        ),
-    ] = None,
-    twin: Annotated[
-        bool, typer.Option("--twin", help="In every cell a tiny random base, and made rows where data is absent.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout when done.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    output: Annotated[Path | None, options.output("runs/RECIPE-comparison")] = None,
+    overrides: options.Set = None,
+    twin: options.Twin = False,
+    as_json: options.Json = False,
+    quiet: options.QuietPath = False,
 ) -> None:
     """Train a recipe in several modes, ranks, learning rates and seeds, and say what can be told apart.
 
@@ -87,6 +81,8 @@ def compare(
     if as_json:
         report = str(place / "comparison.html")
         typer.echo(json_line({"output": str(place), "report": report, **findings.as_dict()}))
+    elif quiet:
+        typer.echo(printable(str(place)))
     else:
         _show(findings)
         for file in ("comparison.json", "comparison.html"):

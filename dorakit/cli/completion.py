@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from dorakit.cli.runs import run_directories
-
 _PLAIN = re.compile(r"[\w./@+,-]+")
 _DEPTH = 3  # levels of runs/: a comparison keeps its runs one down
 
@@ -32,6 +30,16 @@ def runs(incomplete: str) -> list[str]:
         return []
     latest = {run.parent / "latest" for run in found}
     return _offered(map(str, sorted([*(link for link in latest if link.exists()), *found])), incomplete)
+
+
+def run_directories(directory: Path, depth: int) -> list[Path]:
+    """The runs at most so many levels below a directory."""
+    if (directory / "run.json").is_file():
+        return [directory]
+    if depth == 0:
+        return []
+    below = [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink() and path.name[0] != "."]
+    return [run for path in below for run in run_directories(path, depth - 1)]
 
 
 def settings(incomplete: str) -> list[tuple[str, str]]:

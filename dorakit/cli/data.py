@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dorakit.cli import completion
+from dorakit.cli import completion, options
 from dorakit.errors import shown
 from dorakit.terminal import json_line, printable
 
@@ -21,21 +21,22 @@ Piece = tuple[str, bool]
 
 
 def data(
-    recipe: str = typer.Argument(help="Recipe whose rows to show.", autocompletion=completion.recipes),
-    set_: list[str] | None = typer.Option(
-        None, "--set", help="Override a value: section.key=value. May be repeated.", autocompletion=completion.settings
-    ),
-    twin: bool = typer.Option(
-        False, "--twin", help="Use the tiny base's tokenizer, and made rows where data is absent."
-    ),
-    rows: int = typer.Option(3, "--rows", "-n", min=0, help="Samples to show."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Counts only: no samples, no notes."),
+    recipe: Annotated[str, typer.Argument(help="Recipe whose rows to show.", autocompletion=completion.recipes)],
+    set_: options.Set = None,
+    twin: options.Twin = False,
+    limit: options.Limit = 3,
+    as_json: options.Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print counts only: no samples, no notes.")] = False,
 ) -> None:
     """Show the first samples as the model will see them: trained tokens bright, the others dimmed.
 
     Off a terminal the trained text stands between ⟦ and ⟧. Only the tokenizer of the base is needed. Counts are of all
-    rows, after max_seq_len.
+    rows, after max_seq_len; --limit only says how many are shown.
+
+    Examples:
+        dorakit data recipes/quickstart.yaml
+
+        dorakit data recipes/quickstart.yaml --limit 1 --set data.max_seq_len=128
     """
     from dorakit.data.precheck import check_rows
     from dorakit.recipe.schema import Recipe
@@ -49,7 +50,7 @@ def data(
     tokenizer = build_tokenizer(plan)
     encoded = encode(plan.data, tokenizer, seed=plan.training.seed, twin=plan.origin.is_twin)
     report = _report(encoded, [*plan.origin.notes, *encoded.notes])
-    samples = [(document, _pieces(document, tokenizer)) for document in encoded.train[: 0 if quiet else rows]]
+    samples = [(document, _pieces(document, tokenizer)) for document in encoded.train[: 0 if quiet else limit]]
     if as_json:
         report["samples"] = [
             {

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
+from dorakit.cli import options
+from dorakit.cli.failures import failure
 from dorakit.errors import MachineError
 from dorakit.terminal import json_line, printable
 
 
 def doctor(
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, to paste into a report of a bug."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print only what warns or fails."),
+    as_json: options.Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what warns or fails.")] = False,
 ) -> None:
     """Look at this machine: versions, CUDA, NF4 kernels, memory, disk, caches, offline flags, extras.
 
     Each line says ok, warn or fail, and what mends it. Exit code 3 if anything failed. Changes nothing, uses no network.
+
+    Examples:
+        dorakit doctor
+
+        dorakit doctor --json > doctor.json
     """
     from dorakit.doctor.examination import examine
 
     findings = examine()
-    failed = any(finding.level == "fail" for finding in findings)
+    failed = [finding.about for finding in findings if finding.level == "fail"]
     if as_json:
-        typer.echo(json_line({"ok": not failed, "findings": [asdict(finding) for finding in findings]}))
+        content = {"ok": not failed, "findings": [asdict(finding) for finding in findings]}
+        error = failure(MachineError(f"checks failed: {', '.join(failed)}")) if failed else {}
+        typer.echo(json_line({**content, **error}))
     else:
         width = max(len(finding.about) for finding in findings)
         for finding in findings:

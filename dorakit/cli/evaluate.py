@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dorakit.cli import completion
-from dorakit.errors import UsageError
+from dorakit.cli import options
+from dorakit.errors import GateError, UsageError
 from dorakit.parallel.environment import this_process
 from dorakit.parallel.launch import launch_and_exit
 from dorakit.terminal import json_line, printable
@@ -16,71 +17,70 @@ from dorakit.terminal import json_line, printable
 if TYPE_CHECKING:
     from dorakit.recipe.schema import Recipe
 
-TARGET = typer.Argument(
-    help="A run, a PEFT adapter directory, a model directory (merged, quantized), a hub id, pkg:... or tiny:...",
-    autocompletion=completion.runs,
-)
-RECIPE = typer.Option(
-    None,
-    "--recipe",
-    help="Recipe that names the rows and the metric, where TARGET is no run.",
-    autocompletion=completion.recipes,
-)
-SET = typer.Option(
-    None,
-    "--set",
-    help="Override a value of the recipe: section.key=value. May be repeated.",
-    autocompletion=completion.settings,
-)
-BASE_MODEL = typer.Option(None, "--base-model", help="Base of an adapter directory, instead of the one it names.")
-NPROC = typer.Option(
-    None, "--nproc", min=1, help="Share the rows out over so many processes on this host, one per GPU."
-)
-JSON = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr.")
 # Of what a run was trained with, these only say how it is computed.
 _CHANGEABLE = ("model.dtype", "model.attention")
-QUIET = typer.Option(False, "--quiet", "-q", help="No progress, no notes.")
 
 
 def evaluate(
-    target: str = TARGET,
-    task: str | None = typer.Option(
-        None,
-        "--task",
-        help="Accuracy on tasks by their published protocol, separated by commas: commonsense (all of the next eight), "
-        "boolq, piqa, social_i_qa, hellaswag, winogrande, ARC-Easy, ARC-Challenge, openbookqa, AddSub, gsm8k, orca-math, "
-        "or lm-eval:NAME for lm-evaluation-harness. No recipe is needed.",
-    ),
-    scoring: str | None = typer.Option(
-        None,
-        "--scoring",
-        help="Of tasks with options: beam (the paper's, and the default: 4 beams, 32 tokens) or logprob (the likeliest "
-        "option; many times faster).",
-    ),
-    base: bool = typer.Option(False, "--base", help="Measure the frozen base: the adapter is switched off."),
-    data: str | None = typer.Option(
-        None,
-        "--data",
-        help="File or data set of test rows, in the form of the training rows. With --task: the directory with "
-        "TASK/test.json or TASK.test.json, or a hub data set.",
-    ),
-    recipe: str | None = RECIPE,
-    set_: list[str] | None = SET,
-    base_model: str | None = BASE_MODEL,
-    limit: int | None = typer.Option(None, "--limit", min=1, help="At most this many rows."),
-    batch_size: int | None = typer.Option(None, "--batch-size", min=1, help="Rows per generation batch."),
-    output: str | None = typer.Option(None, "--output", help="Write the result here instead of into RUN/eval/."),
-    minimum: list[str] | None = typer.Option(
-        None, "--min", help="Gate: METRIC=VALUE, exit 5 where the metric is lower. May be repeated."
-    ),
-    maximum: list[str] | None = typer.Option(
-        None, "--max", help="Gate: METRIC=VALUE, exit 5 where the metric is higher. May be repeated."
-    ),
-    nproc: int | None = NPROC,
-    as_json: bool = JSON,
-    quiet: bool = QUIET,
+    target: options.Target,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="Accuracy on tasks by their published protocol, separated by commas: commonsense (all of the next eight), "
+            "boolq, piqa, social_i_qa, hellaswag, winogrande, ARC-Easy, ARC-Challenge, openbookqa, AddSub, gsm8k, orca-math, "
+            "or lm-eval:NAME for lm-evaluation-harness. No recipe is needed.",
+        ),
+    ] = None,
+    scoring: Annotated[
+        str | None,
+        typer.Option(
+            "--scoring",
+            help="Of tasks with options: beam (the paper's: 4 beams, 32 tokens) or logprob (the likeliest option; many times "
+            "faster).",
+            show_default="beam",
+        ),
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Measure the frozen base: the adapter is switched off.")] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="File or data set of test rows, in the form of the training rows. With --task: the directory with "
+            "TASK/test.json or TASK.test.json, or a hub data set.",
+        ),
+    ] = None,
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
+    base_model: options.BaseModel = None,
+    limit: options.Limit = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Rows per generation batch.", show_default="the recipe's")
+    ] = None,
+    output: Annotated[Path | None, options.output("of a run RUN/eval/NAME.json")] = None,
+    minimum: Annotated[
+        list[str] | None,
+        typer.Option("--min", help="Gate: METRIC=VALUE, exit 5 where the metric is lower. Repeatable."),
+    ] = None,
+    maximum: Annotated[
+        list[str] | None,
+        typer.Option("--max", help="Gate: METRIC=VALUE, exit 5 where the metric is higher. Repeatable."),
+    ] = None,
+    nproc: options.Nproc = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Measure loss, perplexity and accuracy of a run or a model on test rows, or accuracy on tasks."""
+    """Measure loss, perplexity and accuracy of a run or a model on test rows, or accuracy on tasks.
+
+    Examples:
+        dorakit eval runs/latest
+
+        dorakit eval runs/latest --data test.jsonl --limit 200 --min accuracy=0.8
+
+        dorakit eval runs/latest/merged --recipe recipes/quickstart.yaml --output merged.json
+
+        dorakit eval meta-llama/Meta-Llama-3-8B --task boolq,piqa --data dataset
+    """
     gates = [*_gates(minimum, "--min"), *_gates(maximum, "--max")]
     if task is not None:
         _check_task(task, data, scoring, limit, set_, processes=nproc or this_process().size)
@@ -106,27 +106,40 @@ def evaluate(
     )
     if not this_process().is_first:
         return
-    if as_json:
-        typer.echo(json_line(result))
-    else:
+    if not as_json:
         from dorakit.cli.tables import show_rows, show_tasks
 
         (show_rows if task is None else show_tasks)(result)
-    check_gates(gates, result)
+    try:
+        check_gates(gates, result)
+    except GateError as missed:
+        missed.result = result
+        raise
+    if as_json:
+        typer.echo(json_line(result))
 
 
 def generate(
-    target: str = TARGET,
-    prompt: list[str] = typer.Option(..., "--prompt", "-p", help="What to answer. May be repeated."),
-    compare: bool = typer.Option(False, "--compare", help="Show the base's answer beside the adapter's."),
-    max_new_tokens: int = typer.Option(128, "--max-new-tokens", min=1, help="Tokens to generate at most."),
-    system: str | None = typer.Option(None, "--system", help="System message put before the prompt."),
-    raw: bool = typer.Option(False, "--raw", help="Give the prompt as it is, without the chat template."),
-    base_model: str | None = BASE_MODEL,
-    as_json: bool = JSON,
-    quiet: bool = QUIET,
+    target: options.Target,
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="Prompt to answer. Repeatable.")],
+    compare: options.Compare = False,
+    max_new_tokens: options.MaxNewTokens = 128,
+    temperature: options.Temperature = 0.0,
+    seed: options.Seed = None,
+    system: options.System = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
+    base_model: options.BaseModel = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Answer prompts, greedily; with --compare the base and the adapter side by side."""
+    """Answer prompts; with --compare the base and the adapter side by side.
+
+    Examples:
+        dorakit generate runs/latest --prompt "4 red chairs for Ada in Oslo" --compare
+
+        dorakit generate runs/latest/merged -p "Write a haiku." --max-new-tokens 40 --temperature 0.7
+    """
+    sampling = options.sampling(max_new_tokens, temperature, seed)
     from dorakit.evaluation.generation import answer_prompts
 
     answers = answer_prompts(
@@ -134,6 +147,8 @@ def generate(
         prompt,
         compare=compare,
         max_new_tokens=max_new_tokens,
+        temperature=sampling.temperature,
+        seed=sampling.seed,
         system=system,
         raw=raw,
         base_model=base_model,

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from dorakit.cli import completion
-from dorakit.cli.evaluate import BASE_MODEL, JSON, QUIET, RECIPE, SET, asked_recipe
+from dorakit.cli import completion, options
+from dorakit.cli.evaluate import asked_recipe
 from dorakit.terminal import json_line, printable
-
-
-class Onto(enum.StrEnum):
-    """Base to merge into."""
-
-    trained = "trained"
-    original = "original"
-
-
-class Dtype(enum.StrEnum):
-    """Dtype of merged weights."""
-
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
 
 
 class Format(enum.StrEnum):
@@ -35,20 +20,25 @@ class Format(enum.StrEnum):
 
 
 def merge(
-    target: str = typer.Argument(help="A run, or a PEFT adapter directory.", autocompletion=completion.runs),
-    output: str | None = typer.Option(None, "--output", help="Directory to write; RUN/merged for a run."),
-    onto: Onto | None = typer.Option(
-        None, "--onto", help="Base to merge into: what the adapter was trained on, or the original weights."
-    ),
-    dtype: Dtype | None = typer.Option(None, "--dtype", help="Dtype of the weights, instead of the recipe's."),
-    receipt: bool = typer.Option(
-        True, "--receipt/--no-receipt", help="Load the result back and compare it with the live adapter."
-    ),
-    base_model: str | None = BASE_MODEL,
-    as_json: bool = JSON,
-    quiet: bool = QUIET,
+    target: Annotated[str, typer.Argument(help="A run, or a PEFT adapter directory.", autocompletion=completion.runs)],
+    output: Annotated[Path | None, options.output("of a run RUN/merged")] = None,
+    onto: options.OntoBase = None,
+    dtype: options.WrittenDtype = None,
+    receipt: Annotated[
+        bool,
+        typer.Option("--receipt/--no-receipt", help="Load the result back and compare it with the live adapter."),
+    ] = True,
+    base_model: options.BaseModel = None,
+    as_json: options.Json = False,
+    quiet: options.QuietPath = False,
 ) -> None:
-    """Fold the adapter into its base: a plain model directory, with a receipt that it answers as the adapter does."""
+    """Fold the adapter into its base: a plain model directory, with a receipt that it answers as the adapter does.
+
+    Examples:
+        dorakit merge runs/latest
+
+        dorakit merge peft-adapter --base-model meta-llama/Meta-Llama-3-8B --output merged --dtype float16
+    """
     from dorakit.export.merge import merge
     from dorakit.export.receipt import read_receipt
 
@@ -65,26 +55,42 @@ def merge(
     if as_json:
         typer.echo(json_line({"output": str(directory), **content}))
         return
+    if quiet:
+        typer.echo(printable(str(directory)))
+        return
     typer.echo(printable(f"merged: {directory}"))
     _show_receipt(content["receipt"])
 
 
 def quantize(
-    target: str = typer.Argument(
-        help="A run (merged first), or a model directory, hub id, pkg:... or tiny:...", autocompletion=completion.runs
-    ),
-    format_: Format = typer.Option(Format.nf4, "--format", help="Format of the weights."),
-    output: str | None = typer.Option(None, "--output", help="Directory to write; RUN/quantized for a run."),
-    keep_row_norms: bool = typer.Option(
-        False, "--keep-row-norms", help="Scale each quantized row back to its norm: after DoRA, the learnt magnitude."
-    ),
-    recipe: str | None = RECIPE,
-    set_: list[str] | None = SET,
-    base_model: str | None = BASE_MODEL,
-    as_json: bool = JSON,
-    quiet: bool = QUIET,
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A run (merged first), or a model directory, hub id, pkg:... or tiny:...",
+            autocompletion=completion.runs,
+        ),
+    ],
+    format_: Annotated[Format, typer.Option("--format", help="Format of the weights.")] = Format.nf4,
+    output: Annotated[Path | None, options.output("of a run RUN/quantized")] = None,
+    keep_row_norms: Annotated[
+        bool,
+        typer.Option(
+            "--keep-row-norms", help="Scale each quantized row back to its norm: after DoRA, the learnt magnitude."
+        ),
+    ] = False,
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
+    base_model: options.BaseModel = None,
+    as_json: options.Json = False,
+    quiet: options.QuietPath = False,
 ) -> None:
-    """Write a 4-bit model directory that transformers loads as a bitsandbytes checkpoint."""
+    """Write a 4-bit model directory that transformers loads as a bitsandbytes checkpoint.
+
+    Examples:
+        dorakit quantize runs/latest
+
+        dorakit quantize meta-llama/Meta-Llama-3-8B --output llama3-nf4
+    """
     from dorakit.export.quantize import quantize
     from dorakit.export.receipt import read_receipt
 
@@ -100,6 +106,9 @@ def quantize(
     content = read_receipt(directory, "quantize.json")
     if as_json:
         typer.echo(json_line({"output": str(directory), **content}))
+        return
+    if quiet:
+        typer.echo(printable(str(directory)))
         return
     typer.echo(printable(f"quantized: {directory}"))
     before, after = content["bytes_before"], content["bytes_after"]

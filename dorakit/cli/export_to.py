@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dorakit.cli import completion
-from dorakit.cli.evaluate import BASE_MODEL, JSON, QUIET
-from dorakit.cli.export import Dtype, Onto, show_moved
+from dorakit.cli import completion, options
+from dorakit.cli.export import show_moved
+from dorakit.cli.options import Dtype, Onto
 from dorakit.errors import UsageError
 from dorakit.terminal import json_line, printable, typed
 
@@ -47,41 +48,57 @@ _MAX_RANK = 256
 
 
 def export(
-    target: str = typer.Argument(
-        help="A finished run, or a PEFT adapter directory (with --output).", autocompletion=completion.runs
-    ),
-    to: To = typer.Option(
-        ...,
-        "--to",
-        help="peft: the adapter; merged: a plain model directory; gguf: one file for llama.cpp and Ollama; lora: a plain LoRA of "
-        "any adapter, for servers that know no DoRA.",
-    ),
-    output: str | None = typer.Option(
-        None, "--output", help="Directory to write; RUN/peft, RUN/merged, RUN/gguf or RUN/lora for a run."
-    ),
-    type_: GGUFType | None = typer.Option(None, "--type", help="With gguf: type of the matrices; f16."),
-    onto: Onto | None = typer.Option(
-        None,
-        "--onto",
-        help="Not with peft: the base that the adapter was trained on, or the original weights. Without it, RUN/merged is "
-        "taken whatever it was merged onto.",
-    ),
-    dtype: Dtype | None = typer.Option(
-        None,
-        "--dtype",
-        help="With merged and gguf: dtype of the merge. Without it, RUN/merged is taken in the dtype that it has.",
-    ),
-    max_lost: float | None = typer.Option(
-        None,
-        "--max-lost",
-        min=0.0,
-        max=1.0,
-        help="With lora: largest share of what was learned that the rank may leave out; 0.002.",
-    ),
-    max_rank: int | None = typer.Option(None, "--max-rank", min=1, help=f"With lora: largest rank; {_MAX_RANK}."),
-    base_model: str | None = BASE_MODEL,
-    as_json: bool = JSON,
-    quiet: bool = QUIET,
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A finished run, or a PEFT adapter directory (with --output).", autocompletion=completion.runs
+        ),
+    ],
+    to: Annotated[
+        To,
+        typer.Option(
+            "--to",
+            help="peft: the adapter; merged: a plain model directory; gguf: one file for llama.cpp and Ollama; lora: a plain "
+            "LoRA of any adapter, for servers that know no DoRA.",
+        ),
+    ],
+    output: Annotated[Path | None, options.output("of a run RUN/peft, RUN/merged, RUN/gguf or RUN/lora")] = None,
+    type_: Annotated[
+        GGUFType | None, typer.Option("--type", help="With gguf: type of the matrices.", show_default="f16")
+    ] = None,
+    onto: Annotated[
+        Onto | None,
+        typer.Option(
+            "--onto",
+            help="Not with peft: the base that the adapter was trained on, or the original weights.",
+            show_default="that of RUN/merged, or the recipe's",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            "--dtype",
+            help="With merged and gguf: dtype of the merge.",
+            show_default="that of RUN/merged, or the recipe's",
+        ),
+    ] = None,
+    max_lost: Annotated[
+        float | None,
+        typer.Option(
+            "--max-lost",
+            min=0.0,
+            max=1.0,
+            help="With lora: largest share of what was learned that the rank may leave out.",
+            show_default="0.002",
+        ),
+    ] = None,
+    max_rank: Annotated[
+        int | None,
+        typer.Option("--max-rank", min=1, help="With lora: largest rank.", show_default=str(_MAX_RANK)),
+    ] = None,
+    base_model: options.BaseModel = None,
+    as_json: options.Json = False,
+    quiet: options.QuietPath = False,
 ) -> None:
     """Write a run or an adapter in a form that servers load, with a model card, and print the commands that serve it.
 
@@ -103,6 +120,9 @@ def export(
         typer.echo(json_line({"output": str(directory), **content, "serve": made.serve, "upload": upload}))
         return
     file = content.get("file")
+    if quiet:
+        typer.echo(printable(str(directory / file if file else directory)))
+        return
     typer.echo(printable(f"exported: {directory / file if file else directory}"))
     if file:
         typer.echo(f"size: {content['bytes'] / 1e6:.1f} MB, {content['type']}")

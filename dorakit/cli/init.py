@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from dorakit.cli import options
 from dorakit.errors import DataError, ModelError, RecipeError, UsageError, shown
 from dorakit.terminal import json_line, typed
 
@@ -30,20 +31,22 @@ T = TypeVar("T")
 
 
 def init(
-    data: str | None = typer.Option(
-        None, "--data", help="Rows: a .json, .jsonl, .csv, .parquet or .txt file, or a hub data set."
-    ),
-    model: str | None = typer.Option(
-        None, "--model", help="Base model: hub id, directory, .gguf file, pkg:<package>/<file> or tiny:llama."
-    ),
-    mode: str | None = typer.Option(None, "--mode", help="full, lora, dora, qlora or qdora (the default)."),
-    gpu: str | None = typer.Option(
-        None, "--gpu", help='A card ("RTX 4090") or its memory ("24GB") that the training is to fit; else this machine.'
-    ),
-    output: str | None = typer.Option(None, "--output", "-o", help="Recipe to write; named after the data by default."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout; asks nothing."),
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Rows: a .json, .jsonl, .csv, .parquet or .txt file, or a hub data set."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Base model: hub id, directory, .gguf file, pkg:<package>/<file> or tiny:llama."),
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option("--mode", help="full, lora, dora, qlora or qdora.", show_default="the last of these")
+    ] = None,
+    gpu: options.Gpu = None,
+    output: Annotated[Path | None, options.output("DATA.yaml")] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Write a commented recipe for your rows. On a terminal, what is not given is asked.
+    """Write a commented recipe for your rows. On a terminal and without --json, what is not given is asked.
 
     Examples:
         dorakit init
@@ -122,8 +125,8 @@ def _measured(rows: list[Row], source: SourceSection, model: str) -> tuple[str, 
     return model, measure(rows, source, model)
 
 
-def _target(output: str | None, data: str) -> Path:
-    return Path(output or f"{Path(data).stem}.yaml")
+def _target(output: Path | None, data: str) -> Path:
+    return output or Path(f"{Path(data).stem}.yaml")
 
 
 def _refuse_existing(target: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dorakit.cli import completion, options
 from dorakit.memory import gib
 from dorakit.terminal import json_line, printable
 
@@ -32,22 +33,23 @@ _BYTES = {
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="Recipe to plan.")],
-    gpu: Annotated[
-        str | None, typer.Option(help='A card ("RTX 4090") or its memory ("24GB"); else this machine.')
+    recipe: Annotated[str, typer.Argument(help="Recipe to plan.", autocompletion=completion.recipes)],
+    gpu: options.Gpu = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The base's config.json, where the base is not here.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="The base's config.json, where the base is not here.")] = None,
     tokens_per_second: Annotated[
-        float | None, typer.Option(help="Speed of a training like this, as its lines show it (tok/s): gives the time.")
+        float | None,
+        typer.Option(
+            "--tokens-per-second", help="Speed of a training like this, as its lines show it (tok/s): gives the time."
+        ),
     ] = None,
     nproc: Annotated[
         list[int] | None,
         typer.Option("--nproc", min=2, help="Also by so many processes, a device each. Repeatable."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    overrides: options.Set = None,
+    as_json: options.Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no table.")] = False,
 ) -> None:
     """Say what a training takes, mode by mode, without reading weights: memory, steps, time, and what makes it fit.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dorakit.cli import completion
+from dorakit.cli import completion, options
+from dorakit.cli.failures import failure, problem_dict
 from dorakit.errors import Problem, RecipeError, UsageError, shown
 from dorakit.terminal import json_line, printable
 
@@ -19,20 +20,28 @@ if TYPE_CHECKING:
 
 
 def validate(
-    recipes: list[str] = typer.Argument(
-        help="Recipe files, or directories: every .yaml file below them.", autocompletion=completion.recipes
-    ),
-    set_: list[str] | None = typer.Option(
-        None, "--set", help="Override a value: section.key=value. May be repeated.", autocompletion=completion.settings
-    ),
-    twin: bool = typer.Option(False, "--twin", help="Check the recipe as `--twin` would run it."),
-    explain: bool = typer.Option(False, "--explain", help="Show each value, where it came from and what reads it."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print problems only."),
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            help="Recipe files, or directories: every .yaml file below them.", autocompletion=completion.recipes
+        ),
+    ],
+    set_: options.Set = None,
+    twin: options.Twin = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show each value, where it came from and what reads it.")
+    ] = False,
+    as_json: options.Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print problems only.")] = False,
 ) -> None:
     """Check recipes: every problem at once, with its place. Exit code 2 if there is one.
 
     Reads the headers of a local base and the first rows of local files. Fetches nothing from the hub.
+
+    Examples:
+        dorakit validate recipes/quickstart.yaml --explain
+
+        dorakit validate recipes
     """
     from dorakit.data.first_look import look
     from dorakit.recipe.loader import load_recipe
@@ -49,7 +58,7 @@ def validate(
                 raise RecipeError(seen.problems)
         except RecipeError as error:
             failed.append(error)
-            reports.append({"path": path, "ok": False, "problems": [_problem(p) for p in error.problems]})
+            reports.append({"path": path, "ok": False, "problems": [problem_dict(p) for p in error.problems]})
             print(printable(str(error)), file=sys.stderr)
             continue
         reports.append(_report(path, recipe, seen, explain))
@@ -61,7 +70,8 @@ def validate(
         if explain:
             _print_table(recipe)
     if as_json:
-        typer.echo(json_line({"ok": not failed, "recipes": reports}))
+        all_problems = RecipeError([problem for error in failed for problem in error.problems])
+        typer.echo(json_line({"ok": not failed, "recipes": reports, **(failure(all_problems) if failed else {})}))
     if failed:
         count = sum(len(error.problems) for error in failed)
         if not as_json and not quiet:
@@ -72,9 +82,13 @@ def validate(
 
 
 def schema(
-    output: str | None = typer.Option(None, "--output", "-o", help="Write to this file instead of stdout."),
+    output: Annotated[Path | None, options.output("stdout")] = None,
 ) -> None:
-    """Print the JSON schema of recipes, for editors and checks."""
+    """Print the JSON schema of recipes, for editors and checks.
+
+    Examples:
+        dorakit schema --output recipe.schema.json
+    """
     from dorakit.recipe.loader import json_schema
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
@@ -82,26 +96,37 @@ def schema(
         typer.echo(text, nl=False)
         return
     try:
-        Path(output).write_text(text, encoding="utf-8")
+        output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from None
 
 
 def import_(
-    file: str = typer.Argument(help="YAML of axolotl, LLaMA-Factory, torchtune, TRL or unsloth."),
-    output: str | None = typer.Option(None, "--output", "-o", help="Recipe to write; NAME-dorakit.yaml by default."),
-    from_: str | None = typer.Option(
-        None, "--from", help="Whose it is, where its keys do not tell: axolotl, llamafactory, torchtune, trl, unsloth."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print what is not carried over only."),
+    file: Annotated[str, typer.Argument(help="YAML of axolotl, LLaMA-Factory, torchtune, TRL or unsloth.")],
+    output: Annotated[Path | None, options.output("FILE-dorakit.yaml")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Toolkit that the file is for: axolotl, llamafactory, torchtune, trl or unsloth.",
+            show_default="the one that its keys point to",
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.QuietPath = False,
 ) -> None:
-    """Turn another toolkit's configuration into a recipe; what is not carried over is listed with the reason."""
+    """Turn another toolkit's configuration into a recipe; what is not carried over is listed with the reason.
+
+    Examples:
+        dorakit import axolotl.yaml
+
+        dorakit import sft.yaml --from trl --output my.yaml
+    """
     from dorakit.files import write_whole
     from dorakit.recipe.importing.imported import import_recipe, one_line
     from dorakit.recipe.loader import load_recipe
 
-    target = Path(output) if output is not None else Path(f"{Path(file).stem}-dorakit.yaml")
+    target = output if output is not None else Path(f"{Path(file).stem}-dorakit.yaml")
     if target.exists():
         raise UsageError(f"{target} exists: give another --output, or remove it")
     imported = import_recipe(file, toolkit=from_, directory=target.parent)
@@ -111,30 +136,28 @@ def import_(
         load_recipe(str(target), [])
     except RecipeError as error:
         problems = list(error.problems)
-    if as_json:
-        left = [{"key": item.key, "value": item.value, "reason": item.reason} for item in imported.left]
-        typer.echo(
-            json_line(
-                {
-                    "output": str(target),
-                    "toolkit": imported.toolkit,
-                    "carried": imported.carried,
-                    "left": left,
-                    "asked_for_nothing": imported.empty,
-                    "problems": [_problem(problem) for problem in problems],
-                }
-            )
-        )
-    else:
-        if not quiet:
-            typer.echo(printable(f"{imported.toolkit}: {file} -> {target}, {len(imported.carried)} settings"))
+    content = {
+        "output": str(target),
+        "toolkit": imported.toolkit,
+        "carried": imported.carried,
+        "left": [{"key": item.key, "value": item.value, "reason": item.reason} for item in imported.left],
+        "asked_for_nothing": imported.empty,
+        "problems": [problem_dict(problem) for problem in problems],
+    }
+    if not as_json:
+        done = f"{imported.toolkit}: {file} -> {target}, {len(imported.carried)} settings"
+        typer.echo(printable(str(target) if quiet else done))
         for item in imported.left:
-            typer.echo(printable(f"  not carried over: {one_line(item)}"))
+            typer.echo(printable(f"  not carried over: {one_line(item)}"), err=quiet)
         if imported.empty and not quiet:
             typer.echo(printable(f"  asked for nothing: {', '.join(imported.empty)}"))
     if problems:
-        raise RecipeError(problems)
-    if not as_json and not quiet:
+        failed = RecipeError(problems)
+        failed.result = content
+        raise failed
+    if as_json:
+        typer.echo(json_line(content))
+    elif not quiet:
         typer.echo(printable(f"next:  dorakit validate {target} --explain\n       dorakit data {target}"))
 
 
@@ -173,16 +196,6 @@ def _report(path: str, recipe: Recipe, seen: Look, explained: bool) -> dict[str,
         names = ("key", "value", "source", "read_by")
         report["values"] = [dict(zip(names, row, strict=True)) for row in explain(recipe)]
     return report
-
-
-def _problem(problem: Problem) -> dict[str, Any]:
-    return {
-        "message": shown(problem.message),
-        "hint": shown(problem.hint),
-        "file": shown(problem.file),
-        "line": problem.line,
-        "column": problem.column,
-    }
 
 
 def _print_table(recipe: Recipe) -> None:

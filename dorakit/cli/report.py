@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from dorakit.cli import completion
+from dorakit.cli import completion, options
 from dorakit.terminal import json_line, printable
 
 
 def report(
-    runs: list[str] = typer.Argument(
-        help="Run directories: one in full, several side by side.", autocompletion=completion.runs
-    ),
-    output: str | None = typer.Option(
-        None, "--output", "-o", help="Write the page here; for one run instead of RUN/report.html."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, messages on stderr."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print nothing."),
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Run directories: one in full, several side by side.", autocompletion=completion.runs),
+    ],
+    output: Annotated[Path | None, options.output("of one run RUN/report.html")] = None,
+    as_json: options.Json = False,
+    quiet: options.QuietPath = False,
 ) -> None:
     """Write one HTML file about runs, finished or not: answers before and after, curves, evaluations, recipe.
 
@@ -33,5 +35,5 @@ def report(
     path = write_page([Run.open(run) for run in runs], output)
     if as_json:
         typer.echo(json_line({"output": str(path), "runs": runs, "bytes": path.stat().st_size}))
-    elif not quiet:
-        typer.echo(printable(f"written: {path}"))
+    else:
+        typer.echo(printable(str(path) if quiet else f"written: {path}"))

@@ -9,10 +9,12 @@ import textwrap
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dorakit.cli import options
+from dorakit.cli.completion import run_directories
 from dorakit.errors import DorakitError, RunError, UsageError
 from dorakit.terminal import json_line, printable
 
@@ -45,12 +47,17 @@ class _Row:
 
 
 def runs(
-    directory: Path = typer.Argument(Path("runs"), help="Directory of runs."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    directory: Annotated[Path, typer.Argument(help="Directory of runs.")] = Path("runs"),
+    as_json: options.Json = False,
 ) -> None:
     """List runs, the latest first: state, mode, steps, last loss, lowest validation loss, best accuracy measured.
 
     A run that stopped shows how far it came. Where the terminal is too narrow for a table, each run has lines of its own.
+
+    Examples:
+        dorakit runs
+
+        dorakit runs runs/orders-comparison --json
     """
     if not directory.is_dir():
         raise UsageError(f"no such directory: {directory}\n  `dorakit train RECIPE` makes runs below runs/")
@@ -62,16 +69,6 @@ def runs(
         typer.echo(printable(f"no runs below {directory}"))
     else:
         _show(rows)
-
-
-def run_directories(directory: Path, depth: int) -> list[Path]:
-    """The runs at most so many levels below a directory."""
-    if (directory / "run.json").is_file():
-        return [directory]
-    if depth == 0:
-        return []
-    below = [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink() and path.name[0] != "."]
-    return [run for path in below for run in run_directories(path, depth - 1)]
 
 
 def _changed(path: Path) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dorakit.cli import completion
+from dorakit.cli import completion, options
 from dorakit.errors import UsageError
 from dorakit.terminal import json_line, printable, typed
 
@@ -26,7 +27,9 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Unfinished run directory to go on with, or one of its checkpoints.", autocompletion=completion.runs
+            "--resume",
+            help="Unfinished run directory to go on with, or one of its checkpoints.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     accept_changes: Annotated[
@@ -36,20 +39,12 @@ def train(
             help="Go on though this changed: a key of the recipe, data, base or template. Repeatable.",
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="Override a value: section.key=value. Repeatable.", autocompletion=completion.settings
-        ),
-    ] = None,
-    twin: Annotated[
-        bool, typer.Option("--twin", help="Swap the base for a tiny random one, absent data for made rows.")
-    ] = False,
-    nproc: Annotated[
-        int | None, typer.Option("--nproc", min=1, help="Train in so many processes on this host, one per GPU.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout when done.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    output: Annotated[Path | None, options.output("the recipe's output_dir")] = None,
+    overrides: options.Set = None,
+    twin: options.Twin = False,
+    nproc: options.Nproc = None,
+    as_json: options.Json = False,
+    quiet: options.QuietPath = False,
 ) -> None:
     """Train a recipe, or go on with an unfinished run.
 
@@ -58,7 +53,7 @@ def train(
 
         dorakit train recipes/llama3-commonsense.yaml --set adapter.rank=16 --set adapter.alpha=32
 
-        dorakit train recipes/smoke/dora.yaml --from runs/lora
+        dorakit train recipes/smoke/dora.yaml --from runs/lora --output runs/lora-to-dora
 
         dorakit train recipes/llama3-commonsense.yaml --nproc 2
 
@@ -77,6 +72,7 @@ def train(
         raise UsageError("give a recipe, or --resume with a run directory")
     if accept_changes and resume is None:
         raise UsageError("--accept-change is for --resume: a new run has nothing that could have changed")
+    overrides = [*(overrides or []), *_placed(output, overrides or [], is_new=resume is None)]
     run, checkpoint = None, None
     if resume is not None:
         directory = resume.resolve()
@@ -87,10 +83,10 @@ def train(
             raise UsageError("--twin is for new runs: a resumed one keeps its base")
     if recipe is not None:
         is_twin = twin if run is None else bool(run.read("run.json").get("is_twin"))
-        plan = Recipe.from_yaml(str(recipe), overrides or [], twin=is_twin)
+        plan = Recipe.from_yaml(str(recipe), overrides, twin=is_twin)
     else:
         assert run is not None
-        plan = run.recipe_with(overrides or [])
+        plan = run.recipe_with(overrides)
     member = this_process()
     # Where a signal stops it before there is a Run to ask. Of a group, only the first process may ask: the run may be there.
     place = run.path if run else Run.place(plan) if member.is_first and not member.attempt else None
@@ -118,12 +114,25 @@ def train(
         paths = {"run": finished.path, "result": finished.result, "report": page}
         known = {name: None if path is None else str(path) for name, path in paths.items()}
         typer.echo(json_line({**known, **finished.read("run.json")}))
-    elif not quiet:
+    elif quiet:
+        typer.echo(printable(str(finished.path)))
+    else:
         if page is not None:
             typer.echo(printable(f"report: {page}"), err=True)
         typer.echo(printable(f"next:  dorakit eval {typed(finished.path)}"), err=True)
         if plan.method is not None:
             typer.echo(printable(f"       dorakit merge {typed(finished.path)}"), err=True)
+
+
+def _placed(output: Path | None, overrides: list[str], *, is_new: bool) -> list[str]:
+    """The override that `--output` stands for."""
+    if output is None:
+        return []
+    if not is_new:
+        raise UsageError(f"--output {output}: a resumed run stays where it is; leave --output out")
+    if any(override.partition("=")[0].strip() == "output_dir" for override in overrides):
+        raise UsageError("--output and --set output_dir name the same place; give one of them")
+    return [f"output_dir={json.dumps(str(output), ensure_ascii=False)}"]
 
 
 def _left_by_a_stop(place: Path) -> str:

@@ -10,6 +10,7 @@ from dorakit.doctor.finding import Finding
 _CHECKS: dict[str, Callable[[], Iterable[Finding]]] = {
     "python": libraries.check_python,
     "versions": libraries.check_versions,
+    "libraries": libraries.check_libraries,
     "extras": libraries.check_extras,
     "torch": hardware.check_torch,
     "bitsandbytes": hardware.check_bitsandbytes,

@@ -18,19 +18,11 @@ from dorakit.evaluation.progress import say
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dorakit.evaluation.sampling import Sampling
     from dorakit.target import Target
 
 Turn = dict[str, str]
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are chosen: greedily at temperature 0, else drawn by the seed and the number of the turn."""
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    seed: int = 42
 
 
 @dataclass(frozen=True)
@@ -119,19 +111,16 @@ class Voice:
             take: Called with each further piece of the text, as the model wrote it: not yet fit for a terminal.
             is_stopped: Asked after each token; true ends the answer there.
         """
-        from dorakit.model.token_by_token import stream_ids
-        from dorakit.training.device import seed_draws
+        from dorakit.evaluation.sampling import sampled_ids
 
-        sampling, tokenizer = self._sampling, self._target.tokenizer
-        growing = GrowingText(tokenizer)
-        seed_draws(sampling.seed, "chat", number)
+        sampling = self._sampling
+        growing = GrowingText(self._target.tokenizer)
         with self._speaking():
-            ids = stream_ids(
-                self._target.model,
-                tokenizer,
+            ids = sampled_ids(
+                self._target,
                 asked.ids,
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
+                sampling,
+                number=number,
                 take=lambda token: take(growing.add(token)),
                 is_stopped=is_stopped,
             )

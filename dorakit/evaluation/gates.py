@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dorakit.errors import GateError, UsageError
+from dorakit.errors import Gate, GateError, UsageError
 
 # Measures that a gate may name.
 _MEASURES = ("accuracy", "loss", "perplexity", "unparsed", "unfinished")
@@ -18,7 +18,7 @@ def check_gates(gates: Iterable[tuple[str, str, float]], result: dict[str, Any] 
         UsageError: There is no such measure.
         GateError: One or more gates are not met; all are named.
     """
-    unmet = []
+    unmet: list[Gate] = []
     for flag, measure, bound in gates:
         if measure not in _MEASURES:
             raise UsageError(f"{flag} {measure}={bound:g}: no such measure; there are {', '.join(_MEASURES)}")
@@ -31,6 +31,7 @@ def check_gates(gates: Iterable[tuple[str, str, float]], result: dict[str, Any] 
         # Written so that a NaN does not pass.
         met = found >= bound if flag == "--min" else found <= bound
         if not met:
-            unmet.append(f"{measure} is {found:.4g}, {flag} asked for {bound:g}")
+            unmet.append(Gate(measure, found, bound, flag))
     if unmet:
-        raise GateError("; ".join(unmet))
+        lines = [f"{gate.metric} is {gate.value:.4g}, {gate.set_by} asked for {gate.limit:g}" for gate in unmet]
+        raise GateError("; ".join(lines), *unmet)

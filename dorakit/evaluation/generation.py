@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dorakit.errors import DataError, UsageError
 from dorakit.evaluation.metrics import Judge, proportion
 from dorakit.evaluation.progress import progress, say
+from dorakit.evaluation.sampling import Sampling, sampled_ids
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
@@ -117,12 +118,14 @@ def answer_prompts(
     *,
     compare: bool = False,
     max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 42,
     system: str | None = None,
     raw: bool = False,
     base_model: str | None = None,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Answer prompts greedily with what `target` names.
+    """Answer prompts with what `target` names.
 
     Args:
         target: Anything that `open_target` takes.
@@ -130,6 +133,8 @@ def answer_prompts(
             tokenizer has a chat template.
         compare: Answer with the base too: the adapter switched off, or the base that a run in mode full began with.
         max_new_tokens: Tokens an answer at most.
+        temperature: 0 is greedy; above, answers are drawn one after the other.
+        seed: Of the draws.
         system: A system turn before each prompt.
         raw: Give the prompts as they are.
         base_model: Base of an adapter directory, instead of the one that it names.
@@ -157,27 +162,31 @@ def answer_prompts(
     for line in opened.notes:
         say(line, quiet=quiet)
     ids = _prompt_ids(opened, prompts, system=system, raw=raw, quiet=quiet)
-    texts = _texts(opened, ids, max_new_tokens)
+    sampling = Sampling(max_new_tokens, temperature, seed)
+    texts = _texts(opened, ids, sampling)
     if not compare:
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
     if opened.adapter is None:
         opened = open_target(target, base_only=True)
-        base_texts = _texts(opened, ids, max_new_tokens)
+        base_texts = _texts(opened, ids, sampling)
     else:
         with base_only(opened.model):
-            base_texts = _texts(opened, ids, max_new_tokens)
+            base_texts = _texts(opened, ids, sampling)
     return [
         {"prompt": prompt, "text": text, "base_text": base}
         for prompt, text, base in zip(prompts, texts, base_texts, strict=True)
     ]
 
 
-def _texts(target: Target, ids: list[list[int]], max_new_tokens: int) -> list[str]:
+def _texts(target: Target, ids: list[list[int]], sampling: Sampling) -> list[str]:
     from dorakit.model.generate import generate_ids
 
-    answers = generate_ids(
-        target.model, target.tokenizer, ids, max_new_tokens=max_new_tokens, batch_size=min(8, len(ids))
-    )
+    if sampling.temperature:
+        answers = [sampled_ids(target, prompt, sampling, number=number) for number, prompt in enumerate(ids, start=1)]
+    else:
+        answers = generate_ids(
+            target.model, target.tokenizer, ids, max_new_tokens=sampling.max_new_tokens, batch_size=min(8, len(ids))
+        )
     return [str(target.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
 
 

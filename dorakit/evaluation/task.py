@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dorakit.data.documents import check_documents_fit
 from dorakit.data.precheck import check_test_rows
-from dorakit.errors import GateError, ModelError, UsageError
+from dorakit.errors import Gate, GateError, ModelError, UsageError
 from dorakit.evaluation.generation import Prediction, answer_questions, summary
 from dorakit.evaluation.likelihood import choose_options
 from dorakit.evaluation.metrics import judge_of
@@ -219,7 +219,8 @@ def _measure(
         loss = math.fsum(sums) / tokens
         if not math.isfinite(loss):
             raise GateError(
-                f"the loss over {tokens} tokens of {rows.name} is {loss}: the model computes no finite number"
+                f"the loss over {tokens} tokens of {rows.name} is {loss}: the model computes no finite number",
+                Gate("loss", loss),
             )
         losses = [
             {"row": document.row, "digest": document.digest.hex(), "tokens": document.num_labels, "nats": nats}

@@ -17,7 +17,7 @@ from gguf.quants import dequantize
 from torch import nn
 from transformers import PreTrainedModel
 
-from dorakit.errors import GateError
+from dorakit.errors import Gate, GateError
 from dorakit.export.gguf_file import PackedTensor, as_in_transformers
 from dorakit.export.receipt import compare_logits, logits_bytes, sample_rows, store_logits, with_share_lost
 from dorakit.export.shards import check_space
@@ -65,7 +65,8 @@ def _take_weights_(model: PreTrainedModel, file: Path, packed: Mapping[str, Pack
         if tensor is None or hashlib.sha256(tensor.data.tobytes()).hexdigest() != written.sha256:
             raise GateError(
                 f"{file.name}: {name} on the disk is not the tensor that was written\n"
-                "  nothing was kept; this is a fault of this machine's memory or disk, or of dorakit: please report it"
+                "  nothing was kept; this is a fault of this machine's memory or disk, or of dorakit: please report it",
+                Gate("wrong_weights", 1, 0),
             )
         values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
         parameter: nn.Parameter = model.get_parameter(written.source)

@@ -16,7 +16,7 @@ import torch
 
 import dorakit
 from dorakit.data.chat import install_template_
-from dorakit.errors import GateError, ModelError
+from dorakit.errors import Gate, GateError, ModelError
 from dorakit.export.merge_plan import RECEIPT, MergePlan, plan_merge
 from dorakit.export.proof import WeightProof
 from dorakit.export.receipt import (
@@ -201,17 +201,20 @@ def _judge(plan: MergePlan, refused: list[dict[str, Any]]) -> None:
         f"KL(live || merged) is {found['kl']:.3g} nats a token and KL(live || base) {found['learned_kl']:.3g}, over {part} "
         f"positions of {receipt['compared_on']}"
     )
+    gate = Gate("lost", lost or 0.0, plan.max_lost, "merge.max_lost")
     if len(refused) == len(plan.dtypes):
         raise GateError(
             f"the merged model is not the trained one: {taken} is lost in float32 (limit merge.max_lost {plan.max_lost:g})\n"
-            f"  {figures}; nothing was written"
+            f"  {figures}; nothing was written",
+            gate,
         )
     if plan.dtype != "auto":
         raise GateError(
             f"rounding to {plan.dtype} takes {taken}, above the limit merge.max_lost {plan.max_lost:g}\n"
             f"  {figures}\n"
             f"  the weights are right; what the adapter changed is small beside the spacing of {plan.dtype}\n"
-            "  `--dtype float32` was tried and is within the limit; nothing was written"
+            "  `--dtype float32` was tried and is within the limit; nothing was written",
+            gate,
         )
     plan.note(
         f"merge.dtype: auto: rounding to {plan.dtypes[0]} takes {taken} (limit {share(plan.max_lost)}): float32 is written, "

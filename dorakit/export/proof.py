@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.lora import LoRALinear
-from dorakit.errors import GateError
+from dorakit.errors import Gate, GateError
 from dorakit.export.tensors import PlainTensor
 from dorakit.memory import return_freed_memory
 from dorakit.model.nf4 import ROWS_AT_ONCE, dense_weight
@@ -140,5 +140,6 @@ def _digest(tensor: Tensor) -> str:
 def _wrong(what: str) -> GateError:
     return GateError(
         f"the merged weights are wrong: {what}\n"
-        "  nothing was written; this is a fault of dorakit, or of this machine's memory or disk: please report it"
+        "  nothing was written; this is a fault of dorakit, or of this machine's memory or disk: please report it",
+        Gate("wrong_weights", 1, 0),
     )

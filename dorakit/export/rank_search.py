@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.lora import LoRALinear
-from dorakit.errors import GateError
+from dorakit.errors import Gate, GateError
 from dorakit.evaluation.progress import progress, say
 from dorakit.export.low_rank import Factors, low_rank_factors
 from dorakit.export.receipt import Sample, compare_logits, share, with_share_lost, worst_part
@@ -102,7 +102,8 @@ def try_ranks_(
         f"no plain LoRA up to rank {ranks[-1]} is the trained model: {share(reached[ranks[-1]])} of what was learned is "
         f"left out at rank {ranks[-1]} (limit {max_lost:g})\n"
         f"  by rank: {', '.join(f'{rank}: {share(lost)}' for rank, lost in reached.items())}; nothing was written\n"
-        f"  {'; '.join(hints)}; `dorakit merge RUN` leaves nothing out"
+        f"  {'; '.join(hints)}; `dorakit merge RUN` leaves nothing out",
+        Gate("lost", reached[ranks[-1]], max_lost, "--max-lost"),
     )
 
 

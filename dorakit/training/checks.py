@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.dora import DoRALinear
-from dorakit.errors import GateError, ModelError, ResourceError
+from dorakit.errors import Gate, GateError, ModelError, ResourceError
 from dorakit.model.attention import NAME
 from dorakit.training.loss import SupervisedLoss
 
@@ -115,8 +115,9 @@ def check_adapter_moved(model: nn.Module, summed_rate: float) -> list[str]:
     if layers and len(still) == len(layers) and summed_rate > 0:
         raise GateError(
             f"none of the {len(layers)} adapters moved, though learning rates summed to {summed_rate:.2e}: the result would be "
-            "what they began as, so none is written.\n  its gradients are zero: are the supervised tokens what you mean to train?"
-            "\n  more: docs/faq.md#it-answers-as-before"
+            "what they began as, so none is written.\n  its gradients are zero: are the supervised tokens the ones to train on?"
+            "\n  more: docs/faq.md#it-answers-as-before",
+            Gate("moved_adapters", 0, 1),
         )
     return still
 
@@ -130,5 +131,6 @@ def check_magnitudes_moved(model: nn.Module, summed_rate: float) -> None:
         if summed_rate > 100 * ulp and not layer.has_still_B() and layer.has_still_magnitude():
             raise GateError(
                 f"the DoRA magnitude of {name} never moved, though learning rates summed to {summed_rate:.2e}.\n"
-                "  its gradient is zero or it was rounded away; the result would be a plain LoRA, so none is written"
+                "  its gradient is zero or it was rounded away; the result would be a plain LoRA, so none is written",
+                Gate("moved_magnitudes", 0, 1),
             )

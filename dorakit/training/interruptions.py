@@ -27,7 +27,8 @@ class StoppedAtOnce(SystemExit):
     """A signal to leave now. No Exception, so that no library on the way up can take it for its own."""
 
     def __init__(self, signal_number: int):
-        super().__init__(128 + signal_number)
+        self.exit_code = 128 + signal_number
+        super().__init__(self.exit_code)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from dorakit.run import Run
 from dorakit.terminal import typed
 from dorakit.training.interruptions import terminated_at_once
 from dorakit.training.trackers import check_trackers
+from dorakit.versions import refuse_unfit_versions
 
 _ASIDE = "aside-"  # as training/checkpoint.py calls them
 
@@ -39,13 +40,14 @@ def train(
 
     Raises:
         RunError: The run directory is taken, locked, changed or damaged.
-        MachineError: A tracker of `logging.to` is not installed.
+        MachineError: A library has a version that dorakit excludes, or a tracker of `logging.to` is not installed.
         GateError: A loss or gradient is not finite; no step was taken.
         Interrupted: Stopped by a signal; a checkpoint was saved.
         StoppedAtOnce: By SIGTERM outside the steps, or by a second signal.
         RecipeError: The adapter of `start_from` is not what the recipe says.
         DataError, ModelError, ResourceError: As their names say; nothing is left of a run that never began.
     """
+    refuse_unfit_versions()
     member = this_process()
     _check_strategy(recipe, member)
     if resume is None and start_from is None:

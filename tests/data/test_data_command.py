@@ -36,7 +36,7 @@ def run(*arguments):
 
 
 def test_trained_text_is_marked_off_a_terminal(recipe):
-    result = run(recipe(), "--rows", "1")
+    result = run(recipe(), "--limit", "1")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         "a.jsonl:2 · 14 tokens, 2 trained on",

@@ -1,5 +1,6 @@
 """The installed command under torchrun's agent: `--nproc`, restarts, signals to the launcher."""
 
+import json
 import os
 import signal
 import subprocess
@@ -80,3 +81,13 @@ def test_a_signal_to_the_launcher(site, unbroken, number):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said
     assert said.count("a checkpoint is saved") == 1 and "Traceback" not in said, said
+
+
+def test_a_failure_is_one_json_object_of_the_whole_group(site):
+    """Planted bug caught: an object of every rank, and one more of the launcher."""
+    environment = {**os.environ, "DORAKIT_FAILPOINT": "loss:3=nan"}
+    ended = run(*DORAKIT, "train", site.recipe, "--nproc", 2, "--json", env=environment)
+    error = json.loads(ended.stdout)["error"]
+    assert (error["kind"], error["exit_code"]) == ("gate", 5) and error["gates"][0]["metric"] == "loss"
+    ended = run(*DORAKIT, "train", site.recipe, "--nproc", 2, "--json", "--set", "training.batchsize=3")
+    assert json.loads(ended.stdout)["error"]["kind"] == "recipe"

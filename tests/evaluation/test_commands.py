@@ -102,6 +102,22 @@ def test_generate_answers_as_training_rows_ask(tmp_path):
     assert answer_prompts(str(elsewhere), ["a 3 plus 5 ="], max_new_tokens=6) != raw
 
 
+def test_generate_draws_as_chat_does(trained):
+    """Planted bugs caught: a temperature that is not used; one draw for all prompts; --seed that changes nothing."""
+    run = str(trained("lora").path)
+    options = ("--temperature", 3, "--max-new-tokens", 8, "--json")
+
+    def drawn(*more):
+        shown = dorakit("generate", run, "-p", "1 plus 3 =", "-p", "1 plus 3 =", *options, *more).stdout
+        return [answer["text"] for answer in json.loads(shown)["answers"]]
+
+    first, second = drawn()
+    assert first != second and drawn() == [first, second] == drawn("--seed", 42) != drawn("--seed", 7)
+    lines = CliRunner().invoke(app, ["chat", run, *map(str, options)], input="1 plus 3 =\n/clear\n1 plus 3 =\n").stdout
+    assert [json.loads(line)["text"] for line in lines.splitlines()] == [first, second]
+    assert "nothing is drawn" in str(dorakit("generate", run, "-p", "a", "--seed", 1, fails=UsageError).exception)
+
+
 @pytest.mark.parametrize("mode", ["dora", "full"])
 def test_compare_shows_the_base_beside_the_adapter(trained, mode):
     """Planted bug caught: the adapter left on for the base's answer."""

@@ -3,8 +3,9 @@
 import pytest
 
 from dorakit.errors import ModelError, UsageError
-from dorakit.evaluation.conversation import GrowingText, Sampling, Voice, open_voices
+from dorakit.evaluation.conversation import GrowingText, Voice, open_voices
 from dorakit.evaluation.generation import answer_prompts
+from dorakit.evaluation.sampling import Sampling
 from dorakit.model.generate import generate_ids
 from dorakit.model.tiny import tiny_tokenizer
 from dorakit.model.token_by_token import stream_ids
