@@ -25,7 +25,7 @@ from dorakit.errors import GateError
 from dorakit.export import merge as merging
 from dorakit.model.nf4 import dense_weight
 
-SMALL = ("training.max_steps=2",)
+SMALL = ("training.max_steps=2", "optimizer.schedule=constant", "optimizer.warmup_ratio=0.0")
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lora, 2 steps at 1e-6": ("lora", (*SMALL, "optimizer.learning_rate=1e-6")),
     "dora, 2 steps at 1e-6": ("dora", (*SMALL, "optimizer.learning_rate=1e-6")),
@@ -50,7 +50,7 @@ data:
   train: [{{path: "{rows}", format: chat}}]
   validation: {{rows: 2}}
   max_seq_len: 128
-training: {{epochs: 5, batch_size: 4, micro_batch_size: 4, eval_every: 0, save_every: 0}}
+training: {{epochs: 5, batch_size: 4, micro_batch_size: 4, eval_every: 0, save_every: 0, sample_rows: 0}}
 optimizer: {{name: adamw, learning_rate: 2e-4}}
 """
 
@@ -65,26 +65,39 @@ def trained(name: str, rows: Path, base: str, work: Path) -> dorakit.Run:
     return dorakit.train(dorakit.Recipe.from_yaml(str(file), list(overrides)), quiet=True)
 
 
+without_magnitude = LoRALinear.merged_weight
+magnitude_of = DoRALinear.merged_weight
+
+
+def with_magnitude(layer: Any) -> torch.Tensor:
+    """DoRALinear.merged_weight, whose LoRALinear.merged_weight is the right one while a bug is planted there."""
+    planted, LoRALinear.merged_weight = LoRALinear.merged_weight, without_magnitude  # type: ignore[method-assign]
+    try:
+        return magnitude_of(layer)
+    finally:
+        LoRALinear.merged_weight = planted  # type: ignore[method-assign]
+
+
 @contextlib.contextmanager
 def wrong(kind: str) -> Iterator[None]:
     """Plant a bug in the merge of the eighth adapted layer, or in its tensor on the disk."""
     seen: dict[int, int] = {}
-    right = {cls: cls.merged_weight for cls in (LoRALinear, DoRALinear)}
+    right = {LoRALinear: LoRALinear.merged_weight, DoRALinear: with_magnitude}
     written = merging.write_shards
 
     def merged_weight(layer: Any) -> torch.Tensor:
-        cls = type(layer)
+        whole = right[type(layer)]
         if seen.setdefault(id(layer), len(seen)) != 7:
-            return right[cls](layer)
+            return whole(layer)
         if kind == "layer forgotten":
             return dense_weight(layer.base).float()
         if kind == "scale wrong":
             layer.scaling *= 1.1
             try:
-                return right[cls](layer)
+                return whole(layer)
             finally:
                 layer.scaling /= 1.1
-        return right[LoRALinear](layer)  # the magnitude dropped
+        return without_magnitude(layer)
 
     def write_shards(directory: Path, tensors: Any) -> int:
         def changed() -> Iterator[tuple[str, torch.Tensor]]:
@@ -101,8 +114,7 @@ def wrong(kind: str) -> Iterator[None]:
         yield
     finally:
         merging.write_shards = written
-        for cls, function in right.items():
-            cls.merged_weight = function  # type: ignore[method-assign]
+        LoRALinear.merged_weight, DoRALinear.merged_weight = without_magnitude, magnitude_of  # type: ignore[method-assign]
 
 
 def main() -> None:

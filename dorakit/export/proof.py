@@ -27,7 +27,7 @@ from dorakit.model.nf4 import ROWS_AT_ONCE, dense_weight
 _PROBES = 4
 # A merged weight is float32: a row may be off by that rounding, about 3e-8 of its length, and its change by that of the
 # low-rank product. Over a whole layer the roundings average out; a magnitude that was dropped does not.
-_OF_ROW, _OF_LAYER, _OF_CHANGE = 4e-7, 1.2e-7, 1e-5
+_OF_ROW, _OF_LAYER, _OF_CHANGE = 4e-7, 8e-8, 1e-5
 
 
 class WeightProof:

@@ -50,7 +50,7 @@ data:
   max_seq_len: 512
   overlength: truncate
 training: {{epochs: 1, batch_size: 1, micro_batch_size: 1, gradient_checkpointing: true, log_every: 1, eval_every: 0, save_every: 0}}
-optimizer: {{learning_rate: 1e-4}}
+optimizer: {{learning_rate: 1e-2}}
 """)
 PYTHON
 python scripts/bench/peak.py "train, load and one step" python -m dorakit train "$work/recipe.yaml"
