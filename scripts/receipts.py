@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,20 +133,18 @@ def main() -> None:
     refused_right = passed_wrong = 0
     for name in RUNS:
         run = trained(name, arguments.rows.resolve(), arguments.base, arguments.work.resolve())
-        for dtype in ("auto", "bfloat16"):
-            try:
-                merging.merge(run, dtype=dtype, quiet=True)
-            except GateError as error:
-                print(f"| {name} | | {dtype} | | refused: {str(error).splitlines()[0]} | |", flush=True)
-                refused_right += dtype == "auto"
-                continue
-            content = json.loads((run.merged / "merge.json").read_text())
-            found = content["receipt"]["all"]
-            lost = "nothing learned" if found["lost"] is None else f"{found['lost']:.2%}"
-            print(
-                f"| {name} | {found['learned_kl']:.2e} | {dtype}: {content['dtype']} | {found['kl']:.2e} | {lost} | |",
-                flush=True,
-            )
+        try:
+            merging.merge(run, dtype="auto", quiet=True)
+        except GateError as error:
+            print(f"refused: {name}: {error}", flush=True)
+            refused_right += 1
+            continue
+        content = json.loads((run.merged / "merge.json").read_text())
+        found = content["receipt"]["all"]
+        lost = "nothing learned" if found["lost"] is None else f"{found['lost']:.2%}"
+        rounded = [re.search("takes ([0-9.]+ %)", line) for line in content["notes"]]
+        for match in filter(None, rounded):
+            lost += f" (bfloat16: {match[1]})"
         kinds = ["layer forgotten", "scale wrong", "file changed"]
         kinds += ["magnitude dropped"] if run.recipe.method == "dora" else []
         refused = []
@@ -157,7 +156,11 @@ def main() -> None:
                     if "weights are wrong" in str(error):
                         refused.append(kind)
         passed_wrong += len(kinds) - len(refused)
-        print(f"| {name} | | | | | {len(refused)} of {len(kinds)} |", flush=True)
+        print(
+            f"| {name} | {found['learned_kl']:.1e} | {content['dtype']} | {found['kl']:.1e} | {lost} | "
+            f"{len(refused)} of {len(kinds)} |",
+            flush=True,
+        )
     print(f"\nright merges refused: {refused_right}; wrong merges that passed: {passed_wrong}")
 
 
