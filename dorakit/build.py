@@ -138,6 +138,7 @@ def attach_adapter_(model: nn.Module, recipe: Recipe) -> None:
         dropout=adapter.dropout,
         rslora=adapter.rslora,
         rank_pattern=adapter.rank_pattern,
+        alpha_pattern=adapter.alpha_pattern,
         modules_to_save=adapter.modules_to_save,
         seed=recipe.training.seed,
         method_options=recipe.method_options,

@@ -8,11 +8,13 @@ name stands for nothing. The old one then lies beside it as `.old-NAME-...`, and
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -26,7 +28,24 @@ from dorakit.failpoints import reach
 
 # What a full disk, a quota, or a limit on the size of files says.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LISTED = 8
 _REPLACED = re.compile(r"\.old-(.+)-[0-9a-f]{8}")
+
+
+def nearby(path: Path) -> str:
+    """A hint for a path that is not there: the names that may be meant, else what is there."""
+    above = next(parent for parent in path.parents if parent.is_dir())
+    wanted, *rest = path.relative_to(above).parts
+    try:
+        names = sorted(entry.name for entry in above.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        return f"{above} cannot be listed: {error.strerror}"
+    close = [str(Path(name, *rest)) for name in difflib.get_close_matches(wanted, names, n=3)]
+    if meant := [name for name in close if Path(above, name).exists()]:
+        return f"did you mean {' or '.join(meant)}?"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    listing = f"{', '.join(names[:_LISTED])}{more}" if names else "nothing"
+    return f"nearest directory that exists: {above} (holds {listing})" if rest else f"the directory holds {listing}"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -48,6 +67,20 @@ def write_whole(path: Path, text: str) -> None:
     staging.replace(path)
 
 
+def give_rights_of_new(*files: Path) -> None:
+    """Give files the rights that a new file has, by the umask or the directory's default ACL; safetensors leaves 0600."""
+    if not files:
+        return
+    probe = _beside(files[0], "tmp")
+    try:
+        with open(probe, "xb") as file:  # the umask itself cannot be read without setting it, for all threads
+            rights = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    for path in files:
+        path.chmod(rights)
+
+
 def sync(path: Path) -> None:
     """Make the bytes of a file, or the names in a directory, durable."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -61,9 +94,9 @@ def sync(path: Path) -> None:
 def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool = False) -> Iterator[Path]:
     """Give a staging directory that becomes `path` if the block succeeds and vanishes if it does not.
 
-    Every file is synced before the rename and the parent after it, so that even after a crash of the system the name
-    stands for whole files. An existing `path` is replaced only at that moment; what a process that was killed while it
-    replaced it left is put back first.
+    Every file gets the rights of a new one and is synced before the rename, the parent is synced after it, so that even
+    after a crash of the system the name stands for whole files. An existing `path` is replaced only at that moment; what
+    a process that was killed while it replaced it left is put back first.
 
     Args:
         path: What it becomes.
@@ -78,6 +111,7 @@ def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool 
         with naming(path):
             yield staging
             reach(f"{what}.written")
+            give_rights_of_new(*(file for file in staging.rglob("*") if file.is_file()))
             for place in [staging, *staging.rglob("*")]:
                 sync(place)
             reach(f"{what}.synced")
@@ -117,6 +151,21 @@ def check_writable(path: Path) -> None:
         if error.errno in FULL:
             raise
         raise RunError(f"{path} cannot be made: {error.strerror}\n  set output_dir to another place") from None
+
+
+def why_not_writable(directory: Path) -> str:
+    """Why nothing can be written into a directory, which is there or would be made; "" where it can."""
+    for place in (directory, *directory.absolute().parents):
+        try:
+            place.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            return f"{place}: {error.strerror}"
+        if not place.is_dir():
+            return f"{place} is not a directory"
+        return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
+    return ""
 
 
 def discard(directory: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 
 _SMALL = 1 << 24  # bytes
+_MEMINFO = Path("/proc/meminfo")
 
 
 def return_freed_memory(size: int) -> None:
@@ -23,8 +25,11 @@ def return_freed_memory(size: int) -> None:
 
 
 def host_memory() -> tuple[int, int]:
-    """Bytes free and in all; a container's limit where it is lower."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    """Bytes free and in all; a container's limit where it is lower. Without /proc (macOS) all of it counts as free."""
+    if not _MEMINFO.exists():
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total, total
+    lines = _MEMINFO.read_text(encoding="ascii").splitlines()
     kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     free, total = kib["MemAvailable"] << 10, kib["MemTotal"] << 10
     limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))

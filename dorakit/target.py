@@ -228,17 +228,10 @@ def _idle(base: Base, directory: Path) -> list[str]:
 
 def _fit_vocabulary_(base: Base, directory: Path) -> None:
     """Take the tokenizer that was saved with an adapter, and give the embedding as many rows as the adapter's has."""
-    from transformers import AutoTokenizer
-
     from dorakit.adapters.peft_format import check_adapter
-    from dorakit.model.load import pad_
+    from dorakit.model.load import pad_, saved_tokenizer
 
-    if (directory / "tokenizer_config.json").is_file():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        except Exception as error:  # what a stranger's tokenizer.json may hold raises all kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{directory}: the tokenizer cannot be used: {reason}") from None
+    if (tokenizer := saved_tokenizer(directory)) is not None:
         pad_(tokenizer)
         base.tokenizer = tokenizer
     embedding = base.model.get_input_embeddings()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dorakit.comparison.cells import Cell
-from dorakit.comparison.findings import CellResult, Method, accuracy_difference, by_method
+from dorakit.comparison.methods import CellResult, Method, by_method, lead
 from dorakit.comparison.sweep import result_of
 from dorakit.run import Run
 
@@ -56,7 +56,7 @@ def row(method: Method) -> str:
     loss, forgotten = method.mean(lambda cell: cell.validation_loss), method.mean(lambda cell: cell.forgotten)
     spread = "" if method.spread is None else f" ± {method.spread:.1%}"
     return (
-        f"| {method.name} | {method.learning_rate:g} | {len(method.cells)} | {method.accuracy:.1%}{spread} | {loss:.4f} "
+        f"| {method.name} | {method.learning_rate:g} | {len(method.cells)} | {method.score:.1%}{spread} | {loss:.4f} "
         f"| {'' if forgotten is None else f'{forgotten:+.3f}'} |"
     )
 
@@ -65,7 +65,7 @@ def difference(a: Method, b: Method) -> str:
     """Accuracy of a minus b over the seeds that both have, with its 95 % interval, and the difference of validation losses."""
     seeds = seeds_of(a) & seeds_of(b)
     ours, theirs = only(a, seeds), only(b, seeds)
-    found = accuracy_difference(ours, theirs)
+    found = lead(ours, theirs)
     losses = [
         (x.validation_loss or 0.0) - (y.validation_loss or 0.0) for x, y in zip(ours.cells, theirs.cells, strict=True)
     ]

@@ -38,7 +38,8 @@ data:
   train: [{{path: rows.jsonl, format: completion}}]
   validation: {{rows: 8}}
   max_seq_len: 256
-training: {{epochs: 1000, max_steps: {steps}, batch_size: 8, micro_batch_size: 4, log_every: 1, eval_every: 4, save_every: 2}}
+training: {{epochs: 1000, max_steps: {steps}, batch_size: 8, micro_batch_size: 4, log_every: 1, eval_every: 4, save_every: 2,
+  sample_rows: 0}}
 optimizer: {{name: adamw_8bit, learning_rate: 1e-2, schedule: cosine, warmup_steps: 1}}
 """
 STEPS = 12

@@ -12,8 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import typer
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from dorakit import Recipe
@@ -136,15 +138,18 @@ def test_what_is_not_given_is_asked_on_a_terminal(here):
     )  # fmt: skip
     os.close(its_end)
     answers = [("rows (", "mi.jsonl"), ("did you mean my.jsonl", ""), ("rows (", "my.jsonl")]
-    answers += [("base model (", "tiny:llama"), ("mode (", ""), ("dorakit train my.yaml", "")]
-    seen = ""
+    answers += [("base model (", "tiny:llama"), ("mode (", ""), ("card to train on (", "8 bananas")]
+    answers += [("'8 bananas' is not known", ""), ("card to train on (", "8GB"), ("dorakit train my.yaml", "")]
+    seen, begin = "", 0
     for expected, answer in answers:
-        seen += _read_until(terminal, expected)
+        seen = _read_until(terminal, seen, expected, begin)
+        begin = seen.index(expected, begin) + len(expected)
         if answer or expected == "mode (":
             os.write(terminal, f"{answer}\n".encode())
     assert process.wait(60) == 0
     os.close(terminal)
-    assert "40 of format instruction" in seen
+    assert "40 of format instruction" in seen and "dorakit plan my.yaml --gpu 8GB" in seen
+    assert re.search(r"its name; this machine: .*, [0-9.]+ GiB\) \[this machine\]: ", seen)
     assert Recipe.from_yaml("my.yaml").adapter.mode == "qdora"
 
 
@@ -160,9 +165,10 @@ def test_a_question_can_be_left(monkeypatch, capsys):
     assert (left.value.code, capsys.readouterr().err) == (130, "stopped\n")
 
 
-def _read_until(terminal: int, expected: str) -> str:
-    text, end = "", time.monotonic() + 250
-    while expected not in text:
+def _read_until(terminal: int, text: str, expected: str, begin: int) -> str:
+    """What was read before and what comes, until the expected text is in it behind `begin`."""
+    end = time.monotonic() + 250
+    while expected not in text[begin:]:
         assert time.monotonic() < end, f"{expected!r} did not come; there was {text!r}"
         if select.select([terminal], [], [], 1)[0]:
             try:
@@ -170,3 +176,94 @@ def _read_until(terminal: int, expected: str) -> str:
             except OSError:  # the other end is closed
                 raise AssertionError(f"ended before {expected!r}: {text!r}") from None
     return text
+
+
+@pytest.fixture
+def mid_size(here, monkeypatch):
+    """A base of the hub of which config.json alone is in the cache, and rows of 836 tokens as these are estimated."""
+    place = here / "hub" / "models--org--mid"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("abc", encoding="utf-8")
+    LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=6,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    ).save_pretrained(place / "snapshots" / "abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(here / "hub"))
+    rows = [{"question": f"{i}? " * 400, "answer": "yes " * 400} for i in range(10, 50)]
+    Path("my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "rows", "is_checkpointed", "is_shortened"),
+    [("24GB", 4, False, False), ("3GB", 2, False, False), ("1.91GB", 4, True, False), ("1.3GB", 1, True, True)],
+)
+def test_the_plan_of_a_recipe_for_a_card_fits_it(mid_size, gpu, rows, is_checkpointed, is_shortened):
+    """Planted bugs caught: a micro-batch of four whatever the card; rows cut where checkpointing would do."""
+    done = run("--data", "my.jsonl", "--model", "org/mid", "--gpu", gpu)
+    assert f"dorakit plan my.yaml --gpu {gpu}  # memory and time" in done.stdout
+    recipe = Recipe.from_yaml("my.yaml")
+    assert (recipe.training.micro_batch_size, recipe.training.gradient_checkpointing) == (rows, is_checkpointed)
+    assert (recipe.data.max_seq_len < 896) == is_shortened
+    planned = CliRunner().invoke(app, ["plan", "my.yaml", "--gpu", gpu, "--json"], catch_exceptions=False)
+    assert json.loads(planned.stdout)["fits"] is True
+    text, card = Path("my.yaml").read_text(encoding="utf-8"), f"a card of {gpu.removesuffix('GB')} GiB"
+    assert re.search(rf"# Memory, .*: about .* at the peak of training, .* are there \({re.escape(card)}\)\.", text)
+    assert (f"4 do not fit {card}; the result is the same" in text) == (rows < 4)
+    assert (f"false does not fit {card}" in text) == is_checkpointed
+    assert (f"; more do not fit {card}" in text) == is_shortened
+    assert ("note:   max_seq_len 896 does not fit" in done.stdout) == is_shortened
+
+
+def test_a_card_that_nothing_fits_is_said(mid_size):
+    """Planted bug caught: a recipe with one row of 128 tokens at once, which does not fit either."""
+    report = json.loads(
+        run("--data", "my.jsonl", "--model", "org/mid", "--mode", "full", "--gpu", "2GB", "--json").stdout
+    )
+    assert report["memory"].endswith("(a card of 2 GiB); it does not fit, and `dorakit plan` says what helps")
+    assert (report["micro_batch_size"], report["gradient_checkpointing"], report["max_seq_len"]) == (4, False, 896)
+
+
+def test_a_base_whose_config_cannot_be_had(here):
+    report = json.loads(run("--data", "my.jsonl", "--model", "org/none", "--gpu", "8GB", "--json").stdout)
+    assert report["memory"].startswith("not estimated: config.json of org/none is not in the hub cache")
+    with pytest.raises(UsageError, match="--gpu '8 bananas' is not known"):
+        run("--data", "my.jsonl", "--model", "org/none", "--gpu", "8 bananas")
+
+
+def _question_csv():
+    return "Question;Answer\n" + "".join(f"What is {i} and one?;It is {i + 1}.\n" for i in range(40))
+
+
+def _alpaca():
+    return json.dumps([{"instruction": f"Add one to {i}.", "input": "", "output": f"{i + 1}"} for i in range(40)])
+
+
+def _chats():
+    turns = [[("user", f"{i} and one?"), ("assistant", f"It is {i + 1}.")] for i in range(40)]
+    rows = [{"messages": [{"role": role, "content": content} for role, content in row]} for row in turns]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("qa.csv", _question_csv()), ("alpaca.json", _alpaca()), ("chats.jsonl", _chats())]
+)
+def test_rows_of_ones_own_are_trained_on_as_proposed(tmp_path, monkeypatch, name, content):
+    """Planted bug caught: a recipe that init proposes, and validate, data or train refuses."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(content, encoding="utf-8-sig" if name == "qa.csv" else "utf-8")  # as Excel writes it
+    stem = name.partition(".")[0]
+    for arguments in (
+        ["init", "--data", name, "--model", "tiny:llama"],
+        ["validate", f"{stem}.yaml"],
+        ["data", f"{stem}.yaml", "--quiet"],
+        ["train", f"{stem}.yaml", "--quiet", "--set", "training.epochs=1"],
+    ):
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, (arguments, done.output)
+    assert json.loads(Path("runs", stem, "run.json").read_text(encoding="utf-8"))["state"] == "finished"
+    *_, last = Path("runs", stem, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(last)["step"] == 10  # 38 rows, 4 a step

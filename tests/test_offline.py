@@ -1,8 +1,10 @@
 """The network: used only where something of the hub is named, and offline not even there."""
 
+import logging
 import os
 import socket
 
+import datasets
 import huggingface_hub
 import pytest
 from tiny_runs import tiny_recipe
@@ -14,6 +16,7 @@ from dorakit.data.sources import read_rows
 from dorakit.errors import ResourceError
 from dorakit.evaluation.generation import answer_prompts
 from dorakit.model.source import resolve
+from dorakit.plan.estimate import estimate
 from dorakit.recipe.schema import SourceSection
 
 
@@ -74,3 +77,28 @@ def test_the_option_sets_what_the_libraries_read(monkeypatch):
     assert (os.environ["HF_HUB_OFFLINE"], os.environ["HF_DATASETS_OFFLINE"]) == ("0", "0")
     assert CliRunner().invoke(app, ["--offline", "schema"]).exit_code == 0
     assert (os.environ["HF_HUB_OFFLINE"], os.environ["HF_DATASETS_OFFLINE"]) == ("1", "1")
+
+
+@pytest.mark.parametrize("what", ["config", "rows"])
+def test_retries_are_not_printed(calls, online, monkeypatch, tmp_path, what):
+    """Planted bug caught: a line of the hub client for each of its tries, before the one message that says what to do."""
+    recipe = tiny_recipe(tmp_path, "dora")
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": "owner/model"})})
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # as it was when datasets was imported
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
+    lines: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: lines.append(record.getMessage()))
+    logger = logging.getLogger("huggingface_hub")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(ResourceError):
+            if what == "config":
+                estimate(recipe, gpu="24GB")
+            else:
+                read_rows(SourceSection(path="owner/rows", format="text"), str(tmp_path))
+        level = logger.level
+        logger.warning("as before")
+    finally:
+        logger.removeHandler(handler)
+    assert len(calls) > 1 and lines == ["as before"] and level != logging.ERROR

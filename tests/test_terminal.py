@@ -147,6 +147,7 @@ def test_names_of_tensors_in_a_model(tmp_path, monkeypatch, capsys):
     prefix = "base_model.model.model.\x1b[2Jowned"
     parts = {f"{prefix}.lora_A.weight": torch.ones(2, 4), f"{prefix}.lora_B.weight": torch.ones(4, 2)}
     save_file(parts, adapter / "adapter_model.safetensors")
+    capsys.readouterr()  # transformers' bars, of what is saved above
     code, said = said_by(monkeypatch, capsys, "generate", adapter, "-p", "x")
     assert code == 2 and "owned" in said.err
     assert not steers(said.err)

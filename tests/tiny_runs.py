@@ -18,7 +18,7 @@ data:
   train: [{{path: train.jsonl, format: completion}}]
   validation: {{rows: 6}}
   max_seq_len: 64
-training: {{max_steps: 3, batch_size: 4, micro_batch_size: 4, eval_every: 0, save_every: 0, seed: 1}}
+training: {{max_steps: 3, batch_size: 4, micro_batch_size: 4, eval_every: 0, save_every: 0, seed: 1, sample_rows: 0}}
 optimizer: {{name: adamw, learning_rate: 3e-2, schedule: constant, warmup_ratio: 0.0}}
 evaluation: {{path: test.jsonl, metric: exact_match, max_new_tokens: 6, batch_size: 3}}
 merge: {{dtype: float32}}

@@ -32,7 +32,7 @@ def attach_(
     dropout: float = 0.0,
     rslora: bool = False,
     rank_pattern: dict[str, int] | None = None,
-    alpha_pattern: dict[str, int] | None = None,
+    alpha_pattern: dict[str, float] | None = None,
     modules_to_save: list[str] | None = None,
     seed: int = 0,
     method_options: dict[str, Any] | None = None,
@@ -69,15 +69,16 @@ def attach_(
         )
     if nested := [name for name in whole if any(name != other and _is_inside(name, other) for other in whole)]:
         raise ModelError(f"adapter.modules_to_save: {nested[0]} lies inside another entry; name it once")
-    for pattern in rank_pattern or {}:
-        if not any(pattern_value(name, {pattern: 1}, 0) for name in names):
-            raise ModelError(f"adapter.rank_pattern: {pattern!r} matches no adapted module; one is {names[0]}")
+    for setting, patterns in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern)):
+        for pattern in patterns or {}:
+            if not any(pattern_value(name, {pattern: 1}, 0) for name in names):
+                raise ModelError(f"adapter.{setting}: {pattern!r} matches no adapted module; one is {names[0]}")
     for name in names:
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
         adapter = METHODS[method](
             model.get_submodule(name),
             rank=pattern_value(name, rank_pattern or {}, rank),
-            alpha=pattern_value(name, alpha_pattern or {}, alpha),  # type: ignore[arg-type]
+            alpha=pattern_value(name, alpha_pattern or {}, alpha),
             dropout=dropout,
             rslora=rslora,
             generator=torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1),

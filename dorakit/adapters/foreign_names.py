@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from dorakit.adapters.peft_config import MERGE_IN_PEFT
 from dorakit.errors import ModelError
 
 PREFIX = "base_model.model."  # what PEFT puts in front
@@ -27,11 +28,13 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
 
 
 def refuse_foreign_name(file: Path, name: str) -> None:
-    """Refuse a tensor whose name PEFT does not write, saying who does.
+    """Refuse a tensor whose name PEFT does not write, naming who does, and LoRA on an embedding.
 
     Raises:
         ModelError: With the name.
     """
+    if re.search(r"\.lora_embedding_[AB]$", name):
+        raise ModelError(f"{file}: {name!r} is LoRA on an embedding, which is not supported\n  {MERGE_IN_PEFT}")
     for pattern, why, advice in _FOREIGN:
         if re.search(pattern, name):
             raise ModelError(f"{file}: {name!r} is not a name that PEFT writes: {why}\n  {advice}")

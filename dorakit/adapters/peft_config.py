@@ -8,29 +8,39 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from dorakit.errors import ModelError
 from dorakit.model.configs import check_configs, read_object
 from dorakit.model.directory import check_files
+from dorakit.model.names import pattern_value
 
 CONFIG = "adapter_config.json"
-# Settings of PEFT that change the mathematics and have no counterpart here, with the values that mean "not used".
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    "lora_bias": (False,),
-    "fan_in_fan_out": (False,),
-    "layer_replication": (None,),
-    "use_qalora": (False,),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "use_bdlora": (None, False),
-    "alora_invocation_tokens": (None,),
-    "kasa_config": (None,),
+MERGE_IN_PEFT = (
+    "merge it in PEFT (merge_and_unload, then save_pretrained): the merged directory is a model as any other"
+)
+_RUN_IN_PEFT = "run it with PEFT: no merged model answers as it does"
+# Settings of PEFT that change the mathematics and have no counterpart here: the values that mean "not used", and what is
+# left to do. docs/export.md has a row for each.
+UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "bias": (("none",), MERGE_IN_PEFT),
+    "lora_bias": ((False,), MERGE_IN_PEFT),
+    "target_parameters": ((None, []), MERGE_IN_PEFT),
+    "trainable_token_indices": ((None, [], {}), MERGE_IN_PEFT),
+    "use_bdlora": ((None, False), MERGE_IN_PEFT),
+    "kasa_config": ((None,), MERGE_IN_PEFT),
+    "fan_in_fan_out": ((False,), "its base has Conv1D layers (GPT-2), which take no adapter here: use PEFT"),
+    "layer_replication": ((None,), "it has layers that its base has not: use PEFT"),
+    "use_qalora": ((False,), "it is of a GPTQ base, which is not read here: use PEFT"),
+    "alora_invocation_tokens": ((None,), _RUN_IN_PEFT),
+    "arrow_config": ((None,), _RUN_IN_PEFT),
 }
 # Starts of A and B that leave the base as it is; every other one in PEFT changes the base's weights too.
-_STARTS_BESIDE_THE_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
+_STARTS_BESIDE_THE_BASE = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 # A few repetitions side by side cost little on module names; one within another can take for ever.
 _REPEATED = re.compile(r"(?<!\\)[*+{?]")
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
@@ -50,10 +60,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     check_configs(Path(directory))
     config = read_object(path)
     if config.get("peft_type") != "LORA":
-        raise ModelError(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA (LoRA and DoRA) can be read")
-    for key, unused in _UNSUPPORTED.items():
+        raise ModelError(
+            f"{path}: peft_type is {config.get('peft_type')!r}; only LORA (LoRA and DoRA) can be read\n"
+            f"  of a kind that PEFT can merge: {MERGE_IN_PEFT}"
+        )
+    for key, (unused, advice) in UNSUPPORTED.items():
         if key in config and config[key] not in unused:
-            raise ModelError(f"{path}: {key} = {config[key]!r} is not supported; only {unused[0]!r} is")
+            raise ModelError(f"{path}: {key} = {config[key]!r:.80} is not supported; only {unused[0]!r} is\n  {advice}")
     start = config.get("init_lora_weights")
     if isinstance(start, (dict, list)) or start not in _STARTS_BESIDE_THE_BASE:
         raise ModelError(
@@ -62,6 +75,27 @@ def read_config(directory: Path) -> dict[str, Any]:
         )
     _check_values(path, config)
     return config
+
+
+def used_patterns(config: dict[str, Any], key: str, adapted: Iterable[str]) -> dict[str, Any]:
+    """The entries of rank_pattern or alpha_pattern that match an adapted module; PEFT keeps others too."""
+    names = list(adapted)
+    patterns: dict[str, Any] = config.get(key) or {}
+    return {p: value for p, value in patterns.items() if any(pattern_value(name, {p: 1}, 0) for name in names)}
+
+
+def refuse_adapted_head(model: PreTrainedModel, adapted: Iterable[str], directory: Path) -> None:
+    """Refuse LoRA on the output head.
+
+    Raises:
+        ModelError: With its name.
+    """
+    head = model.get_output_embeddings()
+    names = {name for name, module in model.named_modules() if module is head} - {""}
+    if found := sorted(names & set(adapted)):
+        raise ModelError(
+            f"{directory} has LoRA on the output head ({found[0]}), which is not supported\n  {MERGE_IN_PEFT}"
+        )
 
 
 def _check_values(path: Path, config: dict[str, Any]) -> None:

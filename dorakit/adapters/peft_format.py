@@ -23,8 +23,9 @@ from dorakit.adapters.attach import adapter_layers, attach_, whole_modules
 from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
 from dorakit.adapters.lora import LoRALinear
-from dorakit.adapters.peft_config import CONFIG, read_config
+from dorakit.adapters.peft_config import CONFIG, read_config, refuse_adapted_head, used_patterns
 from dorakit.errors import ModelError, listed
+from dorakit.files import give_rights_of_new
 from dorakit.model.configs import read_object
 from dorakit.model.names import has_suffix, pattern_value
 from dorakit.model.nf4 import BLOCK_SIZES, NF4Format, NF4Linear
@@ -60,7 +61,7 @@ def save_adapter(
     path = Path(directory)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
-    (path / WEIGHTS).chmod(0o644)  # safetensors leaves 0600, which another user cannot read
+    give_rights_of_new(path / WEIGHTS)
     config = _config(model, layers, base_name_or_path, revision)
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (path / STORAGE).write_text(json.dumps({"base_storage": _storage(model)}, indent=2) + "\n", encoding="utf-8")
@@ -86,6 +87,7 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
             f"{path} does not fit this base: it adapts {unknown[0]}, which the base does not have "
             f"({len(unknown)} of {len(adapted)} modules)"
         )
+    refuse_adapted_head(model, adapted, path)
     whole = sorted(
         {name for name in own if name and any(_is_part_of(key, name, own) for key in tensors if ".lora_" not in key)}
     )
@@ -97,13 +99,8 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
         alpha=float(config["lora_alpha"]),
         dropout=float(config.get("lora_dropout", 0.0)),
         rslora=bool(config.get("use_rslora", False)),
-        rank_pattern={
-            # PEFT leaves patterns for modules that its targets then do not reach.
-            pattern: rank
-            for pattern, rank in (config.get("rank_pattern") or {}).items()
-            if any(pattern_value(name, {pattern: 1}, 0) for name in adapted)
-        },
-        alpha_pattern=config.get("alpha_pattern") or {},
+        rank_pattern=used_patterns(config, "rank_pattern", adapted),
+        alpha_pattern=used_patterns(config, "alpha_pattern", adapted),
         modules_to_save=whole,
     )
     _fill(model, tensors, path)
@@ -218,7 +215,7 @@ def _config(
         "lora_alpha": first.alpha,
         "lora_dropout": first.dropout.p,
         "bias": "none",
-        "target_modules": _shortest_targets(model, list(layers)),
+        "target_modules": shortest_targets(model, list(layers)),
         "use_dora": isinstance(first, DoRALinear),
         "use_rslora": any(layer.scaling != layer.alpha / layer.rank for layer in layers.values()),
         "rank_pattern": {name: layer.rank for name, layer in layers.items() if layer.rank != rank},
@@ -229,8 +226,8 @@ def _config(
     }
 
 
-def _shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
-    """Last name parts where they select exactly the adapted modules, else whole names."""
+def shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
+    """Last name parts where they select exactly the adapted modules, else whole names; the base may have adapters attached."""
     endings = sorted({name.rsplit(".", 1)[-1] for name in adapted})
     linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, NF4Linear, LoRALinear))}
     inside = {f"{name}.base" for name in adapted}

@@ -114,6 +114,9 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    # transformers' advice and bars would interleave with ours; it reads these when it is imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with contextlib.redirect_stderr(lasting(sys.stderr)):
         _main()
 

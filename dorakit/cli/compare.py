@@ -14,14 +14,18 @@ from dorakit.terminal import json_line, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dorakit.comparison.findings import Findings, Method
+    from dorakit.comparison.findings import Findings
+    from dorakit.comparison.measure import Measure
+    from dorakit.comparison.methods import Method
+    from dorakit.comparison.statistics import Difference
 
 
 def compare(
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="Recipe that all cells share; its evaluation section measures them.", autocompletion=completion.recipes
+            help="Recipe that all cells share. They are compared by its evaluation.metric, else by their loss on held-out rows.",
+            autocompletion=completion.recipes,
         ),
     ],
     modes: Annotated[
@@ -100,7 +104,7 @@ def _show(findings: Findings) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(_accuracies(findings))
+    console.print(_scores(findings))
     console.print(_costs(findings))
     if findings.is_swept:
         console.print(f"Learning rates were chosen by {findings.chosen_by}.")
@@ -109,21 +113,28 @@ def _show(findings: Findings) -> None:
     console.print(findings.sentence + "\n", markup=False, soft_wrap=True)
 
 
-def _accuracies(findings: Findings) -> Table:
+def _scores(findings: Findings) -> Table:
     fixed = {method.name: method for method in findings.fixed}
-    swept = findings.is_swept
-    columns = ["accuracy"]
+    swept, measure = findings.is_swept, findings.measure
+    columns = [measure.name]
     if swept:
         columns += ["at rate", f"at {findings.fixed_rate:g}"]
     table = _table(*columns, f"{findings.winner.name} ahead by")
     for method in findings.best:
-        row = [method.name, _accuracy(method)]
+        row = [method.name, _score(method, measure)]
         if swept:
             other = fixed.get(method.name)
-            row += [f"{method.learning_rate:g}", _accuracy(other) if other else "-"]
+            row += [f"{method.learning_rate:g}", _score(other, measure) if other else "-"]
         ahead = findings.against_best.get(method.name)
-        table.add_row(*row, f"{ahead.mean:+.1%} [{ahead.low:+.1%}, {ahead.high:+.1%}]" if ahead else "-")
+        table.add_row(*row, _lead(ahead, measure) if ahead else "-")
     return table
+
+
+def _lead(ahead: Difference, measure: Measure) -> str:
+    mean, low, high = map(measure.told_difference, (ahead.mean, ahead.low, ahead.high))
+    from rich.markup import escape
+
+    return escape(f"{mean} [{low}, {high}]" if ahead.is_bounded else f"{mean} [too few rows]")
 
 
 def _costs(findings: Findings) -> Table:
@@ -153,6 +164,6 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _accuracy(method: Method) -> str:
+def _score(method: Method, measure: Measure) -> str:
     spread = method.spread
-    return f"{method.accuracy:.1%}" + (f" ± {spread:.1%}" if spread is not None else "")
+    return measure.told(method.score) + (f" ± {measure.told(spread)}" if spread is not None else "")

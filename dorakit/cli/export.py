@@ -127,14 +127,41 @@ def quantize(
             f"perplexity: {perplexity['before']:.4g} -> {perplexity['after']:.4g} "
             f"({perplexity['tokens']} tokens of {printable(perplexity['data'])})"
         )
+    show_moved(content["compared"], "NF4")
+    typer.echo("  8 bits move them less: dorakit export RUN --to gguf --type q8_0; 16 hardly: dorakit merge RUN")
+
+
+def show_moved(compared: Any, form: str) -> None:
+    """Print how far a quantized or rounded form moves the answers, held against how far training did."""
+    from dorakit.export.receipt import share, worst_part
+
+    part, lost = worst_part(compared)
+    found = compared[part]
+    moved = f"KL(before || after) {found['kl']:.2e} nats a token"
+    if lost is None:
+        typer.echo(f"{form} moves the answers: {moved}")
+    else:
+        typer.echo(
+            f"{form} moves the answers {share(lost)} as far as training did: {moved}, KL(before || base) "
+            f"{found['learned_kl']:.2e}"
+        )
 
 
 def _show_receipt(receipt: Any) -> None:
+    from dorakit.export.receipt import share, worst_part
+
     if receipt == "none":
-        typer.echo("receipt: none")
+        typer.echo("receipt: every weight proved; no rows compared")
         return
+    part, lost = worst_part(receipt)
+    found = receipt[part]
+    learned = "the adapter changes nothing that could be measured"
+    if lost is not None:
+        learned = (
+            f"{share(lost)} of what was learned is lost to rounding (limit {share(receipt['max_lost'])}): "
+            f"KL(live || base) {found['learned_kl']:.2e}"
+        )
     typer.echo(
-        f"receipt: KL(live || merged) {receipt['all']['kl']:.2e} (limit {receipt['max_kl']:g}), top-1 agreement "
-        f"{receipt['all']['top1_agreement']:.2%}, max |logit difference| {receipt['all']['max_logit_difference']:.3g} "
-        f"over {receipt['all']['positions']} positions of {receipt['rows']} rows"
+        f"receipt: every weight proved; {learned}, KL(live || merged) {found['kl']:.2e}, top-1 agreement "
+        f"{found['top1_agreement']:.2%} over {found['positions']} positions of {printable(receipt['compared_on'])}"
     )

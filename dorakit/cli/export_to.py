@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dorakit.cli import completion, options
-from dorakit.cli.options import Onto
+from dorakit.cli.export import show_moved
+from dorakit.cli.options import Dtype, Onto
 from dorakit.errors import UsageError
 from dorakit.terminal import json_line, printable, typed
+
+if TYPE_CHECKING:
+    from dorakit.export.outputs import Exported
 
 
 class To(enum.StrEnum):
@@ -33,12 +37,23 @@ class GGUFType(enum.StrEnum):
 
 
 # Options that only some forms read.
-_READ_BY = {"--type": ("gguf",), "--onto": ("merged", "gguf", "lora"), "--max-kl": ("lora",), "--max-rank": ("lora",)}
+_READ_BY = {
+    "--type": ("gguf",),
+    "--onto": ("merged", "gguf", "lora"),
+    "--dtype": ("merged", "gguf"),
+    "--max-lost": ("lora",),
+    "--max-rank": ("lora",),
+}
 _MAX_RANK = 256
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A finished run.", autocompletion=completion.runs)],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A finished run, or a PEFT adapter directory (with --output).", autocompletion=completion.runs
+        ),
+    ],
     to: Annotated[
         To,
         typer.Option(
@@ -47,42 +62,62 @@ def export(
             "LoRA of any adapter, for servers that know no DoRA.",
         ),
     ],
-    output: Annotated[Path | None, options.output("RUN/peft, RUN/merged, RUN/gguf or RUN/lora")] = None,
+    output: Annotated[Path | None, options.output("of a run RUN/peft, RUN/merged, RUN/gguf or RUN/lora")] = None,
     type_: Annotated[
         GGUFType | None, typer.Option("--type", help="With gguf: type of the matrices.", show_default="f16")
     ] = None,
-    onto: options.OntoBase = None,
-    max_kl: Annotated[
+    onto: Annotated[
+        Onto | None,
+        typer.Option(
+            "--onto",
+            help="Not with peft: the base that the adapter was trained on, or the original weights.",
+            show_default="that of RUN/merged, or the recipe's",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            "--dtype",
+            help="With merged and gguf: dtype of the merge.",
+            show_default="that of RUN/merged, or the recipe's",
+        ),
+    ] = None,
+    max_lost: Annotated[
         float | None,
         typer.Option(
-            "--max-kl",
+            "--max-lost",
             min=0.0,
-            help="With lora: largest KL to the live adapter, in nats a token.",
-            show_default="0.001 in float32, 0.003 in 16 bits",
+            max=1.0,
+            help="With lora: largest share of what was learned that the rank may leave out.",
+            show_default="0.002",
         ),
     ] = None,
     max_rank: Annotated[
         int | None,
         typer.Option("--max-rank", min=1, help="With lora: largest rank.", show_default=str(_MAX_RANK)),
     ] = None,
+    base_model: options.BaseModel = None,
     as_json: options.Json = False,
     quiet: options.QuietPath = False,
 ) -> None:
-    """Write a run in a form that servers load, with a model card, and say what serves it.
+    """Write a run or an adapter in a form that servers load, with a model card, and print the commands that serve it.
 
     Examples:
         dorakit export runs/latest --to gguf --type q8_0
 
         dorakit export runs/latest --to merged
+
+        dorakit export ./adapter --to gguf --output ./served
     """
-    given = {"--type": type_, "--onto": onto, "--max-kl": max_kl, "--max-rank": max_rank}
+    given = {"--type": type_, "--onto": onto, "--dtype": dtype, "--max-lost": max_lost, "--max-rank": max_rank}
     for option, value in given.items():
         if value is not None and to.value not in _READ_BY[option]:
             raise UsageError(f"{option} is read with --to {' or '.join(_READ_BY[option])}, not with --to {to.value}")
-    directory, content, serve = _export(run, to, output, type_, onto, max_kl, max_rank, quiet)
+    made = _export(to, target, given, {"output": output, "base_model": base_model, "quiet": quiet})
+    directory, content = made.directory, made.content
     upload = f"hf upload USER/NAME {typed(directory)}"
     if as_json:
-        typer.echo(json_line({"output": str(directory), **content, "serve": serve, "upload": upload}))
+        typer.echo(json_line({"output": str(directory), **content, "serve": made.serve, "upload": upload}))
         return
     file = content.get("file")
     if quiet:
@@ -91,45 +126,26 @@ def export(
     typer.echo(printable(f"exported: {directory / file if file else directory}"))
     if file:
         typer.echo(f"size: {content['bytes'] / 1e6:.1f} MB, {content['type']}")
+        show_moved(content["compared"], content["type"])
     typer.echo(printable(f"card: {directory / 'README.md'}; to publish it: {upload}"))
-    for line in serve:
+    for line in made.serve:
         typer.echo(printable(f"serve it: {line}"))
 
 
-def _export(
-    run: str,
-    to: To,
-    output: Path | None,
-    type_: GGUFType | None,
-    onto: Onto | None,
-    max_kl: float | None,
-    max_rank: int | None,
-    quiet: bool,
-) -> tuple[Path, dict[str, Any], list[str]]:
-    """Directory, content of export.json, and what serves it."""
+def _export(to: To, target: str, given: dict[str, Any], common: dict[str, Any]) -> Exported:
+    """Hand the options to the export that reads them."""
+    from dorakit.export import outputs
+    from dorakit.export.to_gguf import export_gguf
+
+    named = {option: getattr(value, "value", value) for option, value in given.items()}
     if to is To.peft:
-        from dorakit.export.outputs import export_peft
-
-        made = export_peft(run, output=output, quiet=quiet)
-    elif to is To.merged:
-        from dorakit.export.outputs import export_merged
-
-        made = export_merged(run, output=output, onto=onto.value if onto else None, quiet=quiet)
-    elif to is To.gguf:
-        from dorakit.export.to_gguf import export_gguf
-
-        made = export_gguf(
-            run, output=output, outtype=type_.value if type_ else "f16", onto=onto.value if onto else None, quiet=quiet
+        return outputs.export_peft(target, **common)
+    if to is To.lora:
+        max_rank = _MAX_RANK if named["--max-rank"] is None else named["--max-rank"]
+        return outputs.export_lora(
+            target, onto=named["--onto"], max_lost=named["--max-lost"], max_rank=max_rank, **common
         )
-    else:
-        from dorakit.export.outputs import export_lora
-
-        made = export_lora(
-            run,
-            output=output,
-            onto=onto.value if onto else None,
-            max_kl=max_kl,
-            max_rank=_MAX_RANK if max_rank is None else max_rank,
-            quiet=quiet,
-        )
-    return made.directory, made.content, made.serve
+    merge = {"onto": named["--onto"], "dtype": named["--dtype"]}
+    if to is To.merged:
+        return outputs.export_merged(target, **merge, **common)
+    return export_gguf(target, outtype=named["--type"] or "f16", **merge, **common)

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -41,6 +42,7 @@ def init(
     mode: Annotated[
         str | None, typer.Option("--mode", help="full, lora, dora, qlora or qdora.", show_default="the last of these")
     ] = None,
+    gpu: options.Gpu = None,
     output: Annotated[Path | None, options.output("DATA.yaml")] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -49,8 +51,9 @@ def init(
     Examples:
         dorakit init
 
-        dorakit init --data my.jsonl --model meta-llama/Meta-Llama-3-8B
+        dorakit init --data my.jsonl --model meta-llama/Meta-Llama-3-8B --gpu 24GB
     """
+    from dorakit.cli.init_memory import HERE, card_question, known_card
     from dorakit.recipe.schema import SourceSection
     from dorakit.recipe.written import DEFAULT_MODE
 
@@ -61,12 +64,13 @@ def init(
             f"no {' and no '.join(absent)} given\n  for example: dorakit init --data my.jsonl --model tiny:llama"
         )
     mode = None if mode is None else _known_mode(mode)
+    gpu = None if gpu is None else known_card(gpu)
     if data is None:
         what = "rows (.json, .jsonl, .csv, .parquet, .txt; or a hub data set)"
-        data, rows, sniffed = _asked(what, _only_row_file(), _sniffed)
+        data, rows, read_notes, sniffed = _asked(what, _only_row_file(), _sniffed)
     else:
         _refuse_existing(_target(output, data))  # before a large file is read
-        data, rows, sniffed = _sniffed(data)
+        data, rows, read_notes, sniffed = _sniffed(data)
     target = _target(output, data)
     _refuse_existing(target)
     if not as_json:
@@ -80,33 +84,39 @@ def init(
         model, measured = measure(model)
     if mode is None:  # who gave the other two wants no questions
         mode = _asked("mode (full, lora, dora, qlora, qdora)", DEFAULT_MODE, _known_mode) if absent else DEFAULT_MODE
+    if gpu is None and absent:
+        gpu = _asked(card_question(), HERE, known_card)
     draft = _draft(target, source, model, mode, len(rows), measured)
-    plan = _written(target, draft)
+    draft, plan, memory = _fitted(target, draft, gpu)
+    notes = [*read_notes, *measured.notes, *plan.origin.notes, *_shortened(draft, measured)]
     if as_json:
-        typer.echo(json_line(_report(target, draft, sniffed, measured, plan)))
+        report = _report(target, draft, sniffed, measured, plan)
+        typer.echo(json_line({**report, "memory": memory, "notes": notes}))
         return
     _say("first", _first_row(rows[0], source))
     _say("tokens", f"median {measured.median:,}; {draft.in_99_of_100}; max_seq_len {plan.data.max_seq_len:,}")
-    for note in (*measured.notes, *plan.origin.notes):
+    for note in notes:
         _say("note", note)
-    _say("memory", _memory_estimate(plan))
-    _say_what_is_next(target)
+    _say("memory", memory)
+    _say_what_is_next(target, gpu)
 
 
-def _say_what_is_next(target: Path) -> None:
+def _say_what_is_next(target: Path, gpu: str | None) -> None:
     _say("wrote", str(target))
     for index, (command, why) in enumerate(_NEXT):
         line = f"dorakit {command} {typed(target)}"
+        if command == "plan" and gpu is not None:
+            line += f" --gpu {typed(gpu)}"
         _say("" if index else "next", f"{line}  # {why}" if why else line)
 
 
-def _sniffed(data: str) -> tuple[str, list[Row], Sniffed]:
+def _sniffed(data: str) -> tuple[str, list[Row], list[str], Sniffed]:
     from dorakit.data.sniff import sniff
     from dorakit.data.sources import read_rows
     from dorakit.recipe.schema import SourceSection
 
-    rows, _ = read_rows(SourceSection(path=data, format="text"), os.getcwd())
-    return data, rows, sniff(rows, data)
+    rows, notes = read_rows(SourceSection(path=data, format="text"), os.getcwd())
+    return data, rows, notes, sniff(rows, data)
 
 
 def _measured(rows: list[Row], source: SourceSection, model: str) -> tuple[str, Measured]:
@@ -160,28 +170,32 @@ def _report(target: Path, draft: Draft, sniffed: Sniffed, measured: Measured, pl
         "rows": draft.num_rows,
         "tokens": tokens,
         "max_seq_len": plan.data.max_seq_len,
+        "micro_batch_size": plan.training.micro_batch_size,
+        "gradient_checkpointing": plan.training.gradient_checkpointing,
         "steps": draft.num_steps,
-        "notes": [*measured.notes, *plan.origin.notes],
     }
 
 
-def _memory_estimate(recipe: Recipe) -> str:
-    """What training the recipe takes at its peak, and what is there. Nothing is downloaded for it."""
-    from dorakit.errors import DorakitError
-    from dorakit.memory import gib
-    from dorakit.model.source import at_hand, gguf_file
-    from dorakit.plan.estimate import estimate
+def _fitted(target: Path, draft: Draft, gpu: str | None) -> tuple[Draft, Recipe, str]:
+    """Write the recipe, plan it, and write it again with what fits the card; and the line about its memory."""
+    from dorakit.cli.init_memory import fit_of, planned
 
-    base = recipe.model.base
-    if gguf_file(base) is None and at_hand(base) is None:
-        return f"not estimated: {base} is not here; `dorakit plan` fetches its config.json"
-    try:
-        found = estimate(recipe, modes=())
-    except DorakitError as error:
-        return f"not estimated: {str(error).splitlines()[0]}"
-    fits = "" if found.fits else "; `dorakit plan` says what makes it fit"
-    peak, device = found.ledgers[found.mode].peak, found.device
-    return f"about {gib(peak)} at the peak of training, {gib(device.room)} are there ({device.name}){fits}"
+    plan = _written(target, draft)
+    found, memory = planned(plan, gpu)
+    if found is None or not found.fits:
+        return draft, plan, memory
+    draft = replace(draft, fit=fit_of(found))
+    return draft, _written(target, draft), memory
+
+
+def _shortened(draft: Draft, measured: Measured) -> list[str]:
+    """A line where the card takes less than the rows need."""
+    limit, usual = draft.max_seq_len, draft.usual_seq_len
+    if draft.fit is None or limit == usual:
+        return []
+    longer = "cut" if draft.format == "text" else "dropped"
+    most = ", more than half of all: take a smaller model, or a larger card" if measured.median > limit else ""
+    return [f"max_seq_len {usual:,} does not fit {draft.fit.device}, {limit:,} does: longer rows are {longer}{most}"]
 
 
 def _written(target: Path, draft: Draft) -> Recipe:

@@ -28,6 +28,7 @@ class Onto(enum.StrEnum):
 class Dtype(enum.StrEnum):
     """Dtype of written weights."""
 
+    auto = "auto"
     bfloat16 = "bfloat16"
     float16 = "float16"
     float32 = "float32"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ from dorakit.errors import Problem, RecipeError, UsageError, shown
 from dorakit.terminal import json_line, printable
 
 if TYPE_CHECKING:
+    from dorakit.data.first_look import Look
     from dorakit.recipe.schema import Recipe
 
 
@@ -36,28 +36,36 @@ def validate(
 ) -> None:
     """Check recipes: every problem at once, with its place. Exit code 2 if there is one.
 
+    Reads the headers of a local base and the first rows of local files. Fetches nothing from the hub.
+
     Examples:
         dorakit validate recipes/quickstart.yaml --explain
 
         dorakit validate recipes
     """
+    from dorakit.data.first_look import look
     from dorakit.recipe.loader import load_recipe
 
     reports: list[dict[str, Any]] = []
     failed: list[RecipeError] = []
+    is_elsewhere = False
     for path in _recipe_files(recipes):
         try:
             recipe = load_recipe(path, set_ or [], twin=twin)
+            seen = look(recipe)
+            if seen.problems:
+                is_elsewhere |= bool(seen.absent)
+                raise RecipeError(seen.problems)
         except RecipeError as error:
             failed.append(error)
             reports.append({"path": path, "ok": False, "problems": [problem_dict(p) for p in error.problems]})
             print(printable(str(error)), file=sys.stderr)
             continue
-        reports.append(_report(path, recipe, explain))
+        reports.append(_report(path, recipe, seen, explain))
         if as_json or quiet:
             continue
         typer.echo(shown(f"ok  {path}  {_summary(recipe)}"))
-        for note in [*recipe.origin.notes, *(f"not here yet: {file}" for file in _absent(recipe))]:
+        for note in [*recipe.origin.notes, *seen.notes]:
             typer.echo(shown(f"    {note}"))
         if explain:
             _print_table(recipe)
@@ -68,6 +76,8 @@ def validate(
         count = sum(len(error.problems) for error in failed)
         if not as_json and not quiet:
             print(f"{_count(count, 'problem')} in {_count(len(failed), 'recipe')}", file=sys.stderr)
+            if is_elsewhere:
+                print("files that are not on this machine: --twin checks a recipe without them", file=sys.stderr)
         raise typer.Exit(RecipeError.exit_code)
 
 
@@ -171,20 +181,7 @@ def _summary(recipe: Recipe) -> str:
     return f"{recipe.adapter.mode}{adapter} on {recipe.model.base}, {sources}"
 
 
-def _absent(recipe: Recipe) -> list[str]:
-    """Files that the recipe names and that are not there: no mistake of the recipe, but good to know in time."""
-    from dorakit.recipe.paths import ROW_FILES, is_path
-
-    data = recipe.data
-    named = [source.path for source in data.train] + [data.validation.path, recipe.evaluation.path]
-    rows = [name for name in named if name is not None and Path(name).suffix.lower() in ROW_FILES]
-    files = [] if recipe.origin.is_twin else [Path(data.root, os.path.expanduser(name)) for name in rows]
-    if is_path(recipe.model.base):
-        files.append(Path(recipe.model.base))
-    return list(dict.fromkeys(str(file) for file in files if not file.exists()))
-
-
-def _report(path: str, recipe: Recipe, explained: bool) -> dict[str, Any]:
+def _report(path: str, recipe: Recipe, seen: Look, explained: bool) -> dict[str, Any]:
     from dorakit.recipe.loader import explain
 
     report = {
@@ -192,8 +189,8 @@ def _report(path: str, recipe: Recipe, explained: bool) -> dict[str, Any]:
         "ok": True,
         "mode": recipe.adapter.mode,
         "base": recipe.model.base,
-        "notes": recipe.origin.notes,
-        "absent": _absent(recipe),
+        "notes": [*recipe.origin.notes, *seen.notes],
+        "absent": seen.absent,
     }
     if explained:
         names = ("key", "value", "source", "read_by")

@@ -20,7 +20,7 @@ def report(
     as_json: options.Json = False,
     quiet: options.QuietPath = False,
 ) -> None:
-    """Write one HTML file about runs, finished or not: curves, samples, evaluations, recipe, receipts.
+    """Write one HTML file about runs, finished or not: answers before and after, curves, evaluations, recipe.
 
     The file needs no network and holds no script.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import textwrap
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,12 +18,20 @@ from dorakit.cli.completion import run_directories
 from dorakit.errors import DorakitError, RunError, UsageError
 from dorakit.terminal import json_line, printable
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dorakit.run import Run
+
 _DEPTH = 3  # levels of directories below the one that is asked for: comparisons keep their runs one down
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One run. Absent: whatever is not known yet, or not asked for by its recipe."""
+    """One run. Absent: whatever is not known yet, or not asked for by its recipe.
+
+    `steps`, `loss` and `validation_loss` (the lowest) of a run that did not finish are as far as it came.
+    """
 
     path: str
     state: str
@@ -28,6 +39,7 @@ class _Row:
     rank: int | None = None
     base: str | None = None
     steps: int | None = None
+    loss: float | None = None
     validation_loss: float | None = None
     accuracy: float | None = None
     measured: str | None = None
@@ -38,7 +50,9 @@ def runs(
     directory: Annotated[Path, typer.Argument(help="Directory of runs.")] = Path("runs"),
     as_json: options.Json = False,
 ) -> None:
-    """List runs, the latest first: state, mode, steps, lowest validation loss, best accuracy measured.
+    """List runs, the latest first: state, mode, steps, last loss, lowest validation loss, best accuracy measured.
+
+    A run that stopped shows how far it came. Where the terminal is too narrow for a table, each run has lines of its own.
 
     Examples:
         dorakit runs
@@ -80,6 +94,7 @@ def _row(path: Path) -> _Row:
             except RunError:
                 pass
         accuracy, measured = _best_accuracy(run)
+        step, loss, lowest = _logged(run)
     except (DorakitError, OSError, ValueError) as error:
         return _Row(str(path), f"damaged: {str(error).splitlines()[0]}", changed=changed)
     return _Row(
@@ -88,15 +103,16 @@ def _row(path: Path) -> _Row:
         mode=settings.get("adapter.mode"),
         rank=int(rank) if (rank := settings.get("adapter.rank", "")).isdigit() else None,
         base=settings.get("model.base"),
-        steps=facts.get("steps"),
-        validation_loss=facts.get("best_validation_loss"),
+        steps=facts.get("steps", step),
+        loss=loss,
+        validation_loss=facts.get("best_validation_loss", lowest),
         accuracy=accuracy,
         measured=measured,
         changed=changed,
     )
 
 
-def _best_accuracy(run: Any) -> tuple[float | None, str | None]:
+def _best_accuracy(run: Run) -> tuple[float | None, str | None]:
     """The highest accuracy among the run's evaluations of its own weights, and the name of that evaluation."""
     best: tuple[float | None, str | None] = (None, None)
     for file in sorted(run.eval.glob("*.json")) if run.eval.is_dir() else []:
@@ -110,24 +126,91 @@ def _best_accuracy(run: Any) -> tuple[float | None, str | None]:
     return best
 
 
+def _logged(run: Run) -> tuple[int | None, float | None, float | None]:
+    """The last step that was logged or saved, its training loss, and the lowest validation loss."""
+    steps = [int(path.name[5:]) for path in run.checkpoints.glob("step-*") if path.name[5:].isdigit()]
+    last, lowest = "", None
+    with contextlib.suppress(OSError), open(run.metrics_file, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if '"train/loss"' in line and line.endswith("\n"):  # the last one may be cut short
+                last = line
+            if '"validation/loss"' in line:
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    entry = json.loads(line)
+                    steps.append(int(entry["step"]))
+                    lowest = min(float(entry["validation/loss"]), math.inf if lowest is None else lowest)
+    loss = None
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        entry = json.loads(last)
+        steps.append(int(entry["step"]))
+        loss = float(entry["train/loss"])
+    return max(steps, default=None), loss, lowest
+
+
+_UNBROKEN = "\N{NO-BREAK SPACE}"
+_RIGHT = ("steps", "loss", "validation", "accuracy")
+
+
 def _show(rows: list[_Row]) -> None:
-    from rich import box
+    """As a table where one fits, without the time of the last change if need be; else some lines for each run."""
     from rich.console import Console
+    from rich.measure import Measurement
+
+    console, endless = Console(highlight=False), Console(width=100_000)
+    cells = [_cells(row) for row in rows]
+    used = [name for name in cells[0] if any(row[name] for row in cells)]
+    for names in (used, [name for name in used if name != "changed"]):
+        table = _table(names, cells)
+        if Measurement.get(endless, endless.options, table).maximum <= console.width:
+            console.print(table)
+            break
+    else:
+        for one in cells:
+            console.print(_lines(one, console.width), markup=False, soft_wrap=True)
+    for row in rows:
+        if reason := row.state.partition(": ")[2]:
+            console.print(printable(f"{row.path}: {reason}"), markup=False, soft_wrap=True)
+
+
+def _cells(row: _Row) -> dict[str, str]:
+    """What is shown of a run, by column."""
+    shown = {
+        "state": row.state.partition(": ")[0],
+        "mode": "" if row.mode is None else row.mode + (f" r={row.rank}" if row.rank else ""),
+        "steps": "" if row.steps is None else str(row.steps),
+        "loss": "" if row.loss is None else f"{row.loss:.4f}",
+        "validation": "" if row.validation_loss is None else f"{row.validation_loss:.4f}",
+        "accuracy": "" if row.accuracy is None else f"{row.accuracy:.1%}",
+        "changed": row.changed,
+        "run": row.path,
+    }
+    return {name: printable(value) for name, value in shown.items()}
+
+
+def _table(names: list[str], rows: list[dict[str, str]]) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("state", overflow="fold")
-    table.add_column("mode", no_wrap=True)
-    for name in ("steps", "loss", "accuracy"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("changed", no_wrap=True)
-    table.add_column("run", overflow="fold")
+    for name in names:
+        table.add_column(name, no_wrap=True, justify="right" if name in _RIGHT else "left")
     for row in rows:
-        loss = "" if row.validation_loss is None else f"{row.validation_loss:.4f}"
-        accuracy = "" if row.accuracy is None else f"{row.accuracy:.1%}"
-        mode = "" if row.mode is None else row.mode + (f" r={row.rank}" if row.rank else "")
-        steps = "" if row.steps is None else str(row.steps)
-        cells = (row.state, mode, steps, loss, accuracy, row.changed, row.path)
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    Console(highlight=False).print(table)
+        table.add_row(*(Text(row[name]) for name in names))
+    return table
+
+
+def _lines(row: dict[str, str], width: int) -> str:
+    """The run's path, whole, and what is known of it, broken between figures only."""
+    told = [row["state"], row["mode"], row["steps"] and f"{row['steps']} steps"]
+    told += [f"{name} {row[name]}" for name in _RIGHT[1:] if row[name]] + [row["changed"]]
+    kept = [part.replace(" ", _UNBROKEN) for part in told if part]
+    words = textwrap.fill(
+        ", ".join(kept),
+        width,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return f"{row['run']}\n{words.replace(_UNBROKEN, ' ')}"

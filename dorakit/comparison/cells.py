@@ -13,8 +13,8 @@ from dorakit.recipe.schema import MODES, Recipe
 from dorakit.run import Run
 from dorakit.terminal import typed
 
-# Of a run on disk: where it lies, and the commit that a branch pointed to.
-_MAY_DIFFER = ("output_dir", "model.revision")
+# Of a run on disk: where it lies, the commit that a branch pointed to, and what is only looked at.
+_MAY_DIFFER = ("output_dir", "model.revision", "training.sample_rows")
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,8 @@ def environment_notes(runs: Mapping[Cell, Run]) -> list[str]:
     ]
     if not differing:
         return []
-    return [
-        f"Cells were not all trained alike, so their seconds and memory cannot be compared: {'; '.join(differing)}."
-    ]
+    return [f"Runs were not all trained alike, so their seconds and memory cannot be compared: {'; '.join(differing)}."]
 
 
 def _told(cells: Sequence[Cell]) -> str:
-    return cells[0].name if len(cells) == 1 else f"{len(cells)} cells, the first is {cells[0].name}"
+    return cells[0].name if len(cells) == 1 else f"{len(cells)} runs, the first is {cells[0].name}"

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dorakit.comparison.cells import Cell, check_same
+from dorakit.comparison.measure import Measure
 from dorakit.errors import DorakitError, Interrupted, RunError
+from dorakit.evaluation.written import beside, losses_beside
 from dorakit.files import write_whole
 from dorakit.recipe.resolved import dump_resolved
 from dorakit.recipe.schema import Recipe
@@ -76,16 +78,21 @@ def measure_cell(
     return run.read(f"eval/{name}.json")
 
 
-def right_or_wrong(run: Run, name: str) -> dict[str, bool]:
-    """Of each row of an evaluation, by its place and a digest of what it asks, whether it was answered rightly.
+def row_scores(run: Run, name: str, measure: Measure) -> dict[str, tuple[float, int]]:
+    """For each row of an evaluation, by its place and a digest of it, its value and how much it counts.
+
+    The value is 1.0 for a right answer and 0.0 for a wrong one, which count once; or the summed loss of a row's tokens, which
+    counts as often as there are tokens.
 
     Raises:
-        RunError: The predictions are gone.
+        RunError: The file of the rows is gone or damaged.
     """
-    file = run.eval / f"{name}.predictions.jsonl"
+    file = (losses_beside if measure.is_loss else beside)(run.eval / f"{name}.json")
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        return {f"{line['row']} {_digest(line)}": bool(line["correct"]) for line in lines}
+        if measure.is_loss:
+            return {f"{line['row']} {line['digest']}": (float(line["nats"]), int(line["tokens"])) for line in lines}
+        return {f"{line['row']} {_digest(line)}": (float(bool(line["correct"])), 1) for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file} cannot be used ({error})\n  remove {run.eval} and compare again") from None
 

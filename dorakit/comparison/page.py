@@ -10,7 +10,9 @@ from urllib.parse import quote
 
 from dorakit.comparison.cells import Cell
 from dorakit.comparison.charts import accuracy_charts
-from dorakit.comparison.findings import CellResult, Findings, Method
+from dorakit.comparison.findings import Findings
+from dorakit.comparison.measure import Measure
+from dorakit.comparison.methods import CellResult, Method
 from dorakit.errors import UsageError
 from dorakit.files import write_whole
 from dorakit.recipe.schema import Recipe
@@ -22,6 +24,8 @@ from dorakit.report.templates import fill
 from dorakit.run import Run
 
 _MAX_DRAWN = 16  # methods whose loss curves can still be told apart
+# In place, since not every reader of a page has met it.
+_NAT = "Nats are the unit of the loss: minus the natural logarithm of the probability that the model gave to a token."
 _POINTS = (500, 200, 60)  # of a curve; the first with which the page is small enough
 
 
@@ -68,6 +72,8 @@ def render(comparison: Comparison) -> str:
             sentence=found.sentence,
             notes=found.notes,
             methods=_method_rows(found),
+            measure=found.measure.name,
+            is_loss=found.measure.is_loss,
             swept=found.is_swept,
             forgets=found.forgets,
             fixed_rate=f"{found.fixed_rate:g}",
@@ -80,8 +86,8 @@ def render(comparison: Comparison) -> str:
             losses=losses(contents, [method.name for method in drawn], limit=points),
             losses_note=f"each method at its best, seed {drawn[0].cells[0].cell.seed}",
             drawn=[{"name": method.name, "colour": run_colour(number)} for number, method in enumerate(drawn)],
-            cells=[_cell_row(cell, comparison) for method in found.methods for cell in method.cells],
-            cells_note="each is a run of its own; its name leads to its report",
+            trainings=[_run_row(cell, comparison) for method in found.methods for cell in method.cells],
+            trainings_note="one for each method, learning rate and seed; the name leads to its report",
             compared=_compared(comparison),
         )
         if len(page.encode()) < MAX_BYTES:
@@ -94,9 +100,12 @@ def _num_seeds(found: Findings) -> int:
 
 
 def _span(found: Findings) -> tuple[float, float]:
-    """Between which accuracies methods are drawn: all of their seeds, to the next 5 %, 10 % apart or more."""
-    values = [cell.accuracy for method in found.best for cell in method.cells]
-    low, high = math.floor(min(values) * 20) / 20, math.ceil(max(values) * 20) / 20
+    """The ends of the scale that methods are drawn on: around all of their seeds."""
+    values = [cell.score for method in found.best for cell in method.cells]
+    if found.measure.is_loss:
+        room = 0.1 * (max(values) - min(values)) or 0.05
+        return max(0.0, min(values) - room), max(values) + room
+    low, high = math.floor(min(values) * 20) / 20, math.ceil(max(values) * 20) / 20  # to the next 5 %
     if high - low < 0.1:
         low, high = max(0.0, low - 0.05), min(1.0, high + 0.05)
     return low, high
@@ -104,7 +113,13 @@ def _span(found: Findings) -> tuple[float, float]:
 
 def _span_told(found: Findings) -> str:
     low, high = _span(found)
+    if found.measure.is_loss:
+        return f"{figure(low)} to {figure(high)}"
     return f"{low * 100:.0f} to {high * 100:.0f}\N{NO-BREAK SPACE}%"
+
+
+def _told(measure: Measure, value: float) -> str:
+    return figure(value) if measure.is_loss else percent(value)
 
 
 def _method_rows(found: Findings) -> list[dict[str, Any]]:
@@ -113,11 +128,11 @@ def _method_rows(found: Findings) -> list[dict[str, Any]]:
         {
             "name": method.name,
             "colour": run_colour(number),
-            "accuracy": percent(method.accuracy),
-            "spread": None if method.spread is None else f"{method.spread * 100:.1f}",
+            "score": _told(found.measure, method.score),
+            "spread": None if method.spread is None else _spread(found.measure, method.spread),
             **_placed(method, *_span(found)),
             "rate": f"{method.learning_rate:g}",
-            "fixed": percent(fixed[method.name].accuracy) if method.name in fixed else "–",
+            "fixed": _told(found.measure, fixed[method.name].score) if method.name in fixed else "–",
             **_ahead(method, found),
             "seconds": duration(method.mean(lambda cell: cell.seconds)),
             "memory": size(method.mean(lambda cell: float(cell.peak_memory_bytes))),
@@ -128,15 +143,19 @@ def _method_rows(found: Findings) -> list[dict[str, Any]]:
     ]
 
 
+def _spread(measure: Measure, spread: float) -> str:
+    return figure(spread) if measure.is_loss else f"{spread * 100:.1f}"
+
+
 def _placed(method: Method, low: float, high: float) -> dict[str, Any]:
     """Mean, and lowest and highest seed, in percent of the way from low to high."""
 
     def place(value: float) -> float:
         return round(100 * (value - low) / (high - low), 1)
 
-    values = [cell.accuracy for cell in method.cells]
+    values = [cell.score for cell in method.cells]
     return {
-        "middle": place(method.accuracy),
+        "middle": place(method.score),
         "range": (place(min(values)), place(max(values))) if len(values) > 1 else None,
     }
 
@@ -145,8 +164,9 @@ def _ahead(method: Method, found: Findings) -> dict[str, str]:
     difference = found.against_best.get(method.name)
     if difference is None:
         return {"ahead": "–", "interval": ""}
-    low, high = (f"{value * 100:+.1f}" for value in (difference.low, difference.high))
-    return {"ahead": f"{difference.mean * 100:+.1f}\N{NO-BREAK SPACE}%", "interval": f"[{low}, {high}]"}
+    scale, digits, unit = (1, 4, "") if found.measure.is_loss else (100, 1, "\N{NO-BREAK SPACE}%")
+    mean, low, high = (f"{value * scale:+.{digits}f}" for value in (difference.mean, difference.low, difference.high))
+    return {"ahead": f"{mean}{unit}", "interval": f"[{low}, {high}]" if difference.is_bounded else "[too few rows]"}
 
 
 def _nats(value: float | None) -> str:
@@ -167,17 +187,20 @@ def _reading(found: Findings) -> list[str]:
         lines.append(
             f"[…] is a 95 % interval{corrected} over rows and seeds: where it holds 0, the two cannot be told apart."
         )
+    if found.measure.is_loss:
+        lines.append(f"{found.measure.name.capitalize()} is in nats a token, and lower is better. {_NAT}")
     if found.forgets:
-        lines.append("Forgotten: how far the loss on the general text rose over the cell’s own base, in nats a token.")
+        told = "Forgotten: how far the loss on the general text rose over the model before training, in nats a token."
+        lines.append(told if found.measure.is_loss else f"{told} {_NAT}")
     return lines
 
 
-def _cell_row(result: CellResult, comparison: Comparison) -> dict[str, str]:
+def _run_row(result: CellResult, comparison: Comparison) -> dict[str, str]:
     run = comparison.runs[result.cell]
     return {
         "name": result.cell.name,
         "link": f"{quote(result.cell.name)}/{run.report.name}" if run.report.is_file() else "",
-        "accuracy": percent(result.accuracy),
+        "score": _told(comparison.findings.measure, result.score),
         "unparsed": count(result.unparsed),
         "loss": figure(result.validation_loss),
         "seconds": duration(result.seconds),
@@ -202,7 +225,8 @@ def _compared(comparison: Comparison) -> list[tuple[str, str]]:
         ("trained on", ", ".join(str(source.path) for source in recipe.data.train)),
         (
             "measured on",
-            f"{len(found.winner.cells[0].right):,} rows of {evaluation.get('data')}, {evaluation.get('metric')}",
+            f"{len(found.winner.cells[0].rows):,} rows of {evaluation.get('data')}, "
+            f"{'loss' if found.measure.is_loss else evaluation.get('metric')}",
         ),
     ]
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from dorakit.comparison.cells import Cell, cell_recipe, check_alike, environment_notes, grid
-from dorakit.comparison.execution import measure_cell, right_or_wrong, train_cell
-from dorakit.comparison.findings import CellResult, Findings, find
+from dorakit.comparison.execution import measure_cell, row_scores, train_cell
+from dorakit.comparison.findings import Findings, find
+from dorakit.comparison.measure import Measure, measure_of
+from dorakit.comparison.methods import CellResult
 from dorakit.comparison.page import Comparison, write_comparison
 from dorakit.errors import UsageError
 from dorakit.files import write_json
@@ -43,7 +45,8 @@ def compare(
     in the same order. A finished cell is never run again, an interrupted one goes on.
 
     Args:
-        recipe: The recipe; its evaluation section says how cells are measured.
+        recipe: The recipe; its evaluation section says how cells are measured. Where that names no metric, they are
+            measured by their loss.
         modes: Values of adapter.mode; none: the recipe's own.
         ranks: Values of adapter.rank, likewise.
         learning_rates: Values of optimizer.learning_rate, likewise.
@@ -56,17 +59,13 @@ def compare(
         quiet: The cells' own progress is not shown.
 
     Raises:
-        UsageError: The axes are wrong, or the recipe judges no answers.
+        UsageError: The axes are wrong, or there are no rows to compare by.
         RunError: A cell on disk is of another comparison; cells differ in more than the axes.
         Interrupted: The same command goes on.
         DorakitError: A cell failed, with its exit code.
     """
     plan = Recipe.from_yaml(str(recipe), list(overrides), twin=twin)
-    if plan.evaluation.metric == "none":
-        raise UsageError(
-            f"{recipe}: evaluation.metric is none, so cells have no accuracy to compare\n"
-            "  --set evaluation.metric=exact_match (last_number, option, option_likelihood)"
-        )
+    measure = measure_of(plan)
     if general is not None and not general.is_file():
         raise UsageError(f"--general {general}: no such file; name a plain text")
     place = (output or Path("runs") / f"{plan.origin.name}-comparison").absolute()
@@ -79,48 +78,67 @@ def compare(
         say(f"cell {number}/{len(cells)}: {cell.name}")
         run = train_cell(cell, recipes[cell], place, quiet=quiet)
         runs[cell] = run
-        results.append(_measure(cell, run, general, quiet=quiet))
+        results.append(_measure(cell, run, measure, general, quiet=quiet))
         write_report(run)  # with its evaluation in it
-        say(f"  accuracy {results[-1].accuracy:.1%}, {results[-1].seconds:.0f} s")
+        say(f"  {measure.name} {measure.told(results[-1].score)}, {results[-1].seconds:.0f} s")
     check_alike(list(runs.items()))
     rates = [cell.learning_rate for cell in cells]
     own = plan.optimizer.learning_rate
-    findings = find(
-        results, fixed_rate=own if own in rates else rates[0], tests_on_validation=plan.evaluation.path is None
-    )
-    notes = [*([_TWIN] if plan.origin.is_twin else []), *environment_notes(runs)]
+    findings = find(results, fixed_rate=own if own in rates else rates[0], measure=measure)
+    twin_note = [_TWIN] if plan.origin.is_twin else []
+    notes = [*twin_note, *_by_loss_note(measure), *_trained_on_note(results, measure), *environment_notes(runs)]
     findings = replace(findings, notes=notes)
     write_json(place / "comparison.json", {"schema": 1, "recipe": plan.origin.name, **findings.as_dict()})
     write_comparison(Comparison(plan, place, findings, runs))
     return findings, place
 
 
-def _measure(cell: Cell, run: Run, general: Path | None, *, quiet: bool) -> CellResult:
+def _by_loss_note(measure: Measure) -> list[str]:
+    if not measure.is_loss:
+        return []
+    return [
+        f"The recipe has no evaluation.metric, so runs are compared by their loss on the {measure.rows}, in nats a token: lower "
+        "is better."
+    ]
+
+
+def _trained_on_note(results: Sequence[CellResult], measure: Measure) -> list[str]:
+    most = max(results, key=lambda result: result.trained_on or 0)
+    if not most.trained_on:
+        return []
+    return [
+        f"{most.trained_on} of {len(most.rows)} {measure.rows} are training rows too: on those, {measure.name} says what was "
+        "remembered and not what was learned."
+    ]
+
+
+def _measure(cell: Cell, run: Run, measure: Measure, general: Path | None, *, quiet: bool) -> CellResult:
     measure_cell(cell, run, name="comparison", arguments=[], quiet=quiet)
     if general is not None:
         _measure_forgetting(cell, run, general.absolute(), quiet=quiet)
-    return result_of(cell, run, with_general=general is not None)
+    return result_of(cell, run, measure, with_general=general is not None)
 
 
-def result_of(cell: Cell, run: Run, *, with_general: bool) -> CellResult:
+def result_of(cell: Cell, run: Run, measure: Measure = Measure(), *, with_general: bool) -> CellResult:
     """What was measured of a finished cell, read from its run.
 
     Raises:
         RunError: It was not measured, or the files are damaged.
     """
-    facts = run.read("run.json")
+    facts, measured = run.read("run.json"), run.read("eval/comparison.json")
     forgotten = None
     if with_general:
         forgotten = float(run.read("eval/general.json")["loss"]) - float(run.read("eval/general-base.json")["loss"])
     return CellResult(
         cell=cell,
-        right=right_or_wrong(run, "comparison"),
-        unparsed=int(run.read("eval/comparison.json")["unparsed"]),
+        rows=row_scores(run, "comparison", measure),
+        unparsed=int(measured["unparsed"] or 0),
         validation_loss=facts["best_validation_loss"],
         seconds=float(facts["seconds"]),
         peak_memory_bytes=int(facts["peak_memory_bytes"]),
         trained_parameters=int(facts["trained_parameters"]),
         forgotten=forgotten,
+        trained_on=measured.get("rows_trained_on"),  # absent in results of an earlier dorakit
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -40,6 +41,12 @@ class Document:
     def num_labels(self) -> int:
         """Number of tokens that carry loss."""
         return int(self.mask.sum())
+
+    @property
+    def digest(self) -> bytes:
+        """Eight bytes that stand for ids and mask."""
+        content = self.input_ids.astype("<i4").tobytes() + np.packbits(self.mask).tobytes()
+        return hashlib.blake2b(content, digest_size=8).digest()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -85,7 +92,7 @@ class Tally:
         if self.endless:
             notes.append(
                 f"the chat template ends {self.endless} turns of the assistant before the last without a stop token, "
-                "so they do not teach it to stop; train_on: last leaves them out"
+                "so they do not teach it to stop; train_on: last leaves them out (docs/faq.md#it-never-stops)"
             )
         return notes
 

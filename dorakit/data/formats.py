@@ -57,7 +57,9 @@ class Conversation:
 Sample = Passage | Conversation
 
 
-def read_samples(rows: Sequence[Row], source: SourceSection, *, evaluation: bool = False) -> list[Sample]:
+def read_samples(
+    rows: Sequence[Row], source: SourceSection, *, evaluation: bool = False, is_whole: bool = True
+) -> list[Sample]:
     """Read rows in a source's format.
 
     Args:
@@ -65,12 +67,13 @@ def read_samples(rows: Sequence[Row], source: SourceSection, *, evaluation: bool
         source: Gives format, columns and prompt.
         evaluation: Rows to be answered: the prompt may have an evaluation form, and the text to train on may be absent
             where an `answer` is given.
+        is_whole: These are all rows; otherwise a field that none of them has may be in others.
 
     Raises:
         DataError: A field is absent, null or of the wrong type; the message names the row, the fields it has, and the
             nearest of them.
     """
-    columns = _columns(rows, source, evaluation)
+    columns = _columns(rows, source, evaluation, is_whole)
     if source.format == "chat":
         return [_conversation(row, columns, evaluation) for row in rows]
     if source.format == "completion":
@@ -83,7 +86,7 @@ def read_samples(rows: Sequence[Row], source: SourceSection, *, evaluation: bool
     return [_instruction(row, columns, prompt, evaluation) for row in rows]
 
 
-def _columns(rows: Sequence[Row], source: SourceSection, evaluation: bool) -> dict[str, str]:
+def _columns(rows: Sequence[Row], source: SourceSection, evaluation: bool, is_whole: bool) -> dict[str, str]:
     expected = EXPECTED[source.format]
     for name, column in source.columns.items():
         if name not in expected:
@@ -92,7 +95,7 @@ def _columns(rows: Sequence[Row], source: SourceSection, evaluation: bool) -> di
                 f"it looks for {', '.join(expected)}.\n  columns maps an expected name to the name in the data"
             )
         # Training reads no answer, so its rows need not have one.
-        if (name != "answer" or evaluation) and not any(column in row.fields for row in rows):
+        if is_whole and (name != "answer" or evaluation) and not any(column in row.fields for row in rows):
             present = list(dict.fromkeys(str(field) for row in rows for field in row.fields))
             near = difflib.get_close_matches(column, present, n=1)
             raise DataError(

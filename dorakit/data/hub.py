@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import Any
 
+from dorakit.cache import refuse_hub_cache
 from dorakit.errors import DataError, ResourceError
+from dorakit.files import nearby
+from dorakit.model import hub_log
 from dorakit.recipe.paths import ROW_FILES
 from dorakit.recipe.schema import SourceSection
 
@@ -21,14 +23,19 @@ def load_hub(source: SourceSection, path: Path, split: str) -> list[dict[str, An
     """
     import datasets
 
-    quiet = datasets.utils.logging
-    quiet.disable_progress_bar()
+    refuse_hub_cache(str(datasets.config.HF_DATASETS_CACHE))
+    has_bars = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.utils.logging.disable_progress_bar()
     try:
-        dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=split)
+        with hub_log.errors_only():
+            dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError) as error:
         raise _unreachable(source.path, path, error) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{source.path}: {_first_line(error)}") from None
+    finally:
+        if has_bars:
+            datasets.utils.logging.enable_progress_bar()
     return list(dataset.to_list())
 
 
@@ -45,12 +52,7 @@ def load_saved(directory: Path, split: str, *, is_asked: bool) -> list[dict[str,
     """
     import datasets
 
-    is_dict = (directory / "dataset_dict.json").is_file()
-    if not is_dict and not (directory / "state.json").is_file():
-        inside = sorted(entry.name for entry in directory.iterdir())
-        files = [name for name in inside if name.endswith(ROW_FILES)]
-        hint = f"\n  name a file in it: {', '.join(files[:5])}" if files else f"\n  it holds {_some(inside)}"
-        raise DataError(f"{directory} is a directory, and not one that datasets' save_to_disk wrote{hint}")
+    is_dict = check_saved(directory)
     try:
         loaded = datasets.load_from_disk(str(directory))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -70,19 +72,30 @@ def load_saved(directory: Path, split: str, *, is_asked: bool) -> list[dict[str,
     return list(loaded.to_list())
 
 
+def check_saved(directory: Path) -> bool:
+    """Whether a directory that `save_to_disk` wrote is that of a DatasetDict; nothing in it is read.
+
+    Raises:
+        DataError: Not such a directory.
+    """
+    is_dict = (directory / "dataset_dict.json").is_file()
+    if not is_dict and not (directory / "state.json").is_file():
+        inside = sorted(entry.name for entry in directory.iterdir())
+        files = [name for name in inside if name.endswith(ROW_FILES)]
+        hint = f"\n  name a file in it: {', '.join(files[:5])}" if files else f"\n  it holds {_some(inside)}"
+        raise DataError(f"{directory} is a directory, and not one that datasets' save_to_disk wrote{hint}")
+    return is_dict
+
+
 def missing(path: Path, written: str) -> DataError:
     """The error for a file that is not there, with what is there."""
-    directory = path.parent
-    if not directory.is_dir():
-        above = next(parent for parent in directory.parents if parent.is_dir())
-        return DataError(f"no such file: {path}\n  nearest directory that exists: {above} (holds {_listing(above)})")
-    names = [entry.name for entry in directory.iterdir() if not entry.name.startswith(".")]
-    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the directory holds {_some(sorted(names))}"
-    return DataError(f"no such file: {written} (looked for {path})\n  {hint}")
+    place = f"{written} (looked for {path})" if path.parent.is_dir() else str(path)
+    return DataError(f"no such file: {place}\n  {nearby(path)}")
 
 
 def _unreachable(written: str, path: Path, error: Exception) -> Exception:
+    import datasets
+
     switches = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
     offline = next((switch for switch in switches if os.environ.get(switch, "0") not in ("", "0")), "")
     name = f"{written} (no such file or directory: {path}; so a hub data set)"
@@ -95,20 +108,17 @@ def _unreachable(written: str, path: Path, error: Exception) -> Exception:
             f"{name} is not in the cache, and {offline} is set, so it is not downloaded.\n"
             f"  unset {offline} (or leave out --offline); or {what_to_do.strip()}"
         )
+    refuse_hub_cache(str(datasets.config.HF_DATASETS_CACHE), to_write=True)
     if isinstance(error, ConnectionError) or "reach" in str(error) or "connect" in str(error).lower():
         return ResourceError(f"{name}: the hub cannot be reached: {_first_line(error)}\n{what_to_do}")
     return DataError(
         f"{name} cannot be read: {_first_line(error)}\n"
-        "  a gated one needs `hf auth login` and its licence accepted on the hub"
+        "  a gated one needs `hf auth login` and its licence accepted on the hub; more: docs/faq.md#hub-models-and-tokens"
     )
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _listing(directory: Path) -> str:
-    return _some(sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith(".")))
 
 
 def _some(names: list[str]) -> str:

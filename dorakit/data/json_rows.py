@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,18 +12,32 @@ from dorakit.errors import DataError
 
 MAX_LINE = 4 * 1024 * 1024  # characters
 MAX_DEPTH = 64
+_LONGEST_WORD = 16  # characters: more than in a number's sign, a literal or an escape that a cut may leave in part
+_BETWEEN = re.compile(r"\s*,?\s*")
 _SHORT, _BEFORE = 70, 40  # columns up to which a line is quoted from its beginning; else what stands before the fault
 
 Fields = dict[str, Any]
 
 
-def json_rows(text: str, name: str) -> Iterator[tuple[Fields, str]]:
+def json_rows(text: str, name: str, *, is_whole: bool = True) -> Iterator[tuple[Fields, str]]:
     """The objects of a file and their places: NAME:812 (a line) or NAME[17] (an index from 0).
+
+    Args:
+        text: The file's.
+        name: What messages call it.
+        is_whole: Otherwise the text was cut: lines are whole, and the last element of an array may be there in part.
 
     Raises:
         DataError: Something is not JSON, not an object, or beyond the limits.
     """
-    return _array(text, name) if text.lstrip().startswith("[") else _lines(text, name)
+    if not is_array(text):
+        return _lines(text, name)
+    return _array(text, name) if is_whole else _first_of_array(text, name)
+
+
+def is_array(text: str) -> bool:
+    """Whether a file's text is one array, not an object a line."""
+    return text.lstrip().startswith("[")
 
 
 def _refuse_constant(constant: str) -> None:
@@ -70,6 +85,34 @@ def _array(text: str, name: str) -> Iterator[tuple[Fields, str]]:
         place = f"{name}[{index}]"
         _check_depth(value, place)
         yield _object(value, place), place
+
+
+def _first_of_array(text: str, name: str) -> Iterator[tuple[Fields, str]]:
+    """The elements of an array whose text was cut; what is wrong at the cut itself is not known, and left out."""
+    at, index = text.index("[") + 1, 0
+    while (start := _next_element(text, at)) < len(text):
+        try:
+            value, at = _DECODER.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            if len(text) - error.pos < _LONGEST_WORD or error.msg.startswith("Unterminated string"):
+                return
+            line = text.split("\n")[error.lineno - 1]
+            raise DataError(f"{name}:{error.lineno}: not JSON: {_reason(error, line)}") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}[{index}]: not JSON: {_reason(error, text[start:])}") from None
+        if at == len(text):
+            return  # a number may go on
+        place = f"{name}[{index}]"
+        _check_depth(value, place)
+        yield _object(value, place), place
+        index += 1
+
+
+def _next_element(text: str, at: int) -> int:
+    """Where the next element of an array begins; the text's end where there is none."""
+    between = _BETWEEN.match(text, at)
+    assert between is not None
+    return len(text) if text.startswith("]", between.end()) else between.end()
 
 
 def _object(value: Any, place: str) -> Fields:

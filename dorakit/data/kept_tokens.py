@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from dorakit import cache
 from dorakit.data.encoder import Ids, Mask
 from dorakit.data.formats import Passage, Sample
+from dorakit.errors import MachineError
 
 MANY = 20_000  # fewer samples are tokenised in seconds
 _FILE, _COUNTS, _DIGEST = "tokens.safetensors", "counts.json", "blake2b.txt"
@@ -40,23 +41,29 @@ def kept_between_runs(
 ) -> tuple[Pairs, Counts, list[str]]:
     """What `make` returns for these samples, from the cache where an earlier run made it: (ids, mask) pairs, and counts.
 
-    The third value holds lines to print and record: a damaged entry was replaced. A cache that cannot be written costs
-    time and no training.
+    The third value holds lines to print and record: a damaged entry was replaced, or the cache was left aside. One that
+    cannot be read or written costs time and no training.
     """
     template = str(tokenizer.chat_template)
     if len(samples) < MANY or "strftime_now" in template or not tokenizer.is_fast:
         return *make(), []
-    name, notes = f"tokens-{_key(samples, tokenizer, train_on)}", []
-    if (entry := cache.find(name)) is not None:
+    name, notes, entry = f"tokens-{_key(samples, tokenizer, train_on)}", [], None
+    with contextlib.suppress(MachineError):  # which is met again below
+        entry = cache.find(name)
+    if entry is not None:
         try:
             return *_read(entry), []
+        except PermissionError as error:
+            return *make(), [f"the token ids kept in {entry} cannot be read ({error.strerror}): they were made again"]
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             notes.append(f"the token ids kept in {entry} are damaged ({error}): they were made again")
     pairs, counts = make()
-    with contextlib.suppress(OSError, SafetensorError):
+    try:
         if notes:
             cache.forget(name)
         cache.keep(name, lambda staging: _write(staging, pairs, counts))
+    except (MachineError, OSError, SafetensorError) as error:
+        notes.append(f"the token ids are not kept between runs: {str(error).splitlines()[0]}")
     return pairs, counts, notes
 
 

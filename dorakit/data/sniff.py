@@ -62,7 +62,8 @@ def sniff(rows: Sequence[Row], path: str) -> Sniffed:
             )
     form, columns = reading[0], dict(reading[1])
     names = list(dict.fromkeys(str(name) for row in looked_at for name in row.fields))
-    context = next((name for name in _CONTEXTS if name in names and name not in columns.values()), None)
+    contexts = {name.lower(): name for name in reversed(names) if name not in columns.values()}
+    context = next((contexts[name] for name in _CONTEXTS if name in contexts), None)
     if form == "instruction" and context is not None:
         columns["input"] = context
     taken = {columns.get(name, name) for name in EXPECTED[form]}
@@ -93,11 +94,13 @@ def _reading(fields: dict[str, Any]) -> Reading | None:
         return "completion", ()
     if (turns := next((name for name, value in fields.items() if _is_turns(value)), None)) is not None:
         return "chat", (("messages", turns),)
-    answer = next((name for name in _ANSWERS if name in texts), None)
-    question = next((name for name in _QUESTIONS if name in texts and name != answer), None)
+    written = {str(name).lower(): str(name) for name in reversed(texts)}  # spreadsheets have `Question`
+    answer = next((written[name] for name in _ANSWERS if name in written), None)
+    question = next((written[name] for name in _QUESTIONS if name in written and written[name] != answer), None)
     if question is not None and answer is not None:
         return "instruction", (("instruction", question), ("output", answer))
-    text = next((name for name in _TEXTS if name in texts), texts[0] if len(fields) == len(texts) == 1 else None)
+    only = texts[0] if len(fields) == len(texts) == 1 else None
+    text = next((written[name] for name in _TEXTS if name in written), only)
     return None if text is None else ("text", (("text", text),))
 
 

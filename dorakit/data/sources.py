@@ -7,11 +7,9 @@ line, and so may a .jsonl file.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
+import itertools
 import math
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dorakit.data.csv_rows import csv_rows, delimiter_note
 from dorakit.data.hub import load_hub, load_saved, missing
-from dorakit.data.json_rows import json_rows
+from dorakit.data.json_rows import is_array, json_rows
 from dorakit.data.made import made_rows
 from dorakit.data.order import WEIGHT, shuffled
-from dorakit.data.quoting import seen
 from dorakit.errors import DataError
 from dorakit.recipe.paths import ROW_FILES, is_hub_id
 from dorakit.recipe.schema import DataSection, SourceSection
@@ -38,6 +36,15 @@ class Row:
 
     fields: dict[str, Any]
     place: str
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of a file; `notes` are lines to print and record, `is_whole` is false where reading stopped at a bound."""
+
+    rows: list[Row]
+    notes: list[str]
+    is_whole: bool
 
 
 def read_rows(
@@ -65,6 +72,7 @@ def read_rows(
     except OSError as error:
         raise DataError(f"{source.path} cannot be looked at: {error.strerror}") from None
     hub = is_hub_id(source.path, path)
+    notes: list[str] = []
     if twin and not is_there:
         rows = [Row(fields, f"{source.path}[made {index}]") for index, fields in enumerate(made_rows(source, seed))]
         rows = rows[: source.limit]
@@ -75,15 +83,25 @@ def read_rows(
     elif path.is_dir():
         rows = _indexed(load_saved(path, source.split or split, is_asked=source.split is not None), source.path)
     elif path.is_file():
-        rows = _read_file(path, source.path)
+        found = read_file(path, source.path)
+        rows, notes = found.rows, found.notes
     else:
         raise missing(path, source.path)
+    return selected(rows, source), notes
+
+
+def selected(rows: list[Row], source: SourceSection) -> list[Row]:
+    """The rows that are left of a source's by its `offset` and `limit`.
+
+    Raises:
+        DataError: None is.
+    """
     if not rows:
         raise DataError(f"{source.path} has no rows")
     if source.offset >= len(rows):
         raise DataError(f"{source.path}: offset {source.offset} skips all of its {len(rows)} rows")
     end = None if source.limit is None else source.offset + source.limit
-    return rows[source.offset : end], []
+    return rows[source.offset : end]
 
 
 def like_first(
@@ -124,7 +142,12 @@ def num_copies(num_rows: int, weight: float, seed: int, index: int) -> npt.NDArr
     return copies
 
 
-def _read_file(path: Path, name: str) -> list[Row]:
+def read_file(path: Path, name: str, *, most_rows: int | None = None, most_bytes: int | None = None) -> FileRows:
+    """Read a file's rows, or the first of them: at most so many, out of at most so many bytes (of Parquet: batches).
+
+    Raises:
+        DataError: The file is of no known kind, cannot be read, or is empty.
+    """
     suffix = path.suffix.lower()
     if suffix not in ROW_FILES:
         hint = "\n  unpack it first" if suffix in _PACKED else ""
@@ -133,16 +156,29 @@ def _read_file(path: Path, name: str) -> list[Row]:
         )
     with _unchanged(path, name):
         if suffix == ".parquet":
-            return _parquet(path, name)
-        content = path.read_bytes()
-    text = _decoded(content, name)
+            return _parquet(path, name, most_rows)
+        content = path.read_bytes() if most_bytes is None else _first_bytes(path, most_bytes + 1)
+    is_whole = most_bytes is None or len(content) <= most_bytes
+    text = _decoded(content, name, is_whole)
     if not text.strip():
         raise DataError(f"{name} is empty")
+    if not is_whole and not is_array(text):
+        text = text[: text.rfind("\n") + 1]  # the last line is there in part
+    notes: list[str] = []
     if suffix == ".csv":
-        return _csv(text, name)
-    if suffix == ".txt":
-        return _paragraphs(text, name)
-    return [Row(fields, place) for fields, place in json_rows(text, name)]
+        notes = delimiter_note(text, name)
+        found = csv_rows(text, name, is_whole=is_whole)
+    elif suffix == ".txt":
+        found = _paragraphs(text, name)
+    else:
+        found = json_rows(text, name, is_whole=is_whole)
+    rows = [Row(fields, place) for fields, place in itertools.islice(found, most_rows)]
+    return FileRows(rows, notes, is_whole and next(found, None) is None)
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(count)
 
 
 @contextlib.contextmanager
@@ -165,12 +201,14 @@ def _unchanged(path: Path, name: str) -> Iterator[None]:
         )
 
 
-def _decoded(content: bytes, name: str) -> str:
+def _decoded(content: bytes, name: str, is_whole: bool) -> str:
     at = 0 if content.startswith((b"\xff\xfe", b"\xfe\xff")) else content.find(b"\0")  # UTF-16 is full of zeros
     if at < 0:
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
+            if not is_whole and error.reason == "unexpected end of data":  # cut within a character
+                return content[: error.start].decode("utf-8-sig")
             at = error.start
     line = content.count(b"\n", 0, at) + 1
     raise DataError(
@@ -178,29 +216,7 @@ def _decoded(content: bytes, name: str) -> str:
     )
 
 
-def _csv(text: str, name: str) -> list[Row]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows = []
-    try:
-        header = next((row for row in reader if len(row) > 1 or "".join(row).strip()), [])
-        if len(set(header)) < len(header):
-            twice = next(column for column in header if header.count(column) > 1)
-            raise DataError(f"{name}:{reader.line_num}: column {seen(twice)} is there twice")
-        line = reader.line_num + 1
-        for values in reader:
-            if values:
-                if len(values) != len(header):
-                    raise DataError(f"{name}:{line}: {len(values)} values for {len(header)} columns")
-                rows.append(Row(dict(zip(header, values, strict=True)), f"{name}:{line}"))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{name}:{reader.line_num}: not CSV: {error}") from None
-    return rows
-
-
-def _paragraphs(text: str, name: str) -> list[Row]:
-    rows: list[Row] = []
+def _paragraphs(text: str, name: str) -> Iterator[tuple[dict[str, Any], str]]:
     lines: list[str] = []
     start = 1
     for number, line in enumerate([*text.replace("\r\n", "\n").split("\n"), ""], 1):
@@ -209,20 +225,23 @@ def _paragraphs(text: str, name: str) -> list[Row]:
                 start = number
             lines.append(line)
         elif lines:
-            rows.append(Row({"text": "\n".join(lines)}, f"{name}:{start}"))
+            yield {"text": "\n".join(lines)}, f"{name}:{start}"
             lines = []
-    return rows
 
 
-def _parquet(path: Path, name: str) -> list[Row]:
+def _parquet(path: Path, name: str, most_rows: int | None) -> FileRows:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        if most_rows is None:
+            return FileRows(_indexed(pyarrow.parquet.read_table(path).to_pylist(), name), [], True)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            batch = next(file.iter_batches(batch_size=most_rows), None)
+            rows = _indexed(batch.to_pylist() if batch is not None else [], name)
+            return FileRows(rows, [], len(rows) == file.metadata.num_rows)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
-    return _indexed(table.to_pylist(), name)
 
 
 def _indexed(values: Iterable[dict[str, Any]], name: str) -> list[Row]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from dorakit import cache
 from dorakit.doctor.finding import Finding
+from dorakit.errors import MachineError
+from dorakit.files import why_not_writable
 from dorakit.memory import gib
 from dorakit.terminal import typed
 
@@ -26,10 +28,17 @@ def check_caches() -> Iterator[Finding]:
     """Whether the caches can be written, and what is in the hub's."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    yield _of_place("cache", cache.root(), "", "export DORAKIT_CACHE=DIR")
+    set_own, set_hub = f"export {cache.VARIABLE}=DIR", "export HF_HOME=DIR"
+    try:
+        yield _of_place("cache", cache.root(), "", set_own)
+    except MachineError as error:
+        yield Finding("fail", "cache", str(error).splitlines()[0], set_own)
+    if reason := cache.why_no_hub_cache(HF_HUB_CACHE):
+        yield Finding("fail", "hub cache", reason, set_hub)
+        return
     hub = Path(HF_HUB_CACHE)
     models = sum(1 for _ in hub.glob("models--*")) if hub.is_dir() else 0
-    yield _of_place("hub cache", hub, f"{models} model{'' if models == 1 else 's'}, ", "export HF_HOME=DIR")
+    yield _of_place("hub cache", hub, f"{models} model{'' if models == 1 else 's'}, ", set_hub)
 
 
 def check_offline() -> Iterator[Finding]:
@@ -45,11 +54,11 @@ def check_offline() -> Iterator[Finding]:
 
 def _of_place(about: str, place: Path, holds: str, mend: str) -> Finding:
     """A directory that is there or will be made."""
-    there = next(parent for parent in (place, *place.parents) if parent.exists())
+    if reason := why_not_writable(place):
+        return Finding("fail", about, f"{typed(place)}: {reason}", mend)
+    there = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     says = f"{typed(place)}: {holds}{gib(free)} free"
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        return Finding("fail", about, f"{says}, and cannot be written", mend)
     if free < _LITTLE_ROOM:
         return Finding("fail" if free < _NO_ROOM else "warn", about, says, mend)
     return Finding("ok", about, says)

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dorakit.data.batches import Batch, micro_batches
+from dorakit.data.batches import micro_batches
 from dorakit.data.tokens import Document
 from dorakit.evaluation.progress import progress
-from dorakit.training.loss import SupervisedLoss, mean_loss
+from dorakit.training.loss import SupervisedLoss
+
+
+def row_losses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    *,
+    micro_batch_size: int,
+    quiet: bool = False,
+) -> list[float]:
+    """For each document the summed loss of its supervised tokens in nats, in eval mode."""
+    order = sorted(range(len(documents)), key=lambda place: -len(documents[place]))
+    pad_id = tokenizer.pad_token_id
+    batches = micro_batches(
+        [documents[place] for place in order],  # sorted as they will be, so that the order stays known
+        micro_batch_size=micro_batch_size,
+        packing=False,
+        max_seq_len=max(map(len, documents)),
+        pad_id=0 if pad_id is None else int(pad_id),
+    )
+    loss = SupervisedLoss(model)
+    was_training = model.training
+    model.eval()
+    sums: list[float] = []
+    with progress("loss", len(documents), quiet=quiet) as tell:
+        for batch in batches:
+            sums += loss.of_rows(batch.input_ids, batch.labels, batch.position_ids).tolist()
+            tell(len(sums))
+    model.train(was_training)
+    by_place = dict(zip(order, sums, strict=True))
+    return [by_place[place] for place in range(len(documents))]
 
 
 def token_loss(
@@ -25,24 +56,9 @@ def token_loss(
 
     A mean over tokens, not over documents: it does not depend on how documents are batched.
     """
-    pad_id = tokenizer.pad_token_id
-    batches = micro_batches(
-        documents,
-        micro_batch_size=micro_batch_size,
-        packing=False,
-        max_seq_len=max(map(len, documents)),
-        pad_id=0 if pad_id is None else int(pad_id),
-    )
-    with progress("loss", len(documents), quiet=quiet) as tell:
-
-        def counted() -> Iterator[Batch]:
-            done = 0
-            for batch in batches:
-                yield batch
-                done += len(batch.documents)
-                tell(done)
-
-        return mean_loss(SupervisedLoss(model), counted())
+    sums = row_losses(model, tokenizer, documents, micro_batch_size=micro_batch_size, quiet=quiet)
+    num_tokens = sum(document.num_labels for document in documents)
+    return math.fsum(sums) / num_tokens, num_tokens
 
 
 def perplexity(loss: float) -> float:

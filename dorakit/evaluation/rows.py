@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -61,7 +65,7 @@ def file_rows(
     source = like_first(recipe.data, path, split=split, prompt=prompt, offset=offset, limit=limit)
     seed, twin = recipe.training.seed, recipe.origin.is_twin
     rows, notes = read_rows(source, recipe.data.root, split=otherwise, seed=seed, twin=twin)
-    place = Path(recipe.data.root, Path(path).expanduser())
+    place = Path(recipe.data.root, os.path.expanduser(path))
     held_out = HeldOut(Path(path).name, 0, [], [], list(notes), str(place.resolve()) if place.exists() else path, split)
     _add(held_out, rows, source, recipe, tokenizer, as_questions=as_questions)
     return held_out
@@ -118,6 +122,28 @@ def validation_rows(
         if rows:
             _add(held_out, rows, source, recipe, tokenizer, as_questions=as_questions)
     return held_out
+
+
+def settings_of(recipe: Recipe, rows: HeldOut, limit: int | None, *, of_recipe: bool) -> dict[str, Any]:
+    """What makes two results two measurements; `rows` is a digest of the rows as the model sees them."""
+    section = recipe.evaluation
+    digest = hashlib.sha256()
+    for document in rows.documents:
+        digest.update(document.digest)
+    for question in rows.questions:
+        digest.update(json.dumps([question.prompt_ids, question.answer]).encode())
+    is_judged = section.metric != "none"
+    own_limit = section.limit if of_recipe else None
+    return {
+        "rows": digest.hexdigest()[:16],
+        "offset": section.offset if of_recipe else 0,
+        "limit": min((n for n in (limit, own_limit) if n is not None), default=None),
+        "metric": section.metric,
+        "options": section.options,
+        "max_new_tokens": section.max_new_tokens if is_judged and section.metric != "option_likelihood" else None,
+        "dtype": recipe.model.dtype,
+        "attention": recipe.model.attention,
+    }
 
 
 def _check_unchanged(run: Run, encoded: Encoded) -> list[str]:

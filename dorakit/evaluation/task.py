@@ -18,10 +18,10 @@ from dorakit.errors import Gate, GateError, ModelError, UsageError
 from dorakit.evaluation.generation import Prediction, answer_questions, summary
 from dorakit.evaluation.likelihood import choose_options
 from dorakit.evaluation.metrics import judge_of
-from dorakit.evaluation.perplexity import perplexity, token_loss
+from dorakit.evaluation.perplexity import perplexity, row_losses
 from dorakit.evaluation.progress import say
-from dorakit.evaluation.rows import HeldOut, file_rows, validation_rows
-from dorakit.evaluation.written import beside, free_name, output_file
+from dorakit.evaluation.rows import HeldOut, file_rows, settings_of, validation_rows
+from dorakit.evaluation.written import beside, losses_beside, output_file, place_of
 from dorakit.files import write_json, write_whole
 from dorakit.model.generate import check_prompts
 from dorakit.parallel.environment import this_process
@@ -30,12 +30,15 @@ from dorakit.place import find_target
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.target import Target, open_target
+from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
+from dorakit.training.resume import rows_trained_on
 
 NUM_SAMPLES = 5
 _TAIL = 200
 
 
+@as_found()
 @out_of_memory_said("smaller, with the same result up to rounding: --batch-size 1 --set training.micro_batch_size=1")
 def evaluate(
     target: Run | Path | str,
@@ -70,12 +73,12 @@ def evaluate(
         batch_size: Rows per generation batch, instead of the recipe's.
         base_model: Base of an adapter directory, instead of the one that it names.
         output: File for the result. Without it, a result that belongs to a run goes to RUN/eval/NAME.json, or to a
-            longer name where NAME.json is the result of other rows. Predictions go beside it, into
-            NAME.predictions.jsonl.
+            longer name where NAME.json was measured on other rows or with other settings. Predictions and the loss of
+            each row go beside it, into NAME.predictions.jsonl and NAME.losses.jsonl.
         quiet: No progress, no notes.
 
     Returns:
-        The result, as written; `output` and `predictions` say where.
+        The result, as written; `output`, `predictions` and `losses` say where.
 
     Raises:
         UsageError: No recipe tells what rows to measure on, the target has no base, or `output` cannot be written.
@@ -120,31 +123,39 @@ def evaluate(
         opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
         assert opened.recipe is not None
         rows = rows_to_measure(opened.recipe, opened.tokenizer, run=opened.run, data=data, limit=limit)
+        trained_on = None if opened.run is None else rows_trained_on(opened.run, rows.documents)
+        if trained_on:
+            rows.notes.append(f"{trained_on} of {len(rows.documents)} rows are in the training rows too")
+        measured = {
+            "data_path": rows.path,
+            "data_split": rows.split,
+            "settings": settings_of(opened.recipe, rows, limit, of_recipe=data is None),
+        }
+        if destination is None and place.run is not None:
+            destination, lines = place_of(place.run.eval, opened.variant, rows.name, measured)
+            rows.notes += lines
         for line in (*opened.notes, *rows.notes):
             say(line, quiet=quiet)
         started = time.monotonic()
-        result, predictions = _measure(opened, rows, batch_size, world, quiet=quiet)
+        result, predictions, losses = _measure(opened, rows, batch_size, world, quiet=quiet)
     result = {
         "target": text,
         "variant": opened.variant,
         "base": opened.base,
         "data": rows.name,
-        "data_path": rows.path,
-        "data_split": rows.split,
+        **measured,
+        "rows_trained_on": trained_on,
         **result,
         "seconds": round(time.monotonic() - started, 1),
         "notes": [*opened.notes, *rows.notes],
     }
     if not world.is_first:
         return result
-    if destination is None and place.run is not None:
-        destination = _place_in(place.run.eval, opened.variant, rows)
-        # Of an earlier evaluation, which this result replaces. Only here: what lies beside --output is the user's.
-        beside(destination).unlink(missing_ok=True)
     result["output"] = None if destination is None else str(destination)
     result["predictions"] = str(beside(destination)) if destination is not None and predictions else None
+    result["losses"] = str(losses_beside(destination)) if destination is not None and losses else None
     if destination is not None:
-        _write(destination, result, predictions)
+        _write(destination, result, predictions, losses)
     return result
 
 
@@ -186,7 +197,8 @@ def rows_to_measure(
 
 def _measure(
     target: Target, rows: HeldOut, batch_size: int | None, world: World, *, quiet: bool
-) -> tuple[dict[str, Any], list[Prediction]]:
+) -> tuple[dict[str, Any], list[Prediction], list[dict[str, Any]]]:
+    """The figures; the judged answers; the loss of each row."""
     assert target.recipe is not None
     section = target.recipe.evaluation
     chooses = section.metric == "option_likelihood"
@@ -196,20 +208,24 @@ def _measure(
             check_prompts(target.model, [question.prompt_ids], 1 if chooses else section.max_new_tokens)
         except ModelError as error:
             raise ModelError(f"{question.row}: {error}") from None
-    loss, tokens = None, 0
+    loss, tokens = None, sum(document.num_labels for document in rows.documents)
+    losses: list[dict[str, Any]] = []
     if rows.documents:
         size = target.recipe.training.micro_batch_size
         own = world.share(rows.documents)
-        parts = world.gather(
-            token_loss(target.model, target.tokenizer, own, micro_batch_size=size, quiet=quiet) if own else (0.0, 0)
+        sums = world.collected(
+            row_losses(target.model, target.tokenizer, own, micro_batch_size=size, quiet=quiet) if own else []
         )
-        tokens = sum(count for _, count in parts)
-        loss = parts[0][0] if len(parts) == 1 else math.fsum(mean * count for mean, count in parts) / tokens
+        loss = math.fsum(sums) / tokens
         if not math.isfinite(loss):
             raise GateError(
                 f"the loss over {tokens} tokens of {rows.name} is {loss}: the model computes no finite number",
                 Gate("loss", loss),
             )
+        losses = [
+            {"row": document.row, "digest": document.digest.hex(), "tokens": document.num_labels, "nats": nats}
+            for document, nats in zip(rows.documents, sums, strict=True)
+        ]
     result: dict[str, Any] = {
         "rows": rows.num_rows,
         "tokens": tokens,
@@ -226,7 +242,7 @@ def _measure(
     }
     judge = judge_of(section)
     if judge is None:
-        return result, []
+        return result, [], losses
     whose = target.model, target.tokenizer
     how: dict[str, Any] = {"batch_size": batch_size or section.batch_size, "quiet": quiet}
     if chooses:
@@ -241,20 +257,15 @@ def _measure(
         {"prompt_tail": p.prompt[-_TAIL:], "answer": p.answer, "generated": p.generated, "correct": p.correct}
         for p in predictions[:NUM_SAMPLES]
     ]
-    return result, predictions
+    return result, predictions, losses
 
 
-def _place_in(directory: Path, variant: str, rows: HeldOut) -> Path:
-    """VARIANT-NAME.json, or the next longer name where that is the result of other rows whose file has the same name."""
-    names = [f"{variant}-{Path(rows.name).stem}"]
-    if rows.path is not None and (parent := Path(rows.path).parent.name):
-        names.append(f"{variant}-{parent}-{Path(rows.name).stem}")
-    return free_name(directory, names, {"data_path": rows.path, "data_split": rows.split})
-
-
-def _write(path: Path, result: dict[str, Any], predictions: Sequence[Prediction]) -> None:
+def _write(
+    path: Path, result: dict[str, Any], predictions: Sequence[Prediction], losses: Sequence[dict[str, Any]]
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if predictions:
-        lines = (json.dumps(prediction.as_dict(), ensure_ascii=False) + "\n" for prediction in predictions)
-        write_whole(beside(path), "".join(lines))
+    rows = {beside(path): [prediction.as_dict() for prediction in predictions], losses_beside(path): losses}
+    for file, entries in rows.items():
+        if entries:
+            write_whole(file, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
     write_json(path, result)

@@ -11,6 +11,9 @@ from typing import Any
 
 from dorakit.errors import UsageError
 
+# Of what a result was measured with: by `settings` itself and a digest nothing is said to a person.
+_UNNAMED = ("settings", "rows")
+
 
 def output_file(output: Path | str | None) -> Path | None:
     """Where `--output` goes, refused before anything is measured if nothing can be written there.
@@ -44,6 +47,52 @@ def free_name(directory: Path, names: Iterable[str], same: dict[str, Any]) -> Pa
     numbered = (f"{tried[-1]}-{number}" for number in itertools.count(2))
     files = (directory / f"{stem}.json" for stem in itertools.chain(tried, numbered))
     return next(file for file in files if not file.exists() or _has(file, same))
+
+
+def place_of(directory: Path, variant: str, data: str, measured: dict[str, Any]) -> tuple[Path, list[str]]:
+    """VARIANT-DATA.json, or a longer name where that holds another measurement; and a line that says so.
+
+    Args:
+        directory: RUN/eval.
+        variant: Of the model: adapter, base, merged ...
+        data: Name of the rows.
+        measured: `data_path`, `data_split` and `settings` of the result: one that has the same is replaced.
+    """
+    path = measured["data_path"]
+    first = directory / f"{variant}-{Path(data).stem}.json"
+    stems = [first.stem]
+    if path is not None and first.exists() and not _has(first, {"data_path": path}):
+        stems.append("-".join(filter(None, (variant, Path(path).parent.name, Path(data).stem))))
+    found = free_name(directory, stems, measured)
+    if found == first:
+        return found, []
+    return found, [
+        f"{first.name} holds another measurement ({_differences(first, measured)}): this one is {found.name}"
+    ]
+
+
+def _differences(file: Path, measured: dict[str, Any]) -> str:
+    """What a result on disk was measured with where that is not what is measured now."""
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))
+        then, now = ({**one, **one["settings"]} for one in (there, measured))
+        named = [
+            f"{key} {_told(then[key])} there, {_told(now[key])} here"
+            for key in now
+            if key not in _UNNAMED and then[key] != now[key]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "of another dorakit, or no result"
+    return "; ".join(named) or "other rows"
+
+
+def _told(value: Any) -> Any:
+    return "none" if value is None else value
+
+
+def losses_beside(path: Path) -> Path:
+    """Where the loss of each row of a result goes."""
+    return path.with_suffix(".losses.jsonl")
 
 
 def beside(path: Path, name: str = "") -> Path:

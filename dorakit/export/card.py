@@ -9,31 +9,45 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
 from dorakit.errors import DorakitError, shown
+from dorakit.export.trained import Trained, is_hub_id
 from dorakit.files import write_whole
 from dorakit.model.source import gguf_file
 from dorakit.recipe.resolved import read_resolved
+from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 
 _RELATIONS = {"peft": "adapter", "lora": "adapter", "merged": "finetune", "gguf": "quantized"}
 _LIBRARIES = {"peft": "peft", "lora": "peft", "merged": "transformers", "gguf": "gguf"}
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,40}")
 _MOST_MEASURES = 40
+_UNKNOWN = (
+    "Exported from an adapter directory, which does not say on what data it was trained or for how long: add it here."
+)
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card is about: a run, the form that it was exported to, the commands that serve it, a GGUF file's name."""
+    """Content of a card.
 
-    run: Run
+    Attributes:
+        trained: What was exported.
+        to: The form.
+        serve: Commands that serve it.
+        use: Further lines of Markdown on its use.
+        file: Name of a GGUF file.
+    """
+
+    trained: Trained
     to: str
     serve: list[str]
+    use: list[str] = field(default_factory=list)
     file: str = ""
 
 
@@ -46,32 +60,32 @@ class _Measure:
     rows: Any
 
 
-def is_hub_id(run: Run) -> bool:
-    """Whether the run's base came from the hub: only then does its record name a commit."""
-    return bool(run.read("run.json").get("base", {}).get("revision"))
-
-
-def shareable_base(run: Run) -> str:
-    """The base's name; of a path the last part."""
-    base = run.recipe.model.base
-    return base if is_hub_id(run) or base.startswith(("pkg:", "tiny:")) else Path(base).name
+def shareable_base(of: Run | Trained | str) -> str:
+    """The base's name, of a run, something to export or as it is; of a path the last part."""
+    if isinstance(of, Run):
+        is_on_hub, base = bool(of.read("run.json").get("base", {}).get("revision")), of.recipe.model.base
+    elif isinstance(of, Trained):
+        is_on_hub, base = of.is_hub_base, of.base
+    else:
+        is_on_hub, base = is_hub_id(of), of
+    return base if is_on_hub or base.startswith(("pkg:", "tiny:")) else Path(base).name
 
 
 def write_card(directory: Path, card: Card) -> None:
     """Write README.md."""
-    run, recipe = card.run, card.run.recipe
-    licence = base_licence(run)
-    measures = list(_measures(run))
-    trained = "full" if recipe.method is None else "adapter"
+    trained = card.trained
+    licence = base_licence(trained)
+    measures = list(_measures(trained.run)) if trained.run else []
+    own = "full" if trained.adapter is None else "adapter"
     data = ModelCardData(
-        base_model=recipe.model.base if is_hub_id(run) else None,
-        base_model_relation=_RELATIONS[card.to] if is_hub_id(run) else None,
+        base_model=trained.base if trained.is_hub_base else None,
+        base_model_relation=_RELATIONS[card.to] if trained.is_hub_base else None,
         license=licence or "other",
         library_name=_LIBRARIES[card.to],
         pipeline_tag="text-generation",
-        tags=["dorakit", recipe.adapter.mode, *(["gguf"] if card.to == "gguf" else [])],
-        datasets=_hub_data(run) or None,
-        model_name=shown(run.name),
+        tags=["dorakit", trained.mode, *(["gguf"] if card.to == "gguf" else [])],
+        datasets=(_hub_data(trained.recipe) if trained.recipe else []) or None,
+        model_name=shown(trained.name),
         eval_results=[
             EvalResult(
                 task_type="text-generation",
@@ -81,7 +95,7 @@ def write_card(directory: Path, card: Card) -> None:
                 metric_value=round(measure.value, 6),
             )
             for measure in measures
-            if measure.variant == trained
+            if measure.variant == own
         ]
         or None,
     )
@@ -90,9 +104,9 @@ def write_card(directory: Path, card: Card) -> None:
     write_whole(directory / "README.md", text)
 
 
-def base_licence(run: Run) -> str | None:
+def base_licence(trained: Trained) -> str | None:
     """What the base says of its licence: in its card, or in the header of a GGUF file. None where it says nothing."""
-    base = run.recipe.model.base
+    base, revision = trained.base, trained.revision
     stated: Any = None
     try:
         if (origin := gguf_file(base)) is not None:
@@ -101,7 +115,6 @@ def base_licence(run: Run) -> str | None:
             field = GGUFReader(origin).get_field("general.license")
             stated = None if field is None else field.contents()
         else:
-            revision = run.read("run.json").get("base", {}).get("revision")
             cached = (
                 try_to_load_from_cache(base, "README.md", revision=revision) if revision else Path(base, "README.md")
             )
@@ -127,9 +140,9 @@ def shareable_recipe(run: Run) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _hub_data(run: Run) -> list[str]:
-    """Names of data sets of the hub that the run was trained on."""
-    data = run.recipe.data
+def _hub_data(recipe: Recipe) -> list[str]:
+    """Names of data sets of the hub that a run was trained on."""
+    data = recipe.data
     names = [source.path for source in data.train]
     return [
         name
@@ -157,31 +170,27 @@ def _measures(run: Run) -> Iterable[_Measure]:
                 value = part.get(key)
                 if isinstance(value, (int, float)) and math.isfinite(value):
                     metric = str(part.get("metric") or "accuracy") if key == "accuracy" else key
-                    found.append(
-                        _Measure(variant, name, shown(metric), float(value), part.get("answered", part.get("rows")))
-                    )
+                    # Perplexity is of all rows; answered are none of them where no metric was asked for.
+                    rows = part.get("answered", part.get("rows")) if key == "accuracy" else part.get("rows")
+                    found.append(_Measure(variant, name, shown(metric), float(value), rows))
     return found[:_MOST_MEASURES]
 
 
 def _body(card: Card, licence: str | None, measures: list[_Measure]) -> str:
-    run, recipe = card.run, card.run.recipe
-    adapter = recipe.adapter
-    facts = run.read("run.json")
-    base = shareable_base(run)
-    how = f"mode {adapter.mode}" + ("" if recipe.method is None else f", rank {adapter.rank}, alpha {adapter.alpha:g}")
-    sources = ", ".join(f"`{_plain(Path(source.path).name)}`" for source in recipe.data.train)
+    trained = card.trained
+    base = _plain(shareable_base(trained))
     lines = [
-        f"# {_plain(run.name)}",
+        f"# {_plain(trained.name)}",
         "",
-        f"`{_plain(base)}`, fine-tuned with dorakit: {how}.",
+        f"`{base}`, fine-tuned{' with dorakit' if trained.run else ''}: {trained.shape}.",
         "",
         "| | |",
         "| --- | --- |",
-        f"| base | `{_plain(base)}` |",
-        f"| trained on | {sources} |",
-        f"| steps, tokens | {facts.get('steps', '?')}, {facts.get('tokens', '?')} |",
+        f"| base | `{base}` |",
+        *_facts(trained),
         f"| form | {card.to}{f', `{card.file}`' if card.file else ''} |",
         "",
+        *([] if trained.run else [_UNKNOWN, ""]),
         "## Use",
         "",
         *_use(card),
@@ -193,43 +202,61 @@ def _body(card: Card, licence: str | None, measures: list[_Measure]) -> str:
         "",
         "## Evaluation",
         "",
-        *_table(measures),
-        "",
-        "## Recipe",
-        "",
-        "Every value in force; of absolute paths the last name.",
-        "",
-        "```yaml",
-        shareable_recipe(run).rstrip().replace("```", "'''"),
-        "```",
+        *_table(measures, trained.run),
         "",
     ]
+    if trained.run is not None:
+        recipe = shareable_recipe(trained.run).rstrip().replace("```", "'''")
+        lines += [
+            "## Recipe",
+            "",
+            "Every value in force; of absolute paths the last name.",
+            "",
+            "```yaml",
+            recipe,
+            "```",
+            "",
+        ]
     return "\n".join(lines)
 
 
+def _facts(trained: Trained) -> list[str]:
+    """Rows on the training of a run."""
+    if trained.run is None or trained.recipe is None:
+        return []
+    facts = trained.run.read("run.json")
+    sources = ", ".join(f"`{_plain(Path(source.path).name)}`" for source in trained.recipe.data.train)
+    return [f"| trained on | {sources} |", f"| steps, tokens | {facts.get('steps', '?')}, {facts.get('tokens', '?')} |"]
+
+
 def _use(card: Card) -> list[str]:
-    lines = [*(f"    {line}" for line in card.serve), *([""] if card.serve else [])]
+    lines = [*(f"    {line}" for line in card.serve), *([""] if card.serve else []), *card.use]
     if card.to not in ("peft", "lora"):
         return lines
-    recipe = card.run.recipe
-    base = recipe.model.base if is_hub_id(card.run) else "BASE"
-    four_bits = ", quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', " + (
-        f"bnb_4bit_use_double_quant={recipe.quantization.double_quant})" if recipe.is_quantized else ""
+    trained = card.trained
+    base = trained.base if trained.is_hub_base else "BASE"
+    four_bits = (
+        ", quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', "
+        f"bnb_4bit_use_double_quant={trained.storage.double_quant})"
+        if trained.storage
+        else ""
     )
     lines += [
         "    from peft import PeftModel",
-        f"    from transformers import AutoModelForCausalLM{', BitsAndBytesConfig' if recipe.is_quantized else ''}",
+        f"    from transformers import AutoModelForCausalLM{', BitsAndBytesConfig' if trained.storage else ''}",
         "",
-        f"    base = AutoModelForCausalLM.from_pretrained('{base}'{four_bits if recipe.is_quantized else ''})",
+        f"    base = AutoModelForCausalLM.from_pretrained('{base}'{four_bits})",
         "    model = PeftModel.from_pretrained(base, '.')",
         "",
     ]
     if base == "BASE":
-        lines += [f"BASE are the weights of `{_plain(shareable_base(card.run))}` as transformers reads them.", ""]
+        lines += [f"BASE are the weights of `{_plain(shareable_base(trained))}` as transformers reads them.", ""]
     return lines
 
 
-def _table(measures: list[_Measure]) -> list[str]:
+def _table(measures: list[_Measure], run: Run | None) -> list[str]:
+    if run is None:
+        return ["Nothing is known here: write down what was measured, and on what."]
     if not measures:
         return ["Nothing was measured: `dorakit eval RUN` before exporting puts its results here."]
     rows = [

@@ -6,6 +6,7 @@ quantizes; names, shapes and which tensor gets which type are decided here.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from dorakit.errors import ModelError, shown
 from dorakit.export.gguf_rope import add_rope, head_dim
-from dorakit.export.gguf_vocabulary import add_vocabulary
+from dorakit.export.gguf_vocabulary import NotWritable, add_vocabulary
 from dorakit.export.shards import check_space
 from dorakit.memory import return_freed_memory
 
@@ -44,12 +45,21 @@ TYPES = {
 _FREQUENCIES = "rope_freqs.weight"
 
 
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor as it was written: its name in the model directory, and the digest of its bytes in the file."""
+
+    source: str
+    sha256: str
+
+
 @dataclass
 class Written:
-    """What a GGUF file holds: how many tensors of each type, and lines to print and to record."""
+    """What a GGUF file holds: how many tensors of each type, lines to print and to record, and the tensors of the model."""
 
     tensor_types: dict[str, int]
     notes: list[str] = field(default_factory=list)
+    packed: dict[str, PackedTensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,17 +80,15 @@ class _Tensor:
         return int(np.prod(self.stored_shape))
 
 
-def check_family(model_type: str, merged: Path | str) -> None:
+def check_family(model_type: str) -> None:
     """Refuse what cannot be written.
 
     Raises:
-        ModelError: The family is not one of FAMILIES; names them and the way that is left.
+        NotWritable: The family is not one of FAMILIES.
     """
     if model_type not in FAMILIES:
-        raise ModelError(
-            f"models of type {shown(model_type)!r} cannot be written as GGUF here; known are {', '.join(FAMILIES)}\n"
-            "  `dorakit export RUN --to merged` makes a directory that llama.cpp's own converter takes: "
-            f"convert_hf_to_gguf.py {merged}"
+        raise NotWritable(
+            f"models of type {shown(model_type)!r} cannot be written as GGUF here; known are {', '.join(FAMILIES)}"
         )
 
 
@@ -100,7 +108,7 @@ def write_gguf(directory: Path, file: Path, outtype: str, *, name: str, origin: 
         ResourceError: The disk has no room for it.
     """
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    check_family(config.model_type, directory)
+    check_family(config.model_type)
     architecture = FAMILIES[config.model_type]
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[architecture])
     notes = _add_sizes(writer, config, name, outtype)
@@ -128,11 +136,13 @@ def write_gguf(directory: Path, file: Path, outtype: str, *, name: str, origin: 
         writer.write_ti_data_to_file()
         if frequencies is not None:
             writer.write_tensor_data(frequencies)
-        for packed in _packed(directory, tensors, config):
-            writer.write_tensor_data(packed)
+        digests = {}
+        for tensor, values in zip(tensors, _packed(directory, tensors, config), strict=True):
+            digests[tensor.name] = PackedTensor(tensor.source, hashlib.sha256(values.tobytes()).hexdigest())
+            writer.write_tensor_data(values)
     finally:
         writer.close()
-    return Written(dict(types), notes)
+    return Written(dict(types), notes, digests)
 
 
 def _add_sizes(writer: gguf.GGUFWriter, config: PreTrainedConfig, name: str, outtype: str) -> list[str]:
@@ -227,8 +237,16 @@ def as_in_llama_cpp(source: str, values: Tensor, config: PreTrainedConfig) -> Te
 
     Of q_proj and k_proj, weights (O, I) and biases (O,); Qwen's graph rotates halves as well.
     """
+    return _reordered(source, values, config, (2, -1))
+
+
+def as_in_transformers(source: str, values: Tensor, config: PreTrainedConfig) -> Tensor:
+    """The inverse of `as_in_llama_cpp`."""
+    return _reordered(source, values, config, (-1, 2))
+
+
+def _reordered(source: str, values: Tensor, config: PreTrainedConfig, split: tuple[int, int]) -> Tensor:
     if FAMILIES[config.model_type] != gguf.MODEL_ARCH.LLAMA or not {"q_proj", "k_proj"} & set(source.split(".")):
         return values
     heads = values.shape[0] // head_dim(config)
-    halves = values.reshape(heads, 2, -1, *values.shape[1:])
-    return halves.transpose(1, 2).reshape(values.shape)
+    return values.reshape(heads, *split, *values.shape[1:]).transpose(1, 2).reshape(values.shape)

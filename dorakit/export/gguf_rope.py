@@ -10,7 +10,8 @@ import numpy.typing as npt
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from dorakit.errors import ModelError, shown
+from dorakit.errors import shown
+from dorakit.export.gguf_vocabulary import NotWritable
 
 # Of yarn: what both sides know, with the values that llama.cpp takes where the file is silent.
 _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
@@ -34,7 +35,7 @@ def add_rope(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> tuple[npt.NDA
         What each frequency is divided by, (head_dim / 2,), where the file holds that as a tensor (llama3); and notes.
 
     Raises:
-        ModelError: llama.cpp has no such scaling, or another one under that name.
+        NotWritable: llama.cpp has no such scaling, or another one under that name.
     """
     rope: dict[str, Any] = {k: v for k, v in (config.rope_parameters or {}).items() if v is not None}
     kind, theta = str(rope.pop("rope_type", "default")), rope.pop("rope_theta", 10000.0)
@@ -43,9 +44,8 @@ def add_rope(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> tuple[npt.NDA
     if kind not in _KNOWN or extra or rotated != 1.0:
         told = shown(f"{kind} with {', '.join(sorted(extra))}" if extra else kind)
         told = f"{rotated} of each head rotated" if rotated != 1.0 else told
-        raise ModelError(
-            f"positions are scaled by {told}, which cannot be written as GGUF here; known are {', '.join(_KNOWN)}\n"
-            "  `dorakit export RUN --to merged` makes a directory that llama.cpp's own converter takes"
+        raise NotWritable(
+            f"positions are scaled by {told}, which cannot be written as GGUF here; known are {', '.join(_KNOWN)}"
         )
     columns = head_dim(config)
     writer.add_rope_dimension_count(columns)

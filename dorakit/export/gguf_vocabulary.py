@@ -38,6 +38,10 @@ _RULES = {
 }
 
 
+class NotWritable(ModelError):
+    """A family, tokenizer or kind of positions that is not written here; llama.cpp's own converter may know it."""
+
+
 def add_vocabulary(writer: gguf.GGUFWriter, directory: Path, num_rows: int, *, origin: Path | None) -> list[str]:
     """Put a tokenizer into a GGUF file: tokens, merges, special tokens, chat template.
 
@@ -82,7 +86,7 @@ def check_vocabulary(directory: Path) -> None:
     """Refuse a model directory whose tokenizer cannot be written.
 
     Raises:
-        ModelError: As `pre_type`.
+        NotWritable: As `pre_type`.
     """
     pre_type(_read(directory))
 
@@ -91,15 +95,14 @@ def pre_type(tokenizer: dict[str, Any]) -> str:
     """llama.cpp's name for how the content of a tokenizer.json cuts text into words.
 
     Raises:
-        ModelError: There is none here.
+        NotWritable: There is none here.
     """
     model = tokenizer.get("model") or {}
     is_bytes = (tokenizer.get("decoder") or {}).get("type") == "ByteLevel"
-    left = "  `dorakit export RUN --to merged` makes a directory that llama.cpp's own converter takes: convert_hf_to_gguf.py"
     if model.get("type") != "BPE" or model.get("byte_fallback") or not is_bytes:
         found = "there is no tokenizer.json" if not model else f"this one is {shown(str(model.get('type')))}"
         found += " with SentencePiece's byte fallback" if model.get("byte_fallback") else ""
-        raise ModelError(f"only byte-level BPE tokenizers can be written as GGUF, and {found}\n{left}")
+        raise NotWritable(f"only byte-level BPE tokenizers can be written as GGUF, and {found}")
     normalizer = (tokenizer.get("normalizer") or {}).get("type")
     top = tokenizer.get("pre_tokenizer") or {}
     steps = [_step(step) for step in (top.get("pretokenizers", []) if top.get("type") == "Sequence" else [top])]
@@ -108,10 +111,10 @@ def pre_type(tokenizer: dict[str, Any]) -> str:
         name = "gpt-2"  # where no two bytes are ever merged, no rule changes anything
     if name is None or normalizer not in (None, "NFC"):
         told = shown(json.dumps([normalizer, *steps], ensure_ascii=False))[:300]
-        raise ModelError(
+        raise NotWritable(
             f"the tokenizer cuts text into words by a rule that has no name here: {told}\n"
             f"  known are those that llama.cpp calls {', '.join(sorted(_RULES.values()))}; under another name the file would "
-            f"read well and tokenize otherwise\n{left}"
+            "read well and tokenize otherwise"
         )
     return name
 

@@ -1,122 +1,74 @@
-"""Merging: the adapter folded into its base, a plain model directory, and the receipt that it is the same model."""
+"""Merging: the adapter folded into its base, a plain model directory, and the receipt.
+
+The receipt has two parts. The weights are proved, tensor by tensor (proof.py): a merge that is wrong is refused whatever
+its effect. What rounding to the file's dtype costs is measured on rows (receipt.py): it is refused only where it takes a real
+part of what was learned.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import os
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 import dorakit
-from dorakit.adapters.peft_format import base_storage
 from dorakit.data.chat import install_template_
-from dorakit.errors import GateError, ModelError, UsageError
-from dorakit.evaluation.progress import say
+from dorakit.errors import Gate, GateError, ModelError
+from dorakit.export.merge_plan import RECEIPT, MergePlan, plan_merge
+from dorakit.export.proof import WeightProof
 from dorakit.export.receipt import (
     MAX_ROWS,
     Sample,
     adapter_sha256,
+    compare_base,
     compare_logits,
     logits_bytes,
     sample_rows,
+    share,
     store_logits,
+    with_share_lost,
+    worst_part,
 )
-from dorakit.export.shards import check_output, check_space, locked, write_description, write_shards
+from dorakit.export.shards import check_space, locked, scratch_beside, write_description, write_shards
 from dorakit.export.tensors import plain_model
 from dorakit.files import whole_directory, write_json
 from dorakit.model.load import load_base
-from dorakit.model.nf4 import NF4Format, stored_format
-from dorakit.model.streaming import packed_weights_on_disk
-from dorakit.place import Place, find_target
-from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run
-from dorakit.target import open_target
+from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
-    from dorakit.recipe.schema import Recipe
     from dorakit.target import Target
 
-RECEIPT = "merge.json"
 
-
-@dataclass
-class _Plan:
-    """What one merge does, with every default filled in."""
-
-    place: Place
-    recipe: Recipe | None
-    output: Path
-    onto: Literal["trained", "original"]
-    wants_original: bool
-    dtype: str
-    max_kl: float
-    base_model: str | None
-    quiet: bool
-    # False where an adapter directory does not say how its base was stored: the weights as they are make do.
-    knows_base: bool = True
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, line: str) -> None:
-        """Print a line and keep it for the receipt."""
-        self.notes.append(line)
-        self.say(line)
-
-    def say(self, line: str) -> None:
-        say(line, quiet=self.quiet)
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        dtype = getattr(torch, self.dtype)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-
-    def open(self, onto: Literal["trained", "original"], scratch: Path) -> Target:
-        """Load the adapter, live on the base asked for; what is packed lies in `scratch`."""
-        with packed_weights_on_disk(scratch):
-            target = open_target(
-                self.place.text, recipe=self.recipe, onto=onto, base_model=self.base_model, as_stored=True
-            )
-        if self.wants_original and stored_format(target.model) is not None:
-            raise ModelError(
-                f"--onto original: {target.base} is stored as NF4, its original weights are not there\n"
-                "  merge onto the weights that the adapter was trained on: --onto trained"
-            )
-        for line in target.notes:
-            if line not in self.notes:
-                self.note(line)
-        return target
-
-
+@as_found()
 @out_of_memory_said("the model must fit in memory once; --no-receipt needs the least")
 def merge(
     run: Run | Path | str,
     *,
     output: Path | str | None = None,
     onto: Literal["trained", "original"] | None = None,
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None,
     receipt: bool = True,
     base_model: str | None = None,
     quiet: bool = False,
 ) -> Path:
     """Fold an adapter into its base and write a model directory that transformers loads, with its merge.json.
 
-    Each weight is merged in float32 and rounded once. The directory is loaded back and held against the live adapter
-    before it takes its place.
+    Each weight is merged in float32, checked against its layer's forward pass, and rounded once. The directory is then
+    loaded back and held against the live adapter before it takes its place.
 
     Args:
         run: A run, or a PEFT adapter directory.
         output: Where to; RUN/merged for a run. An earlier result of this command is replaced.
         onto: The base that the adapter was trained on (NF4 is dequantized), or the original weights; None for the
             recipe's.
-        dtype: Of the weights; None for the recipe's.
-        receipt: False writes without comparing, and says so in merge.json.
+        dtype: Of the weights; None for the recipe's. auto is bfloat16, or float32 where rounding to bfloat16 would take
+            more of what was learned than merge.max_lost.
+        receipt: False proves the weights but measures nothing on rows, and says so in merge.json.
         base_model: Base of an adapter directory, instead of the one that it names.
         quiet: Print nothing.
 
@@ -125,149 +77,162 @@ def merge(
 
     Raises:
         UsageError: There is no adapter to merge, or the output would overwrite something else.
-        GateError: The merged model answers differently from the live one; nothing is left.
+        GateError: The merged weights are wrong, or rounding takes too much of what was learned; nothing is left.
     """
-    plan = _plan(run, output, onto, dtype, base_model, quiet)
-    with locked(plan.place.run, plan.output), whole_directory(plan.output) as staging, _scratch(plan.output) as scratch:
-        trained: list[Sample] | None = None
+    plan = plan_merge(run, output, onto, dtype, base_model, quiet)
+    with (
+        locked(plan.place.run, plan.output),
+        whole_directory(plan.output) as staging,
+        scratch_beside(plan.output) as scratch,
+    ):
         if receipt and plan.onto == "original":
-            # The model that was trained answers first: the receipt says how far the other one is from it.
+            # The model that was trained answers too: the receipt says how far the other one is from it.
             target = plan.open("trained", scratch)
-            trained, _ = sample_rows(plan.recipe, target.tokenizer)
-            check_space(plan.output, logits_bytes(target.model, trained))
-            store_logits(target.model, trained, _made(scratch / "trained"))
+            samples, _ = sample_rows(plan.recipe, target.tokenizer)
+            check_space(plan.output, logits_bytes(target.model, samples))
+            store_logits(target.model, samples, _made(scratch / "trained"))
             del target
             gc.collect()
-        live = plan.open(plan.onto, scratch)
-        samples, rows = sample_rows(plan.recipe, live.tokenizer) if receipt else ([], "")
-        content = _write(plan, live, staging, samples)
-        if receipt:
-            plan.say("comparing the merged model with the live adapter")
-            store_logits(live.model, samples, _made(scratch / "live"))
-        del live
-        gc.collect()
-        content["receipt"] = "none"
-        if receipt:
-            content["receipt"] = _receipt(plan, staging, samples, scratch)
-            content["receipt"]["compared_on"] = rows
+        live: _Live | None = None
+        refused: list[dict[str, Any]] = []
+        for written in plan.dtypes:
+            target = plan.open(plan.onto, scratch)
+            samples, rows = sample_rows(plan.recipe, target.tokenizer) if receipt and live is None else ([], "")
+            content = _write(plan, target, staging, written, beside=logits_bytes(target.model, samples))
+            if samples:
+                plan.say(f"the live model answers, in float32: {rows}")
+                store_logits(target.model, samples, _made(scratch / "live"))
+                live = _Live(samples, rows, compare_base(target.model, samples, scratch / "live"))
+            del target
+            gc.collect()
+            content["receipt"] = "none"
+            if live is None:
+                break
+            content["receipt"] = _receipt(plan, staging, written, live, scratch)
+            _, lost = worst_part(content["receipt"])
+            if lost is None or lost <= plan.max_lost:
+                break
+            refused.append(content["receipt"])
+            _empty(staging)
+        if refused:
+            _judge(plan, refused)
         content["notes"] = plan.notes
         write_json(staging / RECEIPT, content)
     return plan.output
 
 
-def _plan(
-    run: Run | Path | str,
-    output: Path | str | None,
-    onto: Literal["trained", "original"] | None,
-    dtype: str | None,
-    base_model: str | None,
-    quiet: bool,
-) -> _Plan:
-    place = find_target(str(run.path if isinstance(run, Run) else run))
-    if place.is_absent:
-        raise UsageError(f"nothing to merge: no such run or directory: {place.text}")
-    if place.kind == "model":
-        raise UsageError(f"nothing to merge: {place.text} is a whole model, not a run or an adapter directory")
-    recipe = place.run.recipe if place.run else None
-    if place.run is not None and recipe is not None and recipe.method is None:
-        raise UsageError(
-            f"nothing to merge: {place.run.path} was trained in mode full, {place.run.model} is the whole model"
-        )
-    section = recipe.merge if recipe else MergeSection()
-    if place.run is not None:
-        place.run.result  # noqa: B018  raises where training has not finished
-    elif output is None:
-        raise UsageError(f"{place.text} is an adapter outside a run: say where the merged model goes with --output DIR")
-    directory = Path(os.path.expanduser(output)) if output is not None else place.run.merged if place.run else Path()
-    check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
-    onto = onto or section.onto
-    dtype = dtype or section.dtype
-    plan = _Plan(place, recipe, directory, onto, onto == "original", dtype, section.max_kl, base_model, quiet)
-    is_nf4 = recipe is not None and recipe.is_quantized
-    if place.kind == "adapter" and place.path is not None:
-        stored = base_storage(place.path)
-        is_nf4, plan.knows_base = isinstance(stored, NF4Format), stored is not None
-    if plan.onto == "original" and is_nf4:
-        plan.note("merging onto the original weights: the adapter was trained on NF4 ones, so this is another model")
-    elif plan.onto == "original":
-        if plan.knows_base:
-            plan.note("the adapter was trained on the weights as they are: --onto original changes nothing")
-        plan.onto = "trained"
-    return plan
+@dataclass(frozen=True)
+class _Live:
+    """The live model's answers, on disk: over which rows, and how far they are from its base's (`compare_base`)."""
+
+    samples: list[Sample]
+    compared_on: str
+    learned: dict[str, Any] | None
 
 
-def _write(plan: _Plan, live: Target, staging: Path, samples: list[Sample]) -> dict[str, Any]:
+def _write(plan: MergePlan, target: Target, staging: Path, dtype: str, *, beside: int) -> dict[str, Any]:
     """Write the merged model into the staging directory; returns merge.json without its receipt.
 
-    The disk must also hold the logits of the samples.
+    The disk must hold `beside` bytes besides it.
+
+    Raises:
+        GateError: A weight that was computed, or that lies on the disk, is wrong.
     """
-    plain = plain_model(live.model)
-    dtype = plan.torch_dtype
-    weights = sum(tensor.shape.numel() for tensor in plain.tensors) * dtype.itemsize
-    check_space(plan.output, weights + logits_bytes(live.model, samples))
-    plan.say(f"merging {len(plain.tensors)} tensors in float32, writing {plan.dtype}")
+    plain = plain_model(target.model)
+    weights = sum(tensor.shape.numel() for tensor in plain.tensors) * _torch_dtype(dtype).itemsize
+    check_space(plan.output, weights + beside)
+    plan.say(f"merging {len(plain.tensors)} tensors in float32, writing {dtype}")
+    proof = WeightProof(target.model)
     with torch.no_grad():
-        stream = ((t.name, _rounded(t.make(), dtype)) for t in plain.tensors)
-        size = write_shards(staging, stream)
+        size = write_shards(staging, proof.rounded(plain.tensors, _torch_dtype(dtype)))
     if plan.recipe is not None:
-        install_template_(live.tokenizer, plan.recipe.data)
-    write_description(staging, live.model, live.tokenizer, dtype=dtype, is_tied=plain.is_tied)
-    assert live.adapter is not None
+        install_template_(target.tokenizer, plan.recipe.data)
+    write_description(staging, target.model, target.tokenizer, dtype=_torch_dtype(dtype), is_tied=plain.is_tied)
+    assert target.adapter is not None
     return {
         "dorakit": dorakit.__version__,
-        "base": live.base,
-        "adapter_sha256": adapter_sha256(live.adapter),
+        "base": target.base,
+        "adapter_sha256": adapter_sha256(target.adapter),
         "mode": plan.recipe.adapter.mode if plan.recipe else None,
         "onto": plan.onto if plan.knows_base else "original",
-        "dtype": plan.dtype,
+        "dtype": dtype,
         "tied_embeddings": plain.is_tied,
         "bytes": size,
+        "proved_tensors": proof.check_files(staging),
     }
 
 
-def _receipt(plan: _Plan, staging: Path, samples: list[Sample], scratch: Path) -> dict[str, Any]:
+def _receipt(plan: MergePlan, staging: Path, dtype: str, live: _Live, scratch: Path) -> dict[str, Any]:
     """Load the staged directory back and compare it.
 
     Raises:
-        GateError: Above the limit.
         ModelError: Files and model do not match tensor for tensor.
     """
+    plan.say("comparing the merged model with the live one")
     attention = plan.recipe.model.attention if plan.recipe else "auto"
-    merged = load_base(str(staging), dtype=plan.dtype, attention=attention)
+    merged = load_base(str(staging), dtype=dtype, attention=attention)
     if merged.notes:
         raise ModelError("the merged directory does not load back as it was written: " + "; ".join(merged.notes))
     merged.model.eval()
-    found: dict[str, Any] = {"rows": len(samples), "max_rows": MAX_ROWS, "max_kl": plan.max_kl}
-    found |= compare_logits(merged.model, samples, scratch / "live")
+    found = with_share_lost(compare_logits(merged.model, live.samples, scratch / "live"), live.learned)
     if (scratch / "trained").is_dir():
-        found["versus_trained_model"] = compare_logits(merged.model, samples, scratch / "trained")
+        found["versus_trained_model"] = compare_logits(merged.model, live.samples, scratch / "trained")
         divergence = found["versus_trained_model"]["all"]["kl"]
         plan.note(f"KL(model as trained || merged onto the original weights) is {divergence:.2e}")
-    for name in ("supervised", "all"):
-        divergence = found[name]["kl"]
-        # Written so that a NaN fails too.
-        if divergence is not None and not divergence <= plan.max_kl:
-            raise GateError(
-                f"the merged model is not the trained one: over {name} positions KL(live || merged) is "
-                f"{divergence:.3g}, above merge.max_kl {plan.max_kl:g}\n"
-                f"  top-1 agreement {found[name]['top1_agreement']:.2%}, largest logit difference "
-                f"{found[name]['max_logit_difference']:.3g}; nothing was written\n"
-                f"  `--dtype float32` rounds less than {plan.dtype}; `--no-receipt` writes without comparing"
-            )
-    return found
+    return {
+        "rows": len(live.samples),
+        "max_rows": MAX_ROWS,
+        "compared_on": live.compared_on,
+        "computed_in": "float32",
+        "max_lost": plan.max_lost,
+        **found,
+    }
 
 
-def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _judge(plan: MergePlan, refused: list[dict[str, Any]]) -> None:
+    """Say what receipts above the limit mean; only under dtype auto may the float32 model that followed one be kept.
+
+    Raises:
+        GateError: float32, which rounds nothing away, is above the limit too; or a 16-bit dtype was asked for.
+    """
+    part, lost = worst_part(receipt := refused[-1])
+    found, taken = receipt[part], f"{share(lost or 0.0)} of what was learned"
+    figures = (
+        f"KL(live || merged) is {found['kl']:.3g} nats a token and KL(live || base) {found['learned_kl']:.3g}, over {part} "
+        f"positions of {receipt['compared_on']}"
+    )
+    gate = Gate("lost", lost or 0.0, plan.max_lost, "merge.max_lost")
+    if len(refused) == len(plan.dtypes):
+        raise GateError(
+            f"the merged model is not the trained one: {taken} is lost in float32 (limit merge.max_lost {plan.max_lost:g})\n"
+            f"  {figures}; nothing was written",
+            gate,
+        )
+    if plan.dtype != "auto":
+        raise GateError(
+            f"rounding to {plan.dtype} takes {taken}, above the limit merge.max_lost {plan.max_lost:g}\n"
+            f"  {figures}\n"
+            f"  the weights are right; what the adapter changed is small beside the spacing of {plan.dtype}\n"
+            "  `--dtype float32` was tried and is within the limit; nothing was written",
+            gate,
+        )
+    plan.note(
+        f"merge.dtype: auto: rounding to {plan.dtypes[0]} takes {taken} (limit {share(plan.max_lost)}): float32 is written, "
+        "twice as large"
+    )
 
 
-@contextlib.contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """A directory for logits and packed weights, on the disk of the result and gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-merge-") as directory:
-        yield Path(directory)
+def _empty(directory: Path) -> None:
+    for file in directory.iterdir():
+        file.unlink()
 
 
 def _made(directory: Path) -> Path:
     directory.mkdir()
     return directory
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype

@@ -1,21 +1,17 @@
 """A plain LoRA that does what a DoRA does, for servers that know no DoRA: vLLM and llama.cpp refuse one.
 
 Written is the true change of each weight, (m / n) (W + s B A) - W, cut to a low rank. The change has full rank as soon as
-m has moved, so the rank is measured (rank_search.py), by the divergence from the live adapter over the rows of a merge's
-receipt. The live model answers first; then its adapters are replaced, so one model is in memory.
+m has moved, so the rank is measured (rank_search.py), by the share of what was learned that it leaves out over the rows of a
+merge's receipt. The live model answers first; then its adapters are replaced, so one model is in memory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import torch
 
 import dorakit
 from dorakit.adapters.attach import adapter_layers, whole_modules
@@ -33,26 +29,28 @@ from dorakit.export.receipt import (
     MAX_ROWS,
     Sample,
     adapter_sha256,
+    compare_base,
     compare_logits,
     logits_bytes,
     sample_rows,
     store_logits,
 )
-from dorakit.export.shards import check_output, check_space, locked
+from dorakit.export.shards import check_output, check_space, locked, scratch_beside
 from dorakit.files import whole_directory, write_json
 from dorakit.model.nf4 import NF4Format, NF4Linear, stored_format
 from dorakit.model.source import sha256
 from dorakit.place import Place, find_target
 from dorakit.run import Run
 from dorakit.target import open_target
+from dorakit.terminal import typed
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
     from dorakit.target import Target
 
-# Nats a position. At 0.01 a rank below a DoRA's own is let through, which answers less alike than dropping m would. In
-# bfloat16 two models that compute alike are 0.002 apart by rounding (docs/plain_lora.md).
-MAX_KL, MAX_KL_16_BITS = 0.001, 0.003
+# A rank below a DoRA's own leaves out several times as much, and answers less alike than dropping m would
+# (docs/plain_lora.md).
+MAX_LOST = 0.002
 
 RECEIPT, GGUF = "export.json", "adapter.gguf"
 _Onto = Literal["trained", "original"]
@@ -63,7 +61,14 @@ _Note = Callable[[str], None]
     "the model must fit in memory once, and its factors of the largest rank: a smaller --max-rank takes less"
 )
 def export_plain_lora(
-    run: Run | Path | str, *, output: Path, onto: _Onto, max_kl: float | None, max_rank: int, quiet: bool
+    run: Run | Path | str,
+    *,
+    output: Path,
+    onto: _Onto,
+    max_lost: float = MAX_LOST,
+    max_rank: int,
+    base_model: str | None = None,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Write a PEFT directory of a LoRA without magnitude, rslora or patterns: r = lora_alpha, so the scale is 1.
 
@@ -74,9 +79,10 @@ def export_plain_lora(
         run: A finished run, or a PEFT adapter directory.
         output: Where to. An earlier result is replaced.
         onto: The base that the server loads: what the adapter was trained on (NF4), or the original weights.
-        max_kl: Largest KL(live || plain), in nats a position, over supervised positions and over all. None is MAX_KL where
-            float32 is computed in, and MAX_KL_16_BITS elsewhere.
+        max_lost: Largest share of KL(live || base) that may be left out, over supervised positions and over all; both sides
+            are computed in float32.
         max_rank: One of RANKS.
+        base_model: Base of an adapter directory, instead of the one that it names.
         quiet: Print nothing.
 
     Returns:
@@ -84,7 +90,7 @@ def export_plain_lora(
 
     Raises:
         UsageError: There is no adapter, it trains more than LoRA matrices, or the output is something else's.
-        GateError: No rank within `max_rank` answers as the adapter does; nothing is left.
+        GateError: Every rank within `max_rank` leaves more out; nothing is left.
     """
     notes: list[str] = []
 
@@ -98,25 +104,26 @@ def export_plain_lora(
     place, output = _adapter_place(str(run.path if isinstance(run, Run) else run)), Path(os.path.expanduser(output))
     check_output(output, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
     onto = _base_of_server(place, onto, note)
-    with locked(place.run, output), whole_directory(output) as staging, _scratch(output) as scratch:
+    with locked(place.run, output), whole_directory(output) as staging, scratch_beside(output) as scratch:
         if onto == "original":
             # The model that was trained answers too: the receipt says how far this other one is from it.
-            trained = _open(place, "trained", note)
+            trained = _open(place, "trained", base_model, note)
             _answer(trained, output, scratch / "trained")
             del trained
             gc.collect()
-        live = _open(place, onto, note)
+        live = _open(place, onto, base_model, note)
         samples, rows = _answer(live, output, scratch / "live", beside=_adapter_bytes(live, max_rank))
-        if max_kl is None:
-            max_kl = MAX_KL if live.model.dtype == torch.float32 else MAX_KL_16_BITS
+        learned = compare_base(live.model, samples, scratch / "live")
         ranks = ranks_to_try(live.model, max_rank)
         factors = factor_layers(live.model, ranks, quiet=quiet)
-        tried = try_ranks_(live.model, factors, ranks, samples, scratch / "live", max_kl=max_kl, quiet=quiet)
+        tried = try_ranks_(
+            live.model, factors, ranks, samples, scratch / "live", learned, max_lost=max_lost, quiet=quiet
+        )
         content = {
             **_source(place, live),
             "onto": onto,
             "max_rank": max_rank,
-            "max_kl": max_kl,
+            "max_lost": max_lost,
             "rank": (rank := tried[-1]["rank"]),
             "tried": tried,
             "relative_error": spread({name: layer.errors[rank] for name, layer in factors.items()}),
@@ -128,7 +135,7 @@ def export_plain_lora(
             content["versus_trained_model"] = compare_logits(live.model, samples, scratch / "trained")
             divergence = content["versus_trained_model"]["all"]["kl"]
             note(f"KL(model as trained || plain LoRA on the original weights) is {divergence:.2e}")
-        files = _write(live, staging, note)
+        files = _write(live, staging, base_model, note)
         content["bytes"] = {file: (staging / file).stat().st_size for file in files}
         content["sha256"] = {file: sha256(staging / file) for file in files}
         content["notes"] = notes
@@ -170,9 +177,9 @@ def _base_of_server(place: Place, onto: _Onto, note: _Note) -> _Onto:
     return "trained"
 
 
-def _open(place: Place, onto: _Onto, note: _Note) -> Target:
+def _open(place: Place, onto: _Onto, base_model: str | None, note: _Note) -> Target:
     """Load the adapter, live on the base asked for."""
-    target = open_target(place.text, onto=onto, as_stored=True)
+    target = open_target(place.text, onto=onto, base_model=base_model, as_stored=True)
     if onto == "original" and stored_format(target.model) is not None:
         raise UsageError(
             f"--onto original: {target.base} is stored as NF4, its original weights are not there\n  take --onto trained"
@@ -180,7 +187,7 @@ def _open(place: Place, onto: _Onto, note: _Note) -> Target:
     if whole := [name for name, _ in whole_modules(target.model)]:
         raise UsageError(
             f"{place.text} holds modules trained whole ({', '.join(whole[:5])}), which servers of plain LoRA do not take\n"
-            "  `dorakit merge` writes them into a model of its own"
+            f"  `dorakit export {typed(place.text)} --to merged{'' if place.run else ' --output DIR'}` writes a model with them"
         )
     for line in target.notes:
         note(line)
@@ -216,11 +223,13 @@ def _adapter_bytes(live: Target, rank: int) -> int:
     return sum(2 * 4 * rank * (layer.in_features + layer.out_features) for _, layer in adapter_layers(live.model))
 
 
-def _write(live: Target, staging: Path, note: _Note) -> list[str]:
+def _write(live: Target, staging: Path, base_model: str | None, note: _Note) -> list[str]:
     """Write what is attached for PEFT's readers and, where it can be used there, for llama.cpp; the weights' files."""
     assert live.adapter is not None
     stated = read_config(live.adapter)
     base, revision = stated.get("base_model_name_or_path") or live.base, stated.get("revision")
+    if base_model is not None:
+        base, revision = base_model, None
     save_adapter(live.model, staging, base_name_or_path=base, revision=revision)
     check_saved(live.model, staging)
     if live.recipe is not None and live.recipe.data.chat_template:
@@ -234,10 +243,3 @@ def _write(live: Target, staging: Path, note: _Note) -> list[str]:
         write_gguf_adapter(live.model, staging / GGUF)
         return [WEIGHTS, GGUF]
     return [WEIGHTS]
-
-
-@contextlib.contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """A directory for logits, on the disk of the result and gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-export-") as directory:
-        yield Path(directory)

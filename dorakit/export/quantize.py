@@ -15,14 +15,26 @@ from dorakit.errors import DataError, ModelError, UsageError
 from dorakit.evaluation.perplexity import perplexity, token_loss
 from dorakit.evaluation.progress import say
 from dorakit.evaluation.task import rows_to_measure
-from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
+from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
 from dorakit.export.nf4_tensors import Ledger, nf4_bytes, nf4_tensors, spread
-from dorakit.export.receipt import adapter_sha256, read_receipt
+from dorakit.export.receipt import (
+    Sample,
+    adapter_sha256,
+    compare_base,
+    compare_logits,
+    learned_of,
+    logits_bytes,
+    read_receipt,
+    sample_rows,
+    store_logits,
+    with_share_lost,
+)
 from dorakit.export.shards import (
     bitsandbytes_config,
     check_output,
     check_space,
     locked,
+    scratch_beside,
     write_description,
     write_shards,
 )
@@ -34,6 +46,7 @@ from dorakit.place import Place, find_target
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run
 from dorakit.target import Target, open_target
+from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
@@ -47,6 +60,7 @@ RECEIPT = "quantize.json"
 MAX_ROWS = 256
 
 
+@as_found()
 @out_of_memory_said("the dense model must fit in memory once")
 def quantize(
     target: Run | Path | str,
@@ -58,7 +72,8 @@ def quantize(
     base_model: str | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Write a 4-bit model directory, and quantize.json: sizes, error per layer, perplexity before and after.
+    """Write a 4-bit model directory, and quantize.json: sizes, error per layer, perplexity before and after, and the share of
+    what was learned that 4 bits lose (receipt.py). The loss is expected and refuses nothing.
 
     Linear layers become NF4 with double quantization; the embedding and the output head stay in 16 bit. A run or an
     adapter is merged first, in memory, with the rounding that `merge` would do; RUN/merged is read instead where it was
@@ -90,7 +105,11 @@ def quantize(
         raise UsageError(f"{place.text} belongs to no run: say where the quantized model goes with --output DIR")
     directory = Path(os.path.expanduser(output)) if output is not None else place.run.quantized if place.run else Path()
     check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
-    with locked(place.run, directory), whole_directory(directory) as staging:
+    with (
+        locked(place.run, directory),
+        whole_directory(directory) as staging,
+        scratch_beside(directory) as scratch,
+    ):
         source, origin, onto = _source(place, quiet=quiet)
         opened = open_target(source, recipe=recipe, onto=onto, base_model=base_model, as_stored=True)
         for line in opened.notes:
@@ -104,6 +123,8 @@ def quantize(
             )
         rows, reason = _rows(opened)
         before = _perplexity(opened, rows, quiet=quiet)
+        samples, compared_on = sample_rows(opened.recipe, opened.tokenizer)
+        learned = _answer(opened, samples, directory, scratch)
         content = _write(opened, staging, keep_row_norms=keep_row_norms, quiet=quiet)
         content["base"] = place.run.recipe.model.base if place.run else opened.base
         content["adapter_sha256"] = _adapter_of(Path(source), opened)
@@ -119,6 +140,8 @@ def quantize(
             size, model = known.training.micro_batch_size, reloaded.model.eval()
             after, _ = token_loss(model, reloaded.tokenizer, rows.documents, micro_batch_size=size, quiet=quiet)
         content["source"] = origin
+        found = with_share_lost(compare_logits(reloaded.model.eval(), samples, scratch), learned)
+        content["compared"] = {"rows": len(samples), "compared_on": compared_on, "computed_in": "float32", **found}
         content["perplexity"] = {
             "before": None if before is None else perplexity(before),
             "after": None if after is None else perplexity(after),
@@ -153,12 +176,23 @@ def _source(place: Place, *, quiet: bool) -> tuple[str, str, Literal["trained", 
         return place.text, "adapter, merged in memory", "trained"
     receipt = read_receipt(run.merged, MERGE_RECEIPT)
     section = run.recipe.merge
-    now = {"adapter_sha256": adapter_sha256(run.adapter), "onto": "trained", "dtype": section.dtype}
-    if all(receipt.get(key) == value for key, value in now.items()):
+    # Rounded to 16 bits next, the two that auto may have written are one.
+    dtypes = ("bfloat16", "float32") if section.dtype == "auto" else (section.dtype,)
+    now = {"adapter_sha256": adapter_sha256(run.adapter), "onto": "trained"}
+    if all(receipt.get(key) == value for key, value in now.items()) and receipt.get("dtype") in dtypes:
         say(f"quantizing {run.merged}", quiet=quiet)
         return str(run.merged), "merged directory", "trained"
     say(f"{run.merged} was made otherwise: merging the adapter anew, in memory", quiet=quiet)
     return place.text, "adapter, merged in memory", "trained"
+
+
+def _answer(target: Target, samples: list[Sample], output: Path, scratch: Path) -> dict[str, Any] | None:
+    """Store the model's logits; what was learned, as `compare_base`, or as merge.json says of a merged directory."""
+    check_space(output, logits_bytes(target.model, samples))
+    store_logits(target.model, samples, scratch)
+    if target.variant == "merged" and target.run is not None:
+        return learned_of(read_receipt(target.run.merged, MERGE_RECEIPT))
+    return compare_base(target.model, samples, scratch)
 
 
 def _adapter_of(source: Path, target: Target) -> str | None:
@@ -257,5 +291,5 @@ def _half(target: Target) -> torch.dtype:
     dtype = target.model.dtype
     if target.recipe is not None or target.adapter is not None:
         section = target.recipe.merge if target.recipe is not None else MergeSection()
-        dtype = getattr(torch, section.dtype)
+        dtype = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
     return dtype if dtype.itemsize == 2 else torch.bfloat16

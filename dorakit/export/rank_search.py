@@ -1,7 +1,11 @@
-"""The smallest rank at which a plain LoRA answers as the live adapter: factor, attach, compare, rank after rank."""
+"""The smallest rank at which a plain LoRA keeps what was learned: factor, attach, compare, rank after rank.
+
+Both sides are computed in float32, so that what a rank leaves out is measured and no rounding with it.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,10 @@ from transformers import PreTrainedModel
 from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.lora import LoRALinear
-from dorakit.errors import GateError
+from dorakit.errors import Gate, GateError
 from dorakit.evaluation.progress import progress, say
 from dorakit.export.low_rank import Factors, low_rank_factors
-from dorakit.export.receipt import Sample, compare_logits
+from dorakit.export.receipt import Sample, compare_logits, share, with_share_lost, worst_part
 from dorakit.memory import return_freed_memory
 
 # The ranks that vLLM's --max-lora-rank can be set to, up to where a LoRA is small beside a weight.
@@ -51,8 +55,9 @@ def try_ranks_(
     ranks: list[int],
     samples: list[Sample],
     live: Path,
+    learned: dict[str, Any] | None,
     *,
-    max_kl: float,
+    max_lost: float,
     quiet: bool,
 ) -> list[dict[str, Any]]:
     """Compare rank after rank with the live logits, up to the first within the limit, which stays attached.
@@ -63,11 +68,12 @@ def try_ranks_(
         ranks: Ascending.
         samples: The rows to compare on.
         live: Directory with the live model's logits over them.
-        max_kl: In nats a position, over supervised positions and over all.
+        learned: `compare_base` of the live model.
+        max_lost: The share of KL(live || base) that may be lost, over supervised positions and over all.
         quiet: Print nothing.
 
     Returns:
-        For each rank tried what `compare_logits` finds, and the mean relative error of a layer.
+        For each rank tried what `with_share_lost` gives, and the mean relative error of a layer.
 
     Raises:
         GateError: None is within the limit.
@@ -76,23 +82,35 @@ def try_ranks_(
     for rank in ranks:
         _attach_plain_(model, factors, rank)
         mean = sum(layer.errors[rank] for layer in factors.values()) / len(factors)
-        found = {"rank": rank, "relative_error": mean, **compare_logits(model, samples, live)}
-        tried.append(found)
+        compared = with_share_lost(compare_logits(model, samples, live), learned)
+        tried.append({"rank": rank, "relative_error": mean, **compared})
+        part, lost = worst_part(compared)
+        left_out = "nothing was learned" if lost is None else f"{share(lost)} of what was learned is left out"
         say(
-            f"rank {rank}: KL(live || plain) {found['all']['kl']:.2e}, top-1 agreement "
-            f"{found['all']['top1_agreement']:.2%}, mean relative error of a layer {mean:.4f}",
+            f"rank {rank}: {left_out}, KL(live || plain) {compared[part]['kl']:.2e}, top-1 agreement "
+            f"{compared[part]['top1_agreement']:.2%}, mean relative error of a layer {mean:.4f}",
             quiet=quiet,
         )
-        if not _parts_above(found, max_kl):
+        if lost is None or lost <= max_lost:
             return tried
-    part = _parts_above(tried[-1], max_kl)[0]
-    reached = ", ".join(f"{found['rank']}: {found[part]['kl']:.3g}" for found in tried)
+    reached = {found["rank"]: worst_part(found)[1] or 0.0 for found in tried}
+    smallest = min(reached.values())
+    hints = [f"`--max-lost {_above(smallest)}` lets rank {min(reached, key=lambda rank: reached[rank])} through"]
+    if ranks[-1] < RANKS[-1]:
+        hints.append(f"`--max-rank {RANKS[-1]}` tries larger ones")
     raise GateError(
-        f"no plain LoRA up to rank {ranks[-1]} is the trained model: KL(live || plain) over {part} positions is "
-        f"{tried[-1][part]['kl']:.3g}, above the limit {max_kl:g}\n"
-        f"  by rank: {reached}; nothing was written\n"
-        "  a larger --max-rank or --max-kl may let one through; `dorakit merge` folds the adapter in and loses nothing"
+        f"no plain LoRA up to rank {ranks[-1]} is the trained model: {share(reached[ranks[-1]])} of what was learned is "
+        f"left out at rank {ranks[-1]} (limit {max_lost:g})\n"
+        f"  by rank: {', '.join(f'{rank}: {share(lost)}' for rank, lost in reached.items())}; nothing was written\n"
+        f"  {'; '.join(hints)}; `dorakit merge RUN` leaves nothing out",
+        Gate("lost", reached[ranks[-1]], max_lost, "--max-lost"),
     )
+
+
+def _above(lost: float) -> str:
+    """A limit of two digits that a share is within."""
+    digits = 1 - math.floor(math.log10(lost))
+    return f"{math.ceil(lost * 10**digits) / 10**digits:.{max(digits, 0)}f}"
 
 
 @torch.no_grad()
@@ -104,8 +122,3 @@ def _attach_plain_(model: PreTrainedModel, factors: dict[str, Factors], rank: in
         plain.lora_A.zero_()[:held] = factors[name].A[:rank]
         plain.lora_B.zero_()[:, :held] = factors[name].B[:, :rank]
         model.set_submodule(name, plain.eval().requires_grad_(False))
-
-
-def _parts_above(found: dict[str, Any], max_kl: float) -> list[str]:
-    """The kinds of positions whose divergence is above the limit; written so that a NaN is."""
-    return [part for part in ("supervised", "all") if found[part]["kl"] is not None and not found[part]["kl"] <= max_kl]

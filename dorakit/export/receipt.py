@@ -1,6 +1,9 @@
-"""The proof that a merged directory answers as the live adapter does, and its file.
+"""How much of what was learned a written model loses: its logits against the live adapter's, both computed in float32.
 
-The live model answers first, its logits go to disk, and it may then be dropped before the merged one is loaded: the two
+The measure is relative. KL(live || base) is what training changed, KL(live || written) what the written model misses of
+it; the quotient is the share that is lost. In 16 bits the rounding of activations alone would be larger than either.
+
+The live model answers first and its logits go to disk, so that it may be dropped before the written one is loaded: the two
 are never in memory together.
 """
 
@@ -17,18 +20,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dorakit.adapters.attach import adapter_layers, base_only, whole_modules
 from dorakit.errors import DataError, RunError
+from dorakit.model.float32 import Float32
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from dorakit.data.tokens import Document
     from dorakit.recipe.schema import Recipe
 
 MAX_ROWS = 64
 MAX_TOKENS = 8192
+PARTS = ("supervised", "all")
+# Nats a position that float32 leaves between two ways of computing the same model.
+NOISE = 1e-9
 _TOKENS_PER_BATCH = 1024
-_POSITIONS_AT_ONCE = 256
+_POSITIONS_AT_ONCE = 64
 # Read where no recipe names rows. Any text shows whether two models are the same one.
 _TEXTS = (
     "Take the lid off the pot when the water boils, add the rice, and turn the heat down.",
@@ -53,34 +60,48 @@ def sample_rows(
 ) -> tuple[list[Sample], str]:
     """The rows to compare on, and where they come from.
 
-    The first validation rows, else the last training rows, up to 64 rows (or `limit`) and 8192 tokens; without a
-    recipe, a few texts of our own. A longer row is cut.
+    The first validation rows, then training rows from the last on, up to 64 rows (or `limit`) and 8192 tokens in all;
+    without a recipe, a few texts of our own. A longer row is cut.
     """
+    limit = limit or MAX_ROWS
     if recipe is None:
-        rows = [tokenizer(text)["input_ids"] for text in _TEXTS]
-        return _cut([(ids, [True] * len(ids)) for ids in rows], limit or MAX_ROWS), "built-in texts"
+        samples = _cut([(ids, [True] * len(ids)) for ids in (tokenizer(text)["input_ids"] for text in _TEXTS)], limit)
+        return samples, f"{len(samples)} built-in texts"
     from dorakit.data.tokens import encode
 
     encoded = encode(recipe.data, tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
-    documents: Sequence[Document] = encoded.validation
-    name = "validation rows"
-    if not documents:
-        documents, name = encoded.train[-(limit or MAX_ROWS) :], "last training rows"
-    return _cut([(d.input_ids.tolist(), d.mask.tolist()) for d in documents], limit or MAX_ROWS), name
+    held_out = encoded.validation[:limit]
+    missing = limit - len(held_out)
+    documents = [*held_out, *reversed(encoded.train[-missing:] if missing else [])]
+    samples = _cut([(d.input_ids.tolist(), d.mask.tolist()) for d in documents], limit)
+    counts = {"validation": min(len(held_out), len(samples)), "training": max(len(samples) - len(held_out), 0)}
+    return samples, " and ".join(f"{count} {name} rows" for name, count in counts.items() if count)
 
 
 def logits_bytes(model: PreTrainedModel, samples: Sequence[Sample]) -> int:
-    """What `store_logits` will write."""
+    """The bytes that `store_logits` will write."""
     positions = sum(len(sample.ids) for sample in samples)
-    size: int = positions * model.config.get_text_config().vocab_size * model.dtype.itemsize
+    size: int = positions * model.config.get_text_config().vocab_size * torch.float32.itemsize
     return size
 
 
 @torch.no_grad()
 def store_logits(model: PreTrainedModel, samples: Sequence[Sample], directory: Path) -> None:
-    """Write the model's logits over the samples to `directory`, in the dtype that the model gives them."""
+    """Write the model's float32 logits over the samples to `directory`."""
     for number, batch in enumerate(_batches(samples)):
         save_file({"logits": _logits(model, batch)}, directory / f"{number:05d}.safetensors")
+
+
+def compare_base(model: PreTrainedModel, samples: Sequence[Sample], directory: Path) -> dict[str, Any] | None:
+    """Hold the base, adapters switched off, against the stored logits of the live model; None where nothing is attached.
+
+    Returns:
+        As `compare_logits`: KL(live || base) is what was learned.
+    """
+    if next(adapter_layers(model), None) is None and next(whole_modules(model), None) is None:
+        return None
+    with base_only(model):
+        return compare_logits(model, samples, directory)
 
 
 @torch.no_grad()
@@ -96,11 +117,50 @@ def compare_logits(model: PreTrainedModel, samples: Sequence[Sample], directory:
     for number, batch in enumerate(_batches(samples)):
         stored = load_file(directory / f"{number:05d}.safetensors")["logits"]
         found = _logits(model, batch)
-        for live, merged in zip(_slices(stored), _slices(found), strict=True):
-            parts.append(_compare(live.float(), merged.float()))
+        for live, written in zip(_slices(stored), _slices(found), strict=True):
+            parts.append(_compare(live, written))
         supervised.extend(sample.supervised for sample in batch)
     rows = torch.cat(parts)
     return {"supervised": _summary(rows[torch.cat(supervised)]), "all": _summary(rows)}
+
+
+def with_share_lost(found: dict[str, Any], learned: dict[str, Any] | None) -> dict[str, Any]:
+    """Add to what `compare_logits` found the KL that was learned and the share of it that is lost, in each part.
+
+    `lost` is KL(live || written) / KL(live || base), 0 where float32 cannot tell live and written apart; None where it
+    cannot tell live and base apart, so that nothing was learned, or where there is no base.
+    """
+    result = {}
+    for part in PARTS:
+        kl, base = found[part]["kl"], None if learned is None else learned[part]["kl"]
+        lost = None
+        # Written so that a NaN is no noise.
+        if kl is not None and base is not None and not base <= NOISE:
+            lost = 0.0 if kl <= NOISE else kl / base
+        result[part] = {**found[part], "learned_kl": base, "lost": lost}
+    return found | result
+
+
+def learned_of(merge_json: dict[str, Any]) -> dict[str, Any] | None:
+    """What was learned according to a merge.json, as `with_share_lost` takes it; None where nothing was compared."""
+    receipt = merge_json.get("receipt")
+    if not isinstance(receipt, dict) or any("learned_kl" not in receipt.get(part, {}) for part in PARTS):
+        return None  # of an earlier version, too
+    return {part: {"kl": receipt[part]["learned_kl"]} for part in PARTS}
+
+
+def worst_part(found: dict[str, Any]) -> tuple[str, float | None]:
+    """The kind of positions that loses most, and its share; NaN counts as the most."""
+    shares = {part: found[part]["lost"] for part in PARTS if found[part]["lost"] is not None}
+    if not shares:
+        return "all", None
+    part = max(shares, key=lambda name: float("inf") if shares[name] != shares[name] else shares[name])
+    return part, shares[part]
+
+
+def share(value: float) -> str:
+    """A share as a person reads it: 0.24 %, 31 %."""
+    return f"{100 * value:.2g} %" if value < 0.995 else f"{100 * value:.0f} %"
 
 
 def adapter_sha256(directory: Path) -> str:
@@ -144,7 +204,7 @@ def _cut(rows: list[tuple[list[int], list[bool]]], limit: int) -> list[Sample]:
         samples.append(Sample(torch.tensor(ids), torch.tensor([*mask[1:], False])))
         left -= len(ids)
     if not samples:
-        raise DataError("there is no row of two tokens or more to compare the merged model on; see --no-receipt")
+        raise DataError("there is no row of two tokens or more to compare the models on; merge has --no-receipt")
     return samples
 
 
@@ -162,9 +222,10 @@ def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 
 
 def _logits(model: PreTrainedModel, batch: list[Sample]) -> Tensor:
-    """(positions of all rows, V) on the CPU. Padding is on the right, where a causal model does not look."""
-    ids = torch.nn.utils.rnn.pad_sequence([sample.ids for sample in batch], batch_first=True)
-    logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+    """float32 (positions of all rows, V) on the CPU. Padding is on the right, where a causal model does not look."""
+    ids = torch.nn.utils.rnn.pad_sequence([sample.ids for sample in batch], batch_first=True).to(model.device)
+    with Float32():
+        logits = model(input_ids=ids, use_cache=False).logits
     return torch.cat([row[: len(sample.ids)] for row, sample in zip(logits, batch, strict=True)]).cpu().contiguous()
 
 
@@ -173,25 +234,26 @@ def _slices(logits_PV: Tensor) -> Iterator[Tensor]:
         yield logits_PV[start : start + _POSITIONS_AT_ONCE]
 
 
-def _compare(live_PV: Tensor, merged_PV: Tensor) -> Tensor:
-    """(P, 3) for P positions and V tokens: largest |difference|, KL(live || merged), same top token."""
-    if live_PV.shape != merged_PV.shape:
-        raise RunError(f"live logits have shape {tuple(live_PV.shape)}, merged ones {tuple(merged_PV.shape)}")
-    live, merged = live_PV.log_softmax(dim=-1), merged_PV.log_softmax(dim=-1)
-    divergence = (live.exp() * (live - merged)).sum(dim=-1)
-    same = live_PV.argmax(dim=-1) == merged_PV.argmax(dim=-1)
-    return torch.stack([(live_PV - merged_PV).abs().amax(dim=-1), divergence, same.float()], dim=-1)
+def _compare(live_PV: Tensor, written_PV: Tensor) -> Tensor:
+    """(P, 3) for P positions and V tokens: largest |difference|, KL(live || written), same top token."""
+    if live_PV.shape != written_PV.shape:
+        raise RunError(f"live logits have shape {tuple(live_PV.shape)}, written ones {tuple(written_PV.shape)}")
+    # In float64: the sum of so many small terms would leave 1e-8 of nothing.
+    live, written = live_PV.double().log_softmax(dim=-1), written_PV.double().log_softmax(dim=-1)
+    divergence = (live.exp() * (live - written)).sum(dim=-1)
+    same = live_PV.argmax(dim=-1) == written_PV.argmax(dim=-1)
+    return torch.stack([(live_PV - written_PV).abs().amax(dim=-1).double(), divergence, same.double()], dim=-1)
 
 
 def _summary(rows: Tensor) -> dict[str, Any]:
     if not len(rows):
         return {"positions": 0, "max_logit_difference": None, "kl": None, "max_kl": None, "top1_agreement": None}
-    difference, divergence, same = rows.double().unbind(dim=-1)
+    difference, divergence, same = rows.unbind(dim=-1)
     return {
         "positions": len(rows),
         "max_logit_difference": difference.max().item(),
-        # Rounding may leave a sum of nothing a little below zero.
-        "kl": max(divergence.mean(), torch.zeros(())).item(),
-        "max_kl": max(divergence.max(), torch.zeros(())).item(),
+        # Rounding may leave a sum of nothing a little below zero; a NaN stays one.
+        "kl": divergence.mean().clamp_min(0.0).item(),
+        "max_kl": divergence.max().clamp_min(0.0).item(),
         "top1_agreement": same.mean().item(),
     }

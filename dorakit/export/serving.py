@@ -1,4 +1,4 @@
-"""The commands that serve what was exported, and the text before an answer as Ollama's templates write it."""
+"""Commands that serve what was exported, and the text before an answer as Ollama's templates write it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dorakit.terminal import typed
 
+# What Ollama's converter takes from safetensors, of causal language models.
+_OLLAMA_IMPORTS = {
+    "LlamaForCausalLM", "MixtralForCausalLM", "Ministral3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Olmo3ForCausalLM", "CohereForCausalLM",
+    "GptOssForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM", "Lfm2ForCausalLM",
+}  # fmt: skip
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for --max-lora-rank
 
 
@@ -29,9 +35,50 @@ def gguf_lines(directory: Path, file: str, name: str) -> list[str]:
     ]
 
 
-def merged_lines(directory: Path) -> list[str]:
-    """What serves a plain model directory."""
-    return [f"vllm serve {typed(directory)}"]
+def merged_lines(directory: Path, name: str, architecture: str) -> list[str]:
+    """What serves a plain model directory.
+
+    Args:
+        directory: Of the model.
+        name: Of the run or the adapter.
+        architecture: The class that its config.json names; Ollama imports some.
+    """
+    lines = [f"vllm serve {typed(directory)}", f"python -m sglang.launch_server --model-path {typed(directory)}"]
+    if architecture in _OLLAMA_IMPORTS:
+        enter = "" if directory == Path(".") else f"cd {typed(directory)} && "
+        lines.append(f"{enter}echo 'FROM .' > Modelfile && ollama create {served_name(name)}")
+    return lines
+
+
+def merged_use(*, is_raw: bool, as_gguf: str | None) -> list[str]:
+    """Markdown for the card of a plain model directory: how transformers answers, and the way to llama.cpp.
+
+    Args:
+        is_raw: Prompts go in as they are: the model was trained on rows without a chat template.
+        as_gguf: The command that makes a GGUF file of the same model, where there is one.
+    """
+    prompt = "'PROMPT', return_tensors='pt'"
+    turn = "[{'role': 'user', 'content': 'PROMPT'}], add_generation_prompt=True, return_dict=True, return_tensors='pt'"
+    asked = f"tokenizer({prompt})" if is_raw else f"tokenizer.apply_chat_template({turn})"
+    lines = [
+        "In Python:",
+        "",
+        "    from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        "    model, tokenizer = AutoModelForCausalLM.from_pretrained('.'), AutoTokenizer.from_pretrained('.')",
+        f"    inputs = {asked}",
+        "    answer = model.generate(**inputs, max_new_tokens=200)[0, inputs['input_ids'].shape[1] :]",
+        "    print(tokenizer.decode(answer, skip_special_tokens=True))",
+        "",
+        "For llama.cpp, its converter makes one GGUF file of this directory:",
+        "",
+        "    python convert_hf_to_gguf.py . --outfile model.gguf",
+        "    llama-server -m model.gguf",
+        "",
+    ]
+    if as_gguf is not None:
+        lines += [f"Where the adapter is at hand, `{as_gguf}` makes one too, with a Modelfile for Ollama.", ""]
+    return lines
 
 
 def adapter_lines(directory: Path, name: str, base: str, config: dict[str, Any], *, is_hub_id: bool) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.errors import ResourceError, UsageError
 from dorakit.failpoints import reach
-from dorakit.files import FULL, naming, write_json
+from dorakit.files import FULL, give_rights_of_new, naming, write_json
 from dorakit.memory import return_freed_memory
 from dorakit.model.nf4 import NF4Format
 from dorakit.run import Run
@@ -158,6 +159,14 @@ def check_space(directory: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
+def scratch_beside(output: Path) -> Iterator[Path]:
+    """A directory for logits and packed weights, on the disk of the result and gone afterwards."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-scratch-") as directory:
+        yield Path(directory)
+
+
+@contextlib.contextmanager
 def locked(run: Run | None, output: Path) -> Iterator[None]:
     """Hold the run's lock while something is written into it; nothing for an output elsewhere."""
     if run is not None and output.parent.resolve() == run.path.resolve():
@@ -176,7 +185,7 @@ def _write(directory: Path, number: int, shard: dict[str, Tensor]) -> None:
     try:
         with naming(path):
             save_file(shard, path, metadata={"format": "pt"})
-        path.chmod(0o644)  # safetensors leaves 0600, which another user cannot read
+        give_rights_of_new(path)
         reach("shard")
     except OSError as error:
         if error.errno not in FULL:

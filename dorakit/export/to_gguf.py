@@ -1,25 +1,40 @@
-"""`dorakit export --to gguf`: a run as one GGUF file, with Ollama's Modelfile and a card beside it."""
+"""`dorakit export --to gguf`: a run or an adapter as one GGUF file, with Ollama's Modelfile and a card beside it."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dorakit.data.chat import try_template_of
-from dorakit.errors import UsageError
+from dorakit.errors import ModelError, UsageError
 from dorakit.evaluation.progress import say
 from dorakit.export.card import Card, write_card
 from dorakit.export.gguf_file import TYPES, check_family, write_gguf
-from dorakit.export.gguf_vocabulary import check_vocabulary
-from dorakit.export.merge import RECEIPT as MERGE_RECEIPT
+from dorakit.export.gguf_receipt import gguf_receipt
+from dorakit.export.gguf_vocabulary import NotWritable, check_vocabulary
 from dorakit.export.merge import merge
-from dorakit.export.outputs import RECEIPT, Exported, Onto, described, is_up_to_date, place_for, run_to_export
-from dorakit.export.receipt import read_receipt
+from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
+from dorakit.export.outputs import (
+    RECEIPT,
+    Dtype,
+    Exported,
+    Onto,
+    described,
+    fits,
+    is_raw,
+    merged_of,
+    place_for,
+    taken_notes,
+)
+from dorakit.export.receipt import learned_of, read_receipt
 from dorakit.export.serving import frame_of, gguf_lines, modelfile
-from dorakit.export.shards import locked
+from dorakit.export.shards import locked, scratch_beside
+from dorakit.export.trained import Trained, find_trained
 from dorakit.files import whole_directory, write_json, write_whole
 from dorakit.model.configs import read_object
 from dorakit.model.directory import check_model_directory
@@ -37,18 +52,22 @@ def export_gguf(
     output: Path | str | None = None,
     outtype: str = "f16",
     onto: Onto | None = None,
+    dtype: Dtype | None = None,
+    base_model: str | None = None,
     quiet: bool = False,
 ) -> Exported:
-    """Write a run as a GGUF file, with export.json, a Modelfile and a card.
+    """Write a run or an adapter as a GGUF file, with export.json, a Modelfile and a card.
 
-    RUN/merged is read where it is up to date; else the adapter is merged, with the receipt of `merge`, into a place
-    that is removed afterwards.
+    RUN/merged is read where it fits; else the adapter is merged, with the receipt of `merge`, into a place that is removed
+    afterwards.
 
     Args:
-        target: A finished run.
-        output: A directory; RUN/gguf. An earlier result of this command is replaced.
+        target: A finished run, or a PEFT adapter directory.
+        output: A directory; RUN/gguf for a run. An earlier result of this command is replaced.
         outtype: One of gguf_file.TYPES.
-        onto: As for `merge`.
+        onto: As for `merge`; None takes what RUN/merged was merged onto.
+        dtype: Of the merge; None takes that of RUN/merged, or the recipe's.
+        base_model: Base of an adapter directory, instead of the one that it names.
         quiet: Print nothing.
 
     Raises:
@@ -56,73 +75,124 @@ def export_gguf(
         ModelError: The family or the tokenizer cannot be written.
         GateError: The merged model answers differently from the live one; nothing is left.
     """
-    run = run_to_export(target)
+    trained = find_trained(target, base_model=base_model)
     if outtype not in TYPES:
         raise UsageError(
             f"--type {outtype}: known are {', '.join(TYPES)}; llama-quantize makes others from an f16 file"
         )
-    directory = place_for(run, run.gguf, output)
-    recipe = run.recipe
-    origin = gguf_file(recipe.model.base)
-    if origin is not None:
-        check_base(run, {origin.name: sha256(origin)})
-    source, told = _source(run, onto, origin)
+    directory = place_for(trained, "gguf", output)
+    origin = gguf_file(trained.base)
+    if origin is not None and trained.run is not None:
+        check_base(trained.run, {origin.name: sha256(origin)})
+    source, told, notes = _source(trained, onto, dtype, origin)
+    for line in notes:
+        say(line, quiet=quiet)
     file = f"model-{outtype}.gguf"
-    with locked(run, directory), whole_directory(directory) as staging:
+    with locked(trained.run, directory), whole_directory(directory) as staging, _converter_named(trained):
         scratch = staging / "merged"
         if source is None:
-            source = merge(run, output=scratch, onto=onto, quiet=quiet)
+            dtype = dtype or _finest(trained)
+            source = merge(trained.text, output=scratch, onto=onto, dtype=dtype, base_model=base_model, quiet=quiet)
         check_model_directory(source)
         say(f"writing {file}", quiet=quiet)
-        written = write_gguf(source, staging / file, outtype, name=run.name, origin=origin)
-        notes = [*written.notes, *_write_modelfile(run, source, staging, file)]
-        for line in notes:
+        written = write_gguf(source, staging / file, outtype, name=trained.name, origin=origin)
+        found = [*written.notes, *_write_modelfile(trained, source, staging, file)]
+        for line in found:
             say(line, quiet=quiet)
+        merge_json = read_receipt(source, MERGE_RECEIPT) if trained.adapter is not None else {}
+        with scratch_beside(directory) as logits:
+            compared = gguf_receipt(
+                source,
+                staging / file,
+                written.packed,
+                recipe=trained.recipe,
+                learned=learned_of(merge_json),
+                scratch=logits,
+            )
         content: dict[str, Any] = {
-            **described(run, "gguf"),
+            **described(trained, "gguf"),
             "source": told,
-            "onto": read_receipt(source, MERGE_RECEIPT).get("onto") if recipe.method is not None else None,
+            "onto": merge_json.get("onto"),
             "file": file,
             "type": outtype,
             "tensor_types": written.tensor_types,
             "bytes": (staging / file).stat().st_size,
             "sha256": sha256(staging / file),
-            "notes": notes,
+            "compared": compared,
+            "notes": [*notes, *found],
         }
         if scratch.is_dir():
             shutil.rmtree(scratch)
-        write_card(staging, Card(run, "gguf", gguf_lines(Path("."), file, run.name), file=file))
+        write_card(staging, Card(trained, "gguf", gguf_lines(Path("."), file, trained.name), file=file))
         write_json(staging / RECEIPT, content)
-    return Exported(directory, content, gguf_lines(directory, file, run.name))
+    return Exported(directory, content, gguf_lines(directory, file, trained.name))
 
 
-def _source(run: Run, onto: Onto | None, origin: Path | None) -> tuple[Path | None, str]:
-    """The directory to write, None where the adapter has to be merged first, and what it is.
+def _source(
+    trained: Trained, onto: Onto | None, dtype: Dtype | None, origin: Path | None
+) -> tuple[Path | None, str, list[str]]:
+    """The directory to write, None where the adapter has to be merged first; what it is; lines to print.
 
     Raises:
-        ModelError: Its family or its tokenizer cannot be written: said before minutes go into merging.
+        UsageError: A base or a dtype for the merge of a run that has nothing to merge.
+        ModelError: Its family or its tokenizer cannot be written: raised before minutes go into merging.
     """
-    model, source, told = run.recipe.model, None, "adapter, merged for this"
-    if run.recipe.method is None:
-        source, told = run.model, "model directory"
-    elif is_up_to_date(run, run.merged, onto):
-        source, told = run.merged, "merged directory"
-    known = source or resolve(model.base, revision=model.revision, dtype=pick_dtype(model.dtype)).directory
-    check_family(str(read_object(known / "config.json").get("model_type")), run.merged)
-    if origin is None:
-        check_vocabulary(known)
-    return source, told
+    merged, source, told, notes = merged_of(trained), None, "adapter, merged for this", []
+    if trained.adapter is None and trained.run is not None:
+        if given := [name for name, value in (("--onto", onto), ("--dtype", dtype)) if value is not None]:
+            raise UsageError(
+                f"{given[0]} is for a merge, and {trained.path} was trained in mode full, with nothing to merge\n"
+                f"  `{trained.command('gguf')}` writes {trained.run.model} as it is"
+            )
+        source, told = trained.run.model, "model directory"
+    elif merged is not None and fits(trained, merged, onto, dtype):
+        source, told, notes = merged, "merged directory", taken_notes(merged)
+    known = source or _base_directory(trained)
+    with _converter_named(trained):
+        check_family(str(read_object(known / "config.json").get("model_type")))
+        if origin is None:
+            check_vocabulary(known)
+    return source, told, notes
 
 
-def _write_modelfile(run: Run, source: Path, staging: Path, file: str) -> list[str]:
+def _finest(trained: Trained) -> Dtype | None:
+    """float32 for a merge that only this file is made from, so that a weight is rounded once; None where a recipe says."""
+    return "float32" if trained.recipe is None or trained.recipe.merge.dtype == "auto" else None
+
+
+def _base_directory(trained: Trained) -> Path:
+    stated = trained.recipe.model.dtype if trained.recipe else "auto"
+    return resolve(trained.base, revision=trained.revision or "main", dtype=pick_dtype(stated)).directory
+
+
+@contextlib.contextmanager
+def _converter_named(trained: Trained) -> Iterator[None]:
+    """Add llama.cpp's own converter to the refusal of a model that is not written here."""
+    try:
+        yield
+    except NotWritable as error:
+        if trained.adapter is None and trained.run is not None:
+            way = f"llama.cpp's own converter may take it: convert_hf_to_gguf.py {trained.run.model}"
+        else:
+            merged = merged_of(trained) or "DIR"
+            way = (
+                f"`{trained.command('merged')}` makes a directory that llama.cpp's own converter may take: "
+                f"convert_hf_to_gguf.py {merged}"
+            )
+        raise ModelError(f"{error}\n  {way}") from None
+
+
+def _write_modelfile(trained: Trained, source: Path, staging: Path, file: str) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    is_raw = all(data.format != "chat" for data in run.recipe.data.train)
+    raw = is_raw(trained, source)
     frame = None
-    if tokenizer.chat_template and not is_raw:
-        try_template_of(tokenizer, run.recipe.data)
+    if tokenizer.chat_template and not raw:
+        try_template_of(tokenizer, trained.recipe.data if trained.recipe else None)
         frame = frame_of(tokenizer)
-    write_whole(staging / "Modelfile", modelfile(file, frame, _stops(tokenizer), is_raw=is_raw))
-    if is_raw:
+    write_whole(staging / "Modelfile", modelfile(file, frame, _stops(tokenizer), is_raw=raw))
+    if raw and trained.recipe is None:
+        return ["the tokenizer has no chat template: ask /v1/completions with the prompt as in training"]
+    if raw:
         return [
             "trained on prompts without a chat template: ask /v1/completions with the prompt as in training; a chat client "
             "puts the base's template around it, and the Modelfile none"

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from dorakit.errors import DorakitError, ModelError, is_out_of_memory
+from dorakit.model.quiet import quiet_libraries
 
 
 def save_dequantized(path: Path, dtype: torch.dtype, directory: Path) -> None:
@@ -32,16 +33,24 @@ def save_dequantized(path: Path, dtype: torch.dtype, directory: Path) -> None:
     Raises:
         ModelError: transformers cannot read the file.
     """
-    # Its bar asks neither the terminal nor transformers' own switch.
-    bar = modeling_gguf_pytorch_utils.tqdm
-    modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=None)
-    with _alone(path) as alone:
+    with _alone(path) as alone, _bar_for_terminals():
         model = AutoModelForCausalLM.from_pretrained(
             **alone, quantization_config=GgufConfig(dequantize=True), dtype=dtype
         )
         tokenizer = AutoTokenizer.from_pretrained(**alone)
     save_on_any_rank(model, directory)
     tokenizer.save_pretrained(directory)
+
+
+@contextlib.contextmanager
+def _bar_for_terminals() -> Iterator[None]:
+    """Within the block the bar of the conversion shows on a terminal only; it does not follow transformers' own switch."""
+    bar = modeling_gguf_pytorch_utils.tqdm
+    modeling_gguf_pytorch_utils.tqdm = partial(bar, disable=None)
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = bar
 
 
 def save_on_any_rank(model: PreTrainedModel, directory: Path) -> None:
@@ -74,7 +83,7 @@ def read_config(path: Path) -> PreTrainedConfig:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[dict[str, Any]]:
     """What names a file to transformers, in a directory of its own: config and tokenizer files beside it would be read."""
-    with tempfile.TemporaryDirectory() as directory, header_read_quickly():
+    with tempfile.TemporaryDirectory() as directory, header_read_quickly(), quiet_libraries():
         (Path(directory) / "model.gguf").symlink_to(path.resolve())
         try:
             yield {

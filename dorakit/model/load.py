@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +26,9 @@ from dorakit.model.configs import read_object
 from dorakit.model.names import select
 from dorakit.model.nf4 import NF4Format
 from dorakit.model.prequantized import is_nf4, skipped_modules
+from dorakit.model.quiet import quiet_libraries
 from dorakit.model.source import Source, local_directory, resolve
 from dorakit.model.streaming import ConversionFailed, NF4Config, is_shared_out
-
-# transformers' own bars and advice would interleave with ours.
-transformers.utils.logging.disable_progress_bar()
-transformers.utils.logging.set_verbosity_error()
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json", "*.model")
 
@@ -50,6 +48,7 @@ class Base:
     notes: list[str] = field(default_factory=list)
 
 
+@quiet_libraries()
 def load_base(
     base: str,
     *,
@@ -126,6 +125,7 @@ def load_base(
     return Base(model, tokenizer, source.revision, source.identity, notes)
 
 
+@quiet_libraries()
 def load_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerBase:
     """The base's tokenizer, with a padding token that is never trained on.
 
@@ -135,6 +135,24 @@ def load_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerB
     return _tokenizer(base, resolve(base, revision=revision, dtype=pick_dtype("auto")))[0]
 
 
+@quiet_libraries()
+def saved_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that was saved in a directory with an adapter; None where none was.
+
+    Raises:
+        ModelError: It cannot be used.
+    """
+    if not (directory / "tokenizer_config.json").is_file():
+        return None
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # what a stranger's tokenizer.json may hold raises all kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{directory}: the tokenizer cannot be used: {reason}") from None
+    return found
+
+
+@quiet_libraries()
 def local_tokenizer(base: str, *, revision: str = "main") -> PreTrainedTokenizerBase | None:
     """The base's tokenizer, without a download and without reading the weights; None where it takes a download.
 
@@ -164,7 +182,10 @@ def _tokenizer(base: str, source: Source) -> tuple[PreTrainedTokenizerBase, list
     except Exception as error:  # what a stranger's tokenizer.json may hold raises all kinds, bare Exception among them
         raise ModelError(f"{base}: no usable tokenizer: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{base}: the tokenizer has no end-of-text token, so a model could not learn to stop")
+        raise ModelError(
+            f"{base}: the tokenizer has no end-of-text token, so a model could not learn to stop\n"
+            "  more: docs/faq.md#it-never-stops"
+        )
     return tokenizer, pad_(tokenizer)
 
 

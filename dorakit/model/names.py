@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from typing import TypeVar
 
 from dorakit.errors import ModelError
+
+_Number = TypeVar("_Number", int, float)
 
 
 def has_suffix(name: str, suffix: str) -> bool:
@@ -50,8 +53,8 @@ def select(names: Iterable[str], wanted: str | list[str], *, setting: str) -> li
     return [name for name in names if any(has_suffix(name, suffix) for suffix in wanted)]
 
 
-def pattern_value(name: str, patterns: dict[str, int], default: int) -> int:
-    """The value whose key matches the end of `name`, as PEFT reads rank_pattern: first hit wins."""
+def pattern_value(name: str, patterns: dict[str, _Number], default: _Number) -> _Number:
+    """The value whose key matches the end of `name`, as PEFT reads rank_pattern and alpha_pattern: first hit wins."""
     for key, value in patterns.items():
         if re.match(rf"(.*\.)?({key})$", name):
             return value

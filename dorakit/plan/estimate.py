@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from dorakit.plan.schedule import Schedule, schedule
 from dorakit.plan.skeleton import find_config
 from dorakit.recipe.schema import MODES, Recipe
 from dorakit.training.checks import check_trainable_dtype
+from dorakit.training.device import as_found
 from dorakit.training.start import check_ranks
 
 
@@ -67,6 +67,37 @@ class Estimate:
         }
 
 
+@dataclass(frozen=True)
+class Planner:
+    """Shared by the plans of a recipe and of its variants. `dtype` is the compute dtype."""
+
+    device: Device
+    dtype: str
+    config: Any
+    schedule: Schedule
+
+    @classmethod
+    def of(cls, recipe: Recipe, *, gpu: str | None = None, config: Path | None = None) -> Planner:
+        """Find the device, the base's config and the lengths of the rows; raises as `estimate`."""
+        device = this_machine() if gpu is None else card(gpu)
+        check_trainable_dtype(recipe.model.dtype)
+        stated = recipe.model.dtype
+        dtype = stated if stated != "auto" else "bfloat16" if device.has_bfloat16 else "float32"
+        return cls(device, dtype, find_config(recipe, config), schedule(recipe))
+
+    def ledger(self, recipe: Recipe) -> Ledger:
+        """The bytes of a variant, whose rows are no longer than those that were read."""
+        limit, longest = recipe.data.max_seq_len, None if recipe.data.packing else self.schedule.longest
+        return ledger(
+            recipe,
+            self.config,
+            dtype=getattr(torch, self.dtype),
+            on_card=self.device.is_card,
+            row_tokens=limit if longest is None else min(limit, longest),
+        )
+
+
+@as_found()
 def estimate(
     recipe: Recipe,
     *,
@@ -94,22 +125,12 @@ def estimate(
     if tokens_per_s is not None and not 0 < tokens_per_s < float("inf"):
         raise UsageError(f"a speed of {tokens_per_s} tokens a second says nothing; give one above 0")
     check_ranks(recipe, max(ranks, default=1))
-    device = this_machine() if gpu is None else card(gpu)
-    check_trainable_dtype(recipe.model.dtype)
-    stated = recipe.model.dtype
-    name = stated if stated != "auto" else "bfloat16" if device.has_bfloat16 else "float32"
-    own = recipe.adapter.mode
-    found = find_config(recipe, config)
-    expected = schedule(recipe)
-    longest = None if recipe.data.packing else expected.longest
-    add_up = partial(ledger, config=found, dtype=getattr(torch, name), on_card=device.is_card)
-
-    def plan(recipe: Recipe) -> Ledger:
-        limit = recipe.data.max_seq_len
-        return add_up(recipe, row_tokens=limit if longest is None else min(limit, longest))
-
-    ledgers = {mode: plan(changed(recipe, "adapter.mode", mode)) for mode in MODES if mode in modes or mode == own}
-    rows, tokens = micro_batch(recipe, longest)
+    planner = Planner.of(recipe, gpu=gpu, config=config)
+    device, expected, own = planner.device, planner.schedule, recipe.adapter.mode
+    ledgers = {
+        mode: planner.ledger(changed(recipe, "adapter.mode", mode)) for mode in MODES if mode in modes or mode == own
+    }
+    rows, tokens = micro_batch(recipe, None if recipe.data.packing else expected.longest)
     advice = []
     if ledgers[own].peak > device.room:
         advice = advise(
@@ -117,8 +138,8 @@ def estimate(
             room=device.room,
             row_tokens=tokens,
             on_card=device.is_card,
-            peak_of=lambda recipe: plan(recipe).peak,
+            peak_of=lambda recipe: planner.ledger(recipe).peak,
         )
     seconds = None if tokens_per_s is None or expected.tokens is None else expected.tokens / tokens_per_s
     shares = [share for number in ranks for share in on_ranks(ledgers[own], recipe, number, rows=rows)]
-    return Estimate(own, name, device, rows, tokens, ledgers, expected, seconds, advice, shares)
+    return Estimate(own, planner.dtype, device, rows, tokens, ledgers, expected, seconds, advice, shares)

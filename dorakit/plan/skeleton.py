@@ -11,7 +11,9 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dorakit.build import attach_adapter_, train_text_part_
+from dorakit.cache import refuse_hub_cache
 from dorakit.errors import DorakitError, ModelError, ResourceError
+from dorakit.model import hub_log
 from dorakit.model.configs import read_object, refuse_code
 from dorakit.model.gguf_reading import read_config
 from dorakit.model.names import has_suffix
@@ -98,16 +100,20 @@ def _read(path: Path) -> Any:
 
 
 def _fetch(base: str, revision: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    refuse_hub_cache(constants.HF_HUB_CACHE)
     instead = "give its config.json instead: dorakit plan RECIPE --config PATH/config.json"
     try:
-        return Path(hf_hub_download(base, "config.json", revision=revision))
+        with hub_log.errors_only():
+            return Path(hf_hub_download(base, "config.json", revision=revision))
     except HFValidationError:
         raise ModelError(f"{base!r} is neither a directory nor a hub id\n  {instead}") from None
     except (HfHubHTTPError, OSError, DorakitError) as error:
-        offline = " (HF_HUB_OFFLINE is set, or --offline)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        offline = " (HF_HUB_OFFLINE is set, or --offline)" if constants.HF_HUB_OFFLINE else ""
+        if not offline:
+            refuse_hub_cache(constants.HF_HUB_CACHE, to_write=True)
         raise ResourceError(
             f"config.json of {base} is not in the hub cache and cannot be had from the hub{offline}: {type(error).__name__}\n"
             f"  {instead}"

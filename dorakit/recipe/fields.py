@@ -19,7 +19,7 @@ def section_at(path: PathKey) -> type[Section] | None:
 
 
 def is_free_mapping(path: PathKey) -> bool:
-    """Whether the keys below a path are the user's own (rank_pattern, columns)."""
+    """Whether the keys below a path are the user's own (rank_pattern, alpha_pattern, columns)."""
     found = type_at(path)
     return bool(found) and get_origin(found[0]) is dict if found else False
 

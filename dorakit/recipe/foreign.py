@@ -22,6 +22,7 @@ _FORMAT = "rows are described under `data.train`: path, format (chat, instructio
 _TRACKERS = "trackers are `logging.to` here: [tensorboard, wandb, mlflow, trackio]"
 _SECRET = "no secret belongs in a recipe: use `hf auth login`, or the environment's HF_TOKEN"
 _ALWAYS = "this is always so here: remove the line"
+OBJECTIVE = "dorakit trains by imitation of rows only: there is no preference, reward or distillation objective yet"
 
 KEYS: dict[str, str] = {
     # model
@@ -233,6 +234,47 @@ KEYS: dict[str, str] = {
     **dict.fromkeys(
         ("do_train", "do_eval", "do_predict", "stage"),
         "what is done is the command's name here (dorakit train, eval, ...): remove the line",
+    ),
+    **dict.fromkeys(
+        (
+            "rl",
+            "rl_beta",
+            "pref_beta",
+            "pref_loss",
+            "pref_ftx",
+            "dpo_beta",
+            "dpo_use_weighting",
+            "dpo_label_smoothing",
+            "f_divergence_type",
+            "precompute_ref_log_probs",
+            "sync_ref_model",
+            "max_prompt_length",
+            "max_completion_length",
+            "rpo_alpha",
+            "ld_alpha",
+            "discopop_tau",
+            "orpo_alpha",
+            "desirable_weight",
+            "undesirable_weight",
+            "kto_desirable_weight",
+            "kto_undesirable_weight",
+            "simpo_gamma",
+            "cpo_alpha",
+            "num_generations",
+            "reward_funcs",
+            "reward_weights",
+            "reward_model",
+            "reward_model_path",
+            "reward_model_name_or_path",
+            "process_reward_model",
+            "center_rewards_coefficient",
+            "scale_rewards",
+            "kl_coef",
+            "num_ppo_epochs",
+            "field_chosen",
+            "field_rejected",
+        ),
+        OBJECTIVE,
     ),
     "resume_from_checkpoint": "resume with `dorakit train --resume RUN`",
     "auto_resume_from_checkpoints": "resume with `dorakit train --resume RUN`",

@@ -21,9 +21,9 @@ from dorakit.recipe.resolved import explain as explain
 from dorakit.recipe.resolved import json_schema as json_schema
 from dorakit.recipe.resolved import leaf_keys
 from dorakit.recipe.rules import broken_rules, remarks, with_twin
-from dorakit.recipe.schema import Origin, Recipe
+from dorakit.recipe.schema import AS_IT_IS, Origin, Recipe
 from dorakit.recipe.tree import Node, Place, merged
-from dorakit.recipe.unread import without_unread
+from dorakit.recipe.unread import without_retired, without_unread
 from dorakit.recipe.yaml_text import MAX_BYTES, decode, parse
 
 _MAX_CHAIN = 16
@@ -53,8 +53,26 @@ def load_recipe(path: str, overrides: list[str], *, twin: bool = False) -> Recip
     if twin:
         root, found = with_twin(root, layer + 1)
         problems += found
-    kept, found, notes = without_unread(root)
-    problems += found
+    return finished(root, problems, path=path, text=text, is_twin=twin)
+
+
+def finished(root: Node, problems: list[Problem], *, path: str, text: str, is_twin: bool = False) -> Recipe:
+    """Judge a whole tree and make the recipe of it, with its paths absolute and the source of each value recorded.
+
+    Args:
+        root: Files and overrides, laid over each other.
+        problems: Those found on the way here.
+        path: Of the file at the beginning, as the user names it.
+        text: What that file holds.
+        is_twin: Whether the base was swapped.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
+    root, notes = without_retired(root)
+    kept, found, unread = without_unread(root)
+    problems = problems + found
+    notes += unread
     # What is taken out must still be right; only what holds between fields is judged without it.
     problems += schema_problems(root, between_fields=False) + schema_problems(kept)
     problems += broken_rules(kept)
@@ -62,16 +80,40 @@ def load_recipe(path: str, overrides: list[str], *, twin: bool = False) -> Recip
     if problems:
         raise RecipeError(one_per_place(problems))
     # `extends` is done.
-    recipe = with_settled_paths(Recipe.model_validate(kept.plain()).model_copy(update={"extends": None}), kept)
+    recipe = Recipe.model_validate(kept.plain(), context=AS_IT_IS).model_copy(update={"extends": None})
+    recipe = with_settled_paths(recipe, kept)
     recipe._origin = Origin(
         path=path,
         name=Path(path).name.removesuffix(".yaml").removesuffix(".yml"),
         text=text,
         sources=_sources(recipe, kept),
         notes=notes,
-        is_twin=twin,
+        is_twin=is_twin,
     )
     return recipe
+
+
+def extended(root: Node, path: str, below: tuple[str, ...] = ()) -> tuple[Node | None, list[Problem]]:
+    """Lay a tree over the recipe that it extends, if it extends one; `path` is its file, `below` those that led here."""
+    extends = root.entries.get("extends")
+    if extends is None or not isinstance(extends.value, str) or not extends.value:
+        return root, []
+    parent = os.path.expanduser(extends.value)
+    if not os.path.isabs(parent):
+        parent = os.path.normpath(os.path.join(os.path.dirname(path), parent))
+    chain = (*below, path)
+    seen = [os.path.realpath(file) for file in chain]
+    if os.path.realpath(parent) in seen:
+        loop = " -> ".join((*chain[seen.index(os.path.realpath(parent)) :], parent))
+        return root, [extends.place.problem(f"recipes extend each other: {loop}")]
+    if len(chain) >= _MAX_CHAIN:
+        return root, [extends.place.problem(f"a chain of more than {_MAX_CHAIN} recipes")]
+    if not os.path.isfile(parent):
+        return None, [extends.place.problem(f"extends: no such file: {parent}", _near(parent))]
+    _, base, problems = _read_chain(parent, chain)
+    if base is None:
+        return None, problems
+    return merged(base, _raised(root, base.place.layer + 1)), problems
 
 
 def _read_chain(path: str, below: tuple[str, ...]) -> tuple[str, Node | None, list[Problem]]:
@@ -88,26 +130,8 @@ def _read_chain(path: str, below: tuple[str, ...]) -> tuple[str, Node | None, li
             place = root.place if root and root.place.line else None
             problems = [place.problem(what, hint) if place else Problem(what, path, hint=hint)]
         return text, None, problems
-    extends = root.entries.get("extends")
-    if extends is None or not isinstance(extends.value, str) or not extends.value:
-        return text, root, problems
-    parent = os.path.expanduser(extends.value)
-    if not os.path.isabs(parent):
-        parent = os.path.normpath(os.path.join(os.path.dirname(path), parent))
-    chain = (*below, path)
-    seen = [os.path.realpath(file) for file in chain]
-    if os.path.realpath(parent) in seen:
-        loop = " -> ".join((*chain[seen.index(os.path.realpath(parent)) :], parent))
-        return text, root, [*problems, extends.place.problem(f"recipes extend each other: {loop}")]
-    if len(chain) >= _MAX_CHAIN:
-        return text, root, [*problems, extends.place.problem(f"a chain of more than {_MAX_CHAIN} recipes")]
-    if not os.path.isfile(parent):
-        return text, None, [*problems, extends.place.problem(f"extends: no such file: {parent}", _near(parent))]
-    _, base, found = _read_chain(parent, chain)
-    problems += found
-    if base is None:
-        return text, None, problems
-    return text, merged(base, _raised(root, base.place.layer + 1)), problems
+    root, found = extended(root, path, below)
+    return text, root, problems + found
 
 
 def _read(path: str) -> tuple[str, list[Problem]]:

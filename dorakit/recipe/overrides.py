@@ -57,18 +57,18 @@ def _value(text: str, place: Place) -> tuple[Node | None, list[Problem]]:
             return None, [place.problem(str(error))]
         return Node(value, place, place, text), []
     node, found = parse(text, place)
-    return (_placed(node, place) if node and not found else None), [
+    return (placed(node, place) if node and not found else None), [
         place.problem(problem.message, problem.hint) for problem in found
     ]
 
 
-def _placed(node: Node, place: Place) -> Node:
+def placed(node: Node, place: Place) -> Node:
     """Give every node of a value the place of its argument: a column inside it would say nothing."""
     value = node.value
     if isinstance(value, list):
-        value = [_placed(item, place) for item in value]
+        value = [placed(item, place) for item in value]
     elif isinstance(value, dict):
-        value = {key: _placed(item, place) for key, item in value.items()}
+        value = {key: placed(item, place) for key, item in value.items()}
     return replace(node, value=value, place=place, key_place=place)
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from dorakit.errors import Problem
 from dorakit.recipe.fields import dotted, section_at
 from dorakit.recipe.messages import unknown_key_hint, value_message
-from dorakit.recipe.schema import Recipe
+from dorakit.recipe.schema import AS_IT_IS, Recipe
 from dorakit.recipe.tree import Node, PathKey
 from dorakit.recipe.yaml_text import MAX_PROBLEMS
 
@@ -22,7 +22,7 @@ def schema_problems(root: Node, *, between_fields: bool = True) -> list[Problem]
         between_fields: Also say what the schema finds wrong between the fields of a section.
     """
     try:
-        Recipe.model_validate(root.plain())
+        Recipe.model_validate(root.plain(), context=AS_IT_IS)
     except ValidationError as error:
         return _told(error, root, between_fields)
     return []

@@ -203,15 +203,15 @@ def _best(root: Node) -> Iterator[Problem]:
 
 
 def _regexes(root: Node) -> Iterator[Problem]:
-    """A target_modules text and the keys of rank_pattern are regular expressions."""
-    patterns = root.at(("adapter", "rank_pattern"))
-    if patterns is not None and isinstance(patterns.value, dict):
-        for key, entry in patterns.entries.items():
+    """A target_modules text and the keys of rank_pattern and alpha_pattern are regular expressions."""
+    for setting in ("rank_pattern", "alpha_pattern"):
+        patterns = root.at(("adapter", setting))
+        for key, entry in patterns.entries.items() if patterns and isinstance(patterns.value, dict) else ():
             try:
                 re.compile(rf"(.*\.)?({key})$")
             except (re.error, RecursionError, OverflowError) as error:
                 hint = "a key is a name suffix or a regular expression: q_proj, or .*q_proj"
-                yield entry.place.problem(f"adapter.rank_pattern: {key!r} is no regular expression: {error}", hint)
+                yield entry.place.problem(f"adapter.{setting}: {key!r} is no regular expression: {error}", hint)
     node = root.at(("adapter", "target_modules"))
     if node is None or not isinstance(node.value, str) or node.value == "all-linear":
         return

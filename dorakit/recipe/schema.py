@@ -9,9 +9,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+# The validation context of what has its places and sources from elsewhere: the loader's trees.
+AS_IT_IS = object()
 MODES = ("full", "lora", "dora", "qlora", "qdora")
 
 
@@ -24,6 +35,7 @@ def _only_int(value: Any) -> Any:
 # A Literal compares with ==, strict or not, and 1 == 1.0 == True.
 Whole = BeforeValidator(_only_int)
 Positive = Annotated[int, Field(ge=1)]
+PositiveNumber = Annotated[float, Field(gt=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -108,6 +120,9 @@ class AdapterSection(Section):
     )
     rank_pattern: dict[str, Positive] = setting(
         {}, reads="build.py", says="Rank per module: name suffix or regular expression -> rank."
+    )
+    alpha_pattern: dict[str, PositiveNumber] = setting(
+        {}, reads="build.py", says="Alpha per module, as rank_pattern; with both, s = its alpha / its rank."
     )
     modules_to_save: list[str] = setting(
         [], reads="build.py", says="Name suffixes of modules trained whole and saved with the adapter."
@@ -278,6 +293,12 @@ class TrainingSection(Section):
         reads="training/validation.py",
         says="Prompts to complete before the first step and at each validation, to see the model change.",
     )
+    sample_rows: Annotated[int, Field(ge=0)] = setting(
+        3,
+        reads="training/validation.py",
+        says="Held-out rows to answer before the first step and after the last, for the report: of the validation rows, "
+        "else of a file that evaluation.path names; with prompts of at most 512 tokens, and 64 new ones. 0 answers none.",
+    )
     nonfinite: Literal["stop"] | NonfiniteSection = setting(
         "stop",
         reads="training/loop.py",
@@ -368,15 +389,23 @@ class MergeSection(Section):
 
     onto: Literal["trained", "original"] = setting(
         "trained",
-        reads="export/merge.py",
+        reads="export/merge_plan.py",
         says="Base to merge into: the one trained on (dequantized NF4 in the q modes), or the original weights, which "
         "is another model.",
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = setting(
-        "bfloat16", reads="export/merge.py", says="Dtype of the merged weights."
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
+        "auto",
+        reads="export/merge_plan.py",
+        says="Dtype of the merged weights. auto is bfloat16, or float32 where rounding to bfloat16 would take more than "
+        "max_lost.",
     )
-    max_kl: float = setting(
-        0.01, reads="export/merge.py", says="Largest KL(live || merged) that the receipt may show.", gt=0.0
+    max_lost: float = setting(
+        0.05,
+        reads="export/merge_plan.py",
+        says="Largest share of what was learned that rounding to the dtype may take: KL(live || merged) / "
+        "KL(live || base), both computed in float32.",
+        gt=0.0,
+        le=1.0,
     )
 
 
@@ -392,7 +421,11 @@ class LoggingSection(Section):
 
 
 class Recipe(Section):
-    """A whole recipe, validated and frozen. `Recipe.from_yaml` is the way to make one."""
+    """A whole recipe, validated and frozen: from a file by `from_yaml`, from Python by keyword or by `model_validate`.
+
+    All three hold it to the same rules, fill in the same defaults and raise RecipeError. Relative paths given in Python
+    start from the working directory, those of data from data.root.
+    """
 
     version: Annotated[Literal[1], Whole] = setting(reads="recipe/messages.py", says="Version of this schema.")
     extends: str | None = setting(
@@ -415,7 +448,7 @@ class Recipe(Section):
     evaluation: EvaluationSection = setting(
         EvaluationSection(), reads="evaluation/task.py", says="What `dorakit eval` measures."
     )
-    merge: MergeSection = setting(MergeSection(), reads="export/merge.py", says="Defaults of `dorakit merge`.")
+    merge: MergeSection = setting(MergeSection(), reads="export/merge_plan.py", says="Defaults of `dorakit merge`.")
     logging: LoggingSection = setting(LoggingSection(), reads="training/start.py", says="Trackers.")
 
     _origin: Origin = PrivateAttr()
@@ -440,6 +473,18 @@ class Recipe(Section):
         """Where this recipe came from: file, text, and the source of each value."""
         return self._origin
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _given_in_python(cls, given: Any, handler: ModelWrapValidatorHandler[Recipe], info: ValidationInfo) -> Recipe:
+        if info.context is AS_IT_IS or isinstance(given, Recipe):
+            return handler(given)
+        from dorakit.recipe.from_python import recipe_from_python
+
+        settled = recipe_from_python(given)
+        recipe = handler({name: getattr(settled, name) for name in settled.model_fields_set})
+        recipe._origin = settled.origin
+        return recipe
+
     @classmethod
     def from_yaml(cls, path: str, overrides: list[str] | None = None, *, twin: bool = False) -> Recipe:
         """Read, merge, override and validate a recipe file.
@@ -461,7 +506,7 @@ class Origin(BaseModel):
     """Where a recipe came from.
 
     `name` is the file name without .yaml, `text` the file as read, `sources` maps each dotted key to
-    `default`, `file:line`, `--set` or `--twin`; `notes` are lines to print and record (settings not read, adjusted).
+    `default`, `file:line`, `--set`, `--twin` or `python`; `notes` are lines to print and record (settings not read, adjusted).
     """
 
     model_config = ConfigDict(frozen=True)

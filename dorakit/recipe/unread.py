@@ -16,7 +16,17 @@ from dorakit.recipe.fields import dotted
 from dorakit.recipe.paths import ROW_FILES, is_path
 from dorakit.recipe.tree import Node, PathKey
 
-_ADAPTER = ("rank", "alpha", "dropout", "target_modules", "rank_pattern", "modules_to_save", "rslora", "magnitude")
+_ADAPTER = (
+    "rank",
+    "alpha",
+    "dropout",
+    "target_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "rslora",
+    "magnitude",
+)
 # Settings that say the same thing in different ways, with the value that says nothing.
 _ALTERNATIVES: tuple[tuple[tuple[PathKey, Any], ...], ...] = (
     ((("optimizer", "warmup_ratio"), 0), (("optimizer", "warmup_steps"), None)),
@@ -80,6 +90,20 @@ def unread_settings(get: Callable[[PathKey], Any]) -> Iterator[Unread]:
         )
 
 
+# Keys of earlier versions, which the runs of those versions still hold, and what took their place.
+_RETIRED = {("merge", "max_kl"): "merge.max_lost limits the share of what was learned that a merge may lose"}
+
+
+def without_retired(root: Node) -> tuple[Node, list[str]]:
+    """Take keys of earlier versions out of a tree; a note for each."""
+    notes = []
+    for path, successor in _RETIRED.items():
+        if (node := root.at(path)) is not None:
+            root = _without(root, path)
+            notes.append(f"{node.key_place.source}: {dotted(path)} is no longer read: {successor}")
+    return root, notes
+
+
 def without_unread(root: Node) -> tuple[Node, list[Problem], list[str]]:
     """Take the settings that are not read out of a tree.
 
@@ -121,7 +145,7 @@ def _by_mode(mode: Any) -> Iterator[Unread]:
             yield Unread(("adapter", key), cause, when)
         # merge.dtype is also what `dorakit quantize` rounds to first.
         yield Unread(("merge", "onto"), cause, when)
-        yield Unread(("merge", "max_kl"), cause, when)
+        yield Unread(("merge", "max_lost"), cause, when)
     elif mode in ("lora", "qlora"):
         hint = f"remove it, or write `mode: {mode.replace('lora', 'dora')}`"
         yield Unread(("adapter", "magnitude"), cause, when, hint)

@@ -22,12 +22,23 @@ Line = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
+class Fit:
+    """Settings that fit a device, by its plan. `device` and `memory` are words for comments."""
+
+    device: str
+    memory: str
+    micro_batch_size: int
+    gradient_checkpointing: bool
+    max_seq_len: int
+
+
+@dataclass(frozen=True)
 class Draft:
     """What a first recipe is written from.
 
     `base` and `path` are as the recipe is to name them. `prompt` is for format instruction, `chat_template` for a base that
     has none. `longest_of_99` is the number of tokens that 99 of 100 rows do not exceed, and `counted_by` says how it is
-    known. `model_limit` is the most that the model takes, where that is known.
+    known. `model_limit` is the most that the model takes, where that is known. `fit` is None where nothing is known of memory.
     """
 
     base: str
@@ -41,13 +52,24 @@ class Draft:
     prompt: str = "default"
     chat_template: str | None = None
     model_limit: int | None = None
+    fit: Fit | None = None
 
     @property
-    def max_seq_len(self) -> int:
+    def usual_seq_len(self) -> int:
         """Room for 99 of 100 rows, as a multiple of 64 (128 above 1024), within what the model takes."""
         step = 64 if self.longest_of_99 <= 1024 else 128
         rounded = math.ceil(self.longest_of_99 / step) * step
         return min(rounded, LONGEST, self.model_limit or LONGEST)
+
+    @property
+    def max_seq_len(self) -> int:
+        """The usual length, or as much of it as fits."""
+        return self.usual_seq_len if self.fit is None else self.fit.max_seq_len
+
+    @property
+    def usual_micro_batch_size(self) -> int:
+        """Rows at once where memory does not matter."""
+        return 4 if self.usual_seq_len <= 1024 else 2 if self.usual_seq_len <= 2048 else 1
 
     @property
     def in_99_of_100(self) -> str:
@@ -84,6 +106,7 @@ def recipe_text(draft: Draft) -> str:
         "# yaml-language-server: $schema=schema.json",
         "# Made by `dorakit init`. For completion in an editor: `dorakit schema --output schema.json`, beside this file.",
         "# What is not written here has a default: docs/recipes.md, or `dorakit validate THIS --explain`.",
+        *([] if draft.fit is None else [f"# Memory, as `dorakit plan` adds it up: {draft.fit.memory}."]),
         "version: 1",
         *_section("model", _model(draft)),
         *_section("adapter", _adapter(draft.mode)),
@@ -159,7 +182,8 @@ def _data(draft: Draft) -> list[Line]:
     if draft.format != "text":
         lines.append(("train_on", "completion", "learn the answers; all: the questions too"))
     limit = draft.max_seq_len
-    lines.append(("max_seq_len", str(limit), f"tokens; {draft.in_99_of_100}"))
+    too_long = f"; more do not fit {draft.fit.device}" if draft.fit and limit < draft.usual_seq_len else ""
+    lines.append(("max_seq_len", str(limit), f"tokens; {draft.in_99_of_100}{too_long}"))
     is_cut = draft.format == _TRUNCATED and draft.longest_of_99 > limit
     overlength = ("truncate", "drop") if is_cut else ("drop", "truncate")
     lines.append(("overlength", overlength[0], f"what happens to longer rows; or {overlength[1]}, error"))
@@ -168,15 +192,22 @@ def _data(draft: Draft) -> list[Line]:
 
 
 def _training(draft: Draft) -> list[Line]:
-    steps, limit = draft.num_steps, draft.max_seq_len
-    micro = 4 if limit <= 1024 else 2 if limit <= 2048 else 1
+    steps, usual = draft.num_steps, draft.usual_micro_batch_size
+    micro, is_checkpointed = usual, False
+    why_micro, why_not = "fewer take less memory and give the same result", "true: less memory, more time"
+    if draft.fit is not None:
+        micro, is_checkpointed = draft.fit.micro_batch_size, draft.fit.gradient_checkpointing
+        if micro < usual:
+            why_micro = f"{usual} do not fit {draft.fit.device}; the result is the same"
+        if is_checkpointed:
+            why_not = f"less memory, more time; false does not fit {draft.fit.device}"
     at_end = "0: once, at the end"
     every = _every(steps)
     lines: list[Line] = [
         ("epochs", str(draft.epochs), f"passes over the rows; {_count(steps, 'step')} in all"),
         ("batch_size", str(draft.batch_size), "rows per step of the optimizer"),
-        ("micro_batch_size", str(micro), "rows at once: fewer take less memory and give the same result"),
-        ("gradient_checkpointing", "false", "true: less memory, more time"),
+        ("micro_batch_size", str(micro), f"rows at once: {why_micro}"),
+        ("gradient_checkpointing", yaml_value(is_checkpointed), why_not),
         ("log_every", str(max(1, min(10, steps // 20))), "steps between two lines of metrics"),
     ]
     if draft.num_held_out:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,23 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class AnsweredRow:
+    """A held-out row with the answer of the data, and what the model answered before training and after it."""
+
+    prompt: str
+    expected: str
+    before: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One file of RUN/eval: what was measured, and on which rows."""
 
     file: str
     variant: str
     data: str
-    rows: tuple[str, ...]  # path, split, task and limit: two results with the same can be compared
+    rows: tuple[str, ...]  # path, split, task, limit and digest: two results with the same can be compared
     values: dict[str, Any]
     samples: list[dict[str, Any]]
 
@@ -62,6 +72,7 @@ class Content:
     recipe: list[tuple[str, str, str]]
     series: dict[str, list[tuple[float, float]]]
     samples: list[Samples]
+    answered: list[AnsweredRow]
     evaluations: list[Evaluation]
     merge: dict[str, Any]
     quantize: dict[str, Any]
@@ -85,7 +96,7 @@ class Content:
 def read_content(run: Run) -> Content:
     """Read all that a page shows of a run."""
     unreadable: list[str] = []
-    series, samples = _metrics(run.metrics_file, unreadable)
+    series, samples, answered = _metrics(run.metrics_file, unreadable)
     nonfinite, num_nonfinite = _nonfinite(run.nonfinite_file, unreadable)
     analysis = _json(run.path / "analysis.json", unreadable)
     return Content(
@@ -95,6 +106,7 @@ def read_content(run: Run) -> Content:
         recipe=read_resolved(_text(run.path / "recipe.resolved.yaml", unreadable)),
         series=series,
         samples=samples,
+        answered=answered,
         evaluations=_evaluations(run.eval, unreadable),
         merge=_json(run.merged / "merge.json", unreadable),
         quantize=_json(run.quantized / "quantize.json", unreadable),
@@ -162,10 +174,13 @@ def _lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
         unreadable.append(f"{path.name}: {bad} lines are no JSON objects and are left out")
 
 
-def _metrics(path: Path, unreadable: list[str]) -> tuple[dict[str, list[tuple[float, float]]], list[Samples]]:
-    """Series by name, and the first and the last samples."""
+def _metrics(
+    path: Path, unreadable: list[str]
+) -> tuple[dict[str, list[tuple[float, float]]], list[Samples], list[AnsweredRow]]:
+    """Series by name, the first and the last samples, and the rows that were answered."""
     series: dict[str, list[tuple[float, float]]] = {}
     samples: list[Samples] = []
+    rows: dict[str, AnsweredRow] = {}
     for entry in _lines(path, unreadable):
         step = finite(entry.get("step"))
         if step is None:
@@ -173,10 +188,15 @@ def _metrics(path: Path, unreadable: list[str]) -> tuple[dict[str, list[tuple[fl
         for name, value in entry.items():
             if name != "step" and (number := finite(value)) is not None:
                 series.setdefault(name, []).append((step, number))
-        answers = {str(s.get("prompt")): str(s.get("text")) for s in map(as_dict, as_list(entry.get("samples"))) if s}
-        if answers:
+        told = [sample for sample in map(as_dict, as_list(entry.get("samples"))) if sample]
+        if answers := {str(s.get("prompt")): str(s.get("text")) for s in told if "row" not in s}:
             samples[1:] = [Samples(int(step), answers)]
-    return series, samples
+        for sample in told:
+            if "row" in sample:
+                place = str(sample["row"])
+                known = rows.get(place) or AnsweredRow(str(sample.get("prompt")), str(sample.get("expected")))
+                rows[place] = replace(known, **{"after" if step else "before": str(sample.get("text"))})
+    return series, samples, list(rows.values())
 
 
 def _nonfinite(path: Path, unreadable: list[str]) -> tuple[list[dict[str, Any]], int]:
@@ -196,7 +216,8 @@ def _evaluations(directory: Path, unreadable: list[str]) -> list[Evaluation]:
             continue
         data = str(values.get("data") or values.get("task") or file.stem)
         variant = str(values.get("variant") or file.stem)
-        rows = tuple(str(values.get(key)) for key in ("data_path", "data_split", "task", "limit"))
+        digest = as_dict(values.get("settings")).get("rows")
+        rows = (*(str(values.get(key)) for key in ("data_path", "data_split", "task", "limit")), str(digest))
         samples = [as_dict(sample) for sample in as_list(values.get("samples"))]
         found.append(Evaluation(file.name, variant, data, rows, values, [sample for sample in samples if sample]))
 

@@ -133,6 +133,8 @@ def _told(content: Content, name: str, index: int, room: _Room) -> dict[str, Any
         "result": tables.result_line(content),
         "tiles": tables.tiles(content),
         "is_twin": bool(content.facts.get("is_twin")),
+        "rows": content.answered[: room.rows],
+        "in_both": tables.in_both(content),
         "samples": content.samples,
         "prompts": list(content.samples[-1].answers)[: room.rows] if content.samples else [],
         "scores": scores(content)[: room.rows],

@@ -62,9 +62,9 @@ def answers(content: Content) -> list[Answers]:
 
 
 def main_score(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The first accuracy of the result, with the base's where it was measured on the same rows."""
+    """The accuracy of the result on the most rows, with the base's where it was measured on the same ones."""
     judged = [one for one in evaluations if finite(one.values.get("accuracy")) is not None]
-    for one in judged:
+    for one in sorted(judged, key=lambda one: -(finite(one.values.get("rows")) or 0)):
         if one.variant in ("adapter", "full"):
             name = one.values.get("metric") or one.values.get("task") or "accuracy"
             told = f"{name} {percent(one.values['accuracy'])}"
@@ -90,6 +90,8 @@ def _score(one: Evaluation, data: str, values: dict[str, Any]) -> Score:
         for key, what in (("unparsed", "with nothing to judge"), ("unfinished", "cut off"))
         if finite(values.get(key))
     ]
+    if finite(one.values.get("rows_trained_on")):
+        remarks.append(f"{count(one.values['rows_trained_on'])} rows were trained on too")
     return Score(
         variant=one.variant,
         data=data,

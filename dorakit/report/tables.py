@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,10 @@ from dorakit.report.numbers import count, duration, figure, finite, percent, siz
 from dorakit.report.scores import main_score, scores
 
 Rows = list[tuple[str, str]]
+# As `data/tokens.py` notes it in every run.
+_IN_BOTH = re.compile(r"(\d+) of (\d+) validation documents are in the training rows too")
 _STATES = {"training": "unfinished", "finished": "finished", "failed": "failed"}
+_TRAINED_ON = "validation rows trained on too"
 _NUMBERS = {
     "train/loss": "loss",
     "validation/loss": "validation loss",
@@ -45,7 +49,8 @@ def result_line(content: Content) -> str:
     if losses := content.series.get("train/loss"):
         parts.append(f"loss {figure(losses[0][1])} → {figure(losses[-1][1])}")
     if (loss := content.last("validation/loss")) is not None:
-        parts.append(f"validation {figure(loss)}")
+        both = in_both(content)
+        parts.append(f"validation {figure(loss)}" + (f" ({both} rows were trained on too)" if both else ""))
     parts += main_score(content.evaluations)
     return " · ".join(parts)
 
@@ -61,6 +66,7 @@ def tiles(content: Content) -> Rows:
         ("throughput", _speed(content)),
         ("peak memory", size(facts.get("peak_memory_bytes", content.last("train/memory_bytes")))),
         ("best validation loss", _best(content)),
+        (_TRAINED_ON, in_both(content) or "–"),
         ("skipped steps", count(facts.get("skipped_steps", content.num_nonfinite))),
     ]
     return [(name, value) for name, value in shown if value != "–"]
@@ -78,7 +84,16 @@ def comparison(contents: Sequence[Content]) -> list[tuple[str, list[str]]]:
     for key in dict.fromkeys(key for table in tables for key in table):
         rows.append((" · ".join(key), [table.get(key, "–") for table in tables]))
     named = [dict(tiles(c)) for c in contents]
-    for name in ("trained parameters", "steps", "tokens", "time", "throughput", "peak memory", "skipped steps"):
+    for name in (
+        _TRAINED_ON,
+        "trained parameters",
+        "steps",
+        "tokens",
+        "time",
+        "throughput",
+        "peak memory",
+        "skipped steps",
+    ):
         rows.append((name, [values.get(name, "–") for values in named]))
     return [row for row in rows if any(value != "–" for value in row[1])]
 
@@ -116,13 +131,13 @@ def merge_rows(content: Content) -> Rows:
     ]
     receipt = known.get("receipt")
     if not isinstance(receipt, dict):
-        return [*rows, ("receipt", f"{receipt}")]
+        return [*rows, ("compared with the model before merging", "no")]
     rows.append(("compared on", f"{count(receipt.get('rows'))} rows: {receipt.get('compared_on', '–')}"))
-    for name, where in (("supervised", "supervised positions"), ("all", "all positions")):
+    for name, where in (("supervised", "trained tokens"), ("all", "tokens, prompts among them")):
         if measured := as_dict(receipt.get(name)):
-            rows += _divergence(measured, where, receipt.get("max_kl"))
+            rows += _divergence(measured, where, receipt.get("max_lost"))
     if other := as_dict(as_dict(receipt.get("versus_trained_model")).get("all")):
-        rows += _divergence(other, "all positions, against the model as it was trained", None)
+        rows += _divergence(other, "tokens, against the model as it was trained", None)
     return rows
 
 
@@ -187,6 +202,12 @@ def last_step(content: Content) -> int | None:
     return int(max(steps)) if steps else None
 
 
+def in_both(content: Content) -> str:
+    """How many validation rows are training rows too, as "5 of 20"; nothing where none is."""
+    found = [match for note in as_list(content.facts.get("notes")) if (match := _IN_BOTH.fullmatch(str(note)))]
+    return f"{found[-1][1]} of {found[-1][2]}" if found else ""
+
+
 def _best(content: Content) -> str:
     known = figure(content.facts.get("best_validation_loss"))
     step = finite(content.facts.get("best_step"))
@@ -200,9 +221,12 @@ def _speed(content: Content) -> str:
 
 
 def _divergence(measured: dict[str, Any], where: str, limit: Any) -> Rows:
-    bound = "" if finite(limit) is None else f" (limit {figure(limit)})"
+    lost = ""
+    if (share := finite(measured.get("lost"))) is not None:
+        bound = "" if finite(limit) is None else f" (limit {percent(limit)})"
+        lost = f"{percent(share)} of what was learned is lost{bound}, "
     told = (
-        f"KL {figure(measured.get('kl'))}{bound}, top-1 agreement {percent(measured.get('top1_agreement'))}, "
+        f"{lost}KL {figure(measured.get('kl'))}, top-1 agreement {percent(measured.get('top1_agreement'))}, "
         f"largest logit difference {figure(measured.get('max_logit_difference'))}"
     )
     return [(f"over {count(measured.get('positions'))} {where}", told)]

@@ -115,7 +115,8 @@ def check_adapter_moved(model: nn.Module, summed_rate: float) -> list[str]:
     if layers and len(still) == len(layers) and summed_rate > 0:
         raise GateError(
             f"none of the {len(layers)} adapters moved, though learning rates summed to {summed_rate:.2e}: the result would be "
-            "what they began as, so none is written.\n  its gradients are zero: are the supervised tokens the ones to train on?",
+            "what they began as, so none is written.\n  its gradients are zero: are the supervised tokens the ones to train on?"
+            "\n  more: docs/faq.md#it-answers-as-before",
             Gate("moved_adapters", 0, 1),
         )
     return still

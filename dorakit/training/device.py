@@ -6,17 +6,22 @@ import contextlib
 import hashlib
 import os
 import platform
+import random
 import resource
+import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dorakit.model.load import pick_device
+from dorakit.model.quiet import quiet_libraries
 
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _LIBRARIES = ("dorakit", "torch", "transformers", "bitsandbytes", "numpy")
 
 
@@ -27,12 +32,31 @@ def seed_draws(seed: int, stream: str, *position: int) -> None:
 
 
 @contextlib.contextmanager
+def as_found() -> Iterator[None]:
+    """Give the program that called its random states and its libraries' voice back as they were.
+
+    Our own draws need no state (`seed_draws`); libraries that work for us seed and draw as they like.
+    """
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cards = torch.cuda.get_rng_state_all() if pick_device().type == "cuda" else []
+    try:
+        with quiet_libraries():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state_all(cards)
+
+
+@contextlib.contextmanager
 def repeatable(*, on_cuda: bool) -> Iterator[None]:
     """Deterministic kernels within the block: always on the CPU, where they cost nothing; on CUDA if asked."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get(_WORKSPACE)
     wanted = on_cuda or pick_device().type == "cpu"
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if wanted and workspace is None:
+        os.environ[_WORKSPACE] = ":4096:8"
     torch.use_deterministic_algorithms(wanted)
     # Else every output is filled with NaN before it is written; that finds bugs in kernels and changes no result.
     settings: Any = torch.utils.deterministic
@@ -40,7 +64,9 @@ def repeatable(*, on_cuda: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
         settings.fill_uninitialized_memory = filled
 
 
@@ -76,7 +102,8 @@ def peak_memory_bytes() -> int:
     """Peak device memory on CUDA, peak resident memory of the process on the CPU."""
     if pick_device().type == "cuda":
         return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def why_not_paged(trained: Iterable[Tensor]) -> str | None:

@@ -19,7 +19,7 @@ def out_of_memory_said(advice: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise ResourceError(
-            f"out of memory: {(str(error) or 'no more is there').splitlines()[0]}\n  {advice}"
+            f"out of memory: {(str(error) or 'no more is there').splitlines()[0]}\n  {advice}\n  more: docs/faq.md#out-of-memory"
         ) from error
 
 

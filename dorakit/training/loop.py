@@ -23,7 +23,7 @@ from dorakit.terminal import typed
 from dorakit.training.checkpoint import load_best, room_said, save_checkpoint
 from dorakit.training.checks import check_moved, check_trainable_dtype
 from dorakit.training.compiled import compile_layers_
-from dorakit.training.device import computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
+from dorakit.training.device import as_found, computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
 from dorakit.training.interruptions import out_of_memory_said, stop_requests
 from dorakit.training.metrics import Metrics, Unheard
 from dorakit.training.nonfinite import is_finite, pass_over
@@ -51,6 +51,7 @@ def train(
     check_trainable_dtype(recipe.model.dtype)
     with (
         joined(timeout_s=60 * recipe.parallel.timeout_minutes) as world,
+        as_found(),
         contextlib.ExitStack() as held,
         repeatable(on_cuda=recipe.training.deterministic),
         out_of_memory_said(SMALLER),
@@ -97,7 +98,7 @@ class _Training:
         self.progress = world.from_first(lambda: restored.progress)
         self.base.notes += restored.notes
         self.validation = Validation(
-            self.recipe, run, world, self.loss, self.base.tokenizer, self.data.validation, self._micro_batches
+            self.recipe, run, world, self.loss, self.base.tokenizer, self.data, self._micro_batches
         )
         self.metrics = (
             Metrics(run, self.recipe, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet)
@@ -227,6 +228,7 @@ class _Training:
             *self.data.notes,
             *self.loss.notes,
             *self.updater.notes,
+            *self.validation.notes,
         ]:
             self.metrics.note(line)
         trained = num_trained(self.model)
@@ -267,6 +269,7 @@ class _Training:
         if self.settings.keep_best and done.best_step not in (0, done.step):
             put_in_trained_(self.world, self.model, load_best(self.directory, done.best_step) if keep else None)
             self.metrics.say(f"keeping step {done.best_step}, validation loss {done.best_loss:.4f}")
+        self.validation.look_after(done, self.metrics)
         whole: dict[str, Tensor] = {}
         if self.recipe.method is None:
             whole = whole_model(self.model.to(self.loss.compute_dtype), keep=keep)

@@ -74,6 +74,29 @@ class SupervisedLoss(nn.Module):
             return total
 
     @torch.no_grad()
+    def of_rows(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
+        """`forward` row by row: the sum of the losses of each row's supervised tokens, float64 (B,) on the CPU."""
+        device = input_device(self.model)
+        keep = labels[:, 1:] != IGNORE_INDEX
+        targets_N = labels[:, 1:][keep].to(device)
+        input_ids, position_ids = input_ids.to(device), position_ids.to(device)
+        with self.precision():
+            if self.skips_logits:
+                hidden_NH = self._hidden(input_ids, position_ids)[:, :-1][keep.to(device)]
+                head = self.model.get_output_embeddings()
+            else:
+                logits = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+                hidden_NH, head = logits[:, :-1][keep.to(device)], nn.Identity()
+            pieces = zip(torch.split(hidden_NH, TOKENS_AT_ONCE), torch.split(targets_N, TOKENS_AT_ONCE), strict=True)
+            parts = [
+                nn.functional.cross_entropy(head(hidden).float(), part_targets, reduction="none").cpu()
+                for hidden, part_targets in pieces
+            ]
+        return torch.zeros(len(labels), dtype=torch.float64).index_add_(
+            0, keep.nonzero()[:, 0], torch.cat(parts).double()
+        )
+
+    @torch.no_grad()
     def logits_at(self, input_ids: Tensor, position_ids: Tensor, keep: Tensor, past: Cache | None = None) -> Tensor:
         """float32 logits (N, V) of the positions that `keep` (B, T) marks, row by row, without gradient.
 
@@ -136,12 +159,6 @@ class SupervisedLoss(nn.Module):
             whole = model(input_ids=ids, use_cache=False).logits
             parts = model.get_output_embeddings()(self._hidden(ids, torch.arange(8, device=device)[None]))
         return torch.equal(whole, parts.to(whole.dtype))
-
-
-def mean_loss(loss: SupervisedLoss, batches: Iterable[Batch]) -> tuple[float, int]:
-    """Mean loss per supervised token over batches, in eval mode, and the number of those tokens."""
-    total, num_labels = summed_loss(loss, batches)
-    return total / max(1, num_labels), num_labels
 
 
 def summed_loss(loss: SupervisedLoss, batches: Iterable[Batch]) -> tuple[float, int]:

@@ -69,7 +69,7 @@ def pass_over(
         what += f"\n  run.json still says that it trains: {lost}"
     after = f"\n  {skipped} steps were passed over before, as many as training.nonfinite allows" if limit else ""
     raise GateError(
-        f"{what}{after}\n  a lower optimizer.learning_rate or model.dtype: float32 often helps",
+        f"{what}{after}\n  a lower optimizer.learning_rate or model.dtype: float32 often helps; more: docs/faq.md#loss-is-nan",
         next((Gate("loss", loss) for loss in losses if not math.isfinite(loss)), Gate("grad_norm", grad_norm)),
     )
 

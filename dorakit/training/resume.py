@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from dorakit.data.tokens import Document, Encoded
 from dorakit.errors import RunError, UsageError
-from dorakit.files import naming
+from dorakit.files import give_rights_of_new, naming
 from dorakit.recipe.resolved import settings
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
@@ -27,7 +27,7 @@ from dorakit.run import Run
 # They move no trained byte.
 _FREE = re.compile(
     r"output_dir|extends|evaluation\..*|merge\..*|logging\..*|parallel\..*"
-    r"|training\.(log_every|eval_every|save_every|keep_checkpoints|sample_prompts|nonfinite.*)"
+    r"|training\.(log_every|eval_every|save_every|keep_checkpoints|sample_prompts|sample_rows|nonfinite.*)"
     # What these name is compared by content.
     r"|data\.root|data\.train\.\d+\.path|data\.validation\.path|data\.chat_template|model\.(base|revision|architecture)"
 )
@@ -178,8 +178,18 @@ def write_row_digests(run: Run, data: Encoded) -> None:
     staging = target.with_name(f".tmp-{target.name}")
     with naming(target):
         save_file({"train": _digests(data.train), "validation": _digests(data.validation)}, staging)
-    staging.chmod(0o644)
+    give_rights_of_new(staging)
     staging.replace(target)
+
+
+def rows_trained_on(run: Run, documents: Sequence[Document]) -> int | None:
+    """How many of the documents a run was trained on; None where its digests are not there."""
+    fingerprint = run.read("run.json").get("data", {}).get("fingerprint")
+    try:
+        trained = load_file(run.row_digests(str(fingerprint)))["train"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return int(np.isin(_digests(documents), trained).sum())
 
 
 def first_changed_row(run: Run, then: str, data: Encoded) -> str:
@@ -203,11 +213,8 @@ def first_changed_row(run: Run, then: str, data: Encoded) -> str:
 
 
 def _digests(documents: Sequence[Document]) -> npt.NDArray[np.int64]:
-    def short(document: Document) -> int:
-        content = document.input_ids.astype("<i4").tobytes() + np.packbits(document.mask).tobytes()
-        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
-
-    return np.asarray([short(document) for document in documents], dtype=np.int64)
+    numbers = [int.from_bytes(document.digest, "little", signed=True) for document in documents]
+    return np.asarray(numbers, dtype=np.int64)
 
 
 def _different_files(then: dict[str, str], now: dict[str, str]) -> str:

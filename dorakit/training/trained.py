@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dorakit.errors import RunError
-from dorakit.files import naming
+from dorakit.files import give_rights_of_new, naming
 from dorakit.model.weights_check import check_weights
 from dorakit.parallel.sharding import reshard_, rows_of_first
 
@@ -63,10 +63,10 @@ def check_fits(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors to a safetensors file that others may read."""
+    """Write tensors to a safetensors file, with the rights that the umask leaves."""
     with naming(path):
         save_file(_apart(tensors), path)
-    path.chmod(0o644)  # safetensors leaves 0600
+    give_rights_of_new(path)
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,17 +6,21 @@ adapter is must be what the recipe says, else the recipe would tell of another r
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.continued import continue_adapter_
 from dorakit.adapters.foreign_names import PREFIX
-from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_adapter
+from dorakit.adapters.peft_config import refuse_adapted_head, used_patterns
+from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_adapter, shortest_targets
 from dorakit.build import nf4_format
 from dorakit.errors import Problem, RecipeError, RunError, UsageError
 from dorakit.model.load import Base
@@ -31,6 +35,8 @@ from dorakit.run import Run
 from dorakit.terminal import typed
 from dorakit.training.checkpoint import named_checkpoint
 from dorakit.training.trained import restore_trained
+
+_LAYER = re.compile(r"(.+?)\.(\d+)\.(.+)")  # what is before, the number of a layer, what is in it
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,11 @@ class Predecessor:
             RecipeError: The recipe's targets are other modules, or its base has other files.
             ModelError: A tensor does not fit.
         """
+        refuse_adapted_head(base.model, self.modules, self.directory)
         attached = {name for name, _ in adapter_layers(base.model)}
         problems = []
         if attached != self.modules:
-            problems.append(_targets_problem(recipe, attached, self.modules, self.directory))
+            problems.append(_targets_problem(recipe, base.model, attached, self.modules, self.directory))
         if self.base_files is not None and self.base_files != base.identity:
             problems.append(_base_problem(recipe, self.directory, str(self.facts["base"]), "the files differ"))
         if problems:
@@ -158,19 +165,15 @@ def _shape_problems(
         problems.append(problem_at(recipe, "adapter.mode", message, f"set {modes}"))
         if recipe.method is None:
             return problems
-    for name in sorted(modules):
-        asked = pattern_value(name, wanted.rank_pattern, wanted.rank)
-        has = pattern_value(name, config.get("rank_pattern") or {}, config["r"])
-        if asked != has:
-            message = f"adapter.rank is {asked}, and the adapter {directory} has rank {has} (at {name})"
-            problems.append(problem_at(recipe, "adapter.rank", message, f"set {has}"))
-            break
-    for name in sorted(modules):
-        alpha = pattern_value(name, config.get("alpha_pattern") or {}, config["lora_alpha"])
-        if alpha != wanted.alpha:
-            message = f"adapter.alpha is {wanted.alpha:g}, and the adapter {directory} has alpha {alpha:g} (at {name})"
-            problems.append(problem_at(recipe, "adapter.alpha", message, f"set {alpha:g}"))
-            break
+    for key, stated in (("rank", config["r"]), ("alpha", config["lora_alpha"])):
+        patterns = used_patterns(config, f"{key}_pattern", modules)
+        for name in sorted(modules):
+            asked = pattern_value(name, getattr(wanted, f"{key}_pattern"), getattr(wanted, key))
+            has = pattern_value(name, patterns, stated)
+            if asked != has:
+                message = f"adapter.{key} is {asked:g}, and the adapter {directory} has {key} {has:g} (at {name})"
+                problems.append(problem_at(recipe, f"adapter.{key}", message, _number_hint(key, stated, patterns)))
+                break
     if bool(config.get("use_rslora")) != wanted.rslora:
         has_it = str(not wanted.rslora).lower()
         message = f"adapter.rslora is {str(wanted.rslora).lower()}, and the adapter {directory} has use_rslora {has_it}"
@@ -178,7 +181,17 @@ def _shape_problems(
     return problems
 
 
-def _targets_problem(recipe: Recipe, attached: set[str], modules: frozenset[str], directory: Path) -> Problem:
+def _number_hint(key: str, stated: float, patterns: dict[str, Any]) -> str:
+    """The recipe's values for the rank or the alpha of an adapter."""
+    if not patterns:
+        return f"set {stated:g}"
+    entries = ", ".join(f"{json.dumps(pattern)}: {value:g}" for pattern, value in patterns.items())
+    return f"write `{key}: {stated:g}` and `{key}_pattern: {{{entries}}}`"
+
+
+def _targets_problem(
+    recipe: Recipe, model: PreTrainedModel, attached: set[str], modules: frozenset[str], directory: Path
+) -> Problem:
     lacking, beyond = sorted(attached - modules), sorted(modules - attached)
     parts = []
     if lacking:
@@ -187,9 +200,20 @@ def _targets_problem(recipe: Recipe, attached: set[str], modules: frozenset[str]
         )
     if beyond:
         parts.append(f"it leaves out {len(beyond)} that the adapter {directory} adapts, the first is {beyond[0]}")
-    endings = ", ".join(sorted({name.rpartition(".")[2] for name in modules}))
     message = f"adapter.target_modules are other modules: {'; '.join(parts)}"
-    return problem_at(recipe, "adapter.target_modules", message, f"the adapter has [{endings}]")
+    return problem_at(recipe, "adapter.target_modules", message, f"write `target_modules: {_targets(model, modules)}`")
+
+
+def _targets(model: PreTrainedModel, modules: frozenset[str]) -> str:
+    """A value of target_modules that selects these modules and no others: suffixes, layers by number, or whole names."""
+    names = shortest_targets(model, sorted(modules))
+    parts = [_LAYER.fullmatch(name) for name in names]
+    if all(parts):
+        stems, numbers, ends = (sorted({part[n] for part in parts if part}) for n in (1, 2, 3))
+        if len(stems) == 1 and len(numbers) * len(ends) == len(names):
+            numbered = "|".join(sorted(numbers, key=int))
+            return f"'{re.escape(stems[0])}\\.({numbered})\\.({'|'.join(map(re.escape, ends))})'"
+    return f"[{', '.join(names)}]"
 
 
 def _storage_problems(recipe: Recipe, directory: Path) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""What is looked at between steps: the validation loss, the best weights so far, answers to sample prompts."""
+"""What is looked at between steps: the validation loss, the best weights so far, answers to prompts and held-out rows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dorakit.data.asked import encode_asked
+from dorakit.data.asked import AskedRow, encode_asked, held_out_questions
 from dorakit.data.batches import Batch, evened
-from dorakit.data.tokens import Document
-from dorakit.model.generate import check_prompts, generate_ids
+from dorakit.data.tokens import Document, Encoded
+from dorakit.model.generate import check_prompts, generate_ids, num_positions
 from dorakit.parallel.sharding import whole_tensors
 from dorakit.parallel.world import World
 from dorakit.recipe.schema import Recipe
@@ -24,6 +24,9 @@ from dorakit.training.restore import Progress
 from dorakit.training.trained import trained_tensors
 
 _SAMPLE_TOKENS = 64
+# So that answering rows takes less memory than a step, and about as long as a few.
+_MOST_ROW_TOKENS = 512
+_SHOWN, _RECORDED = 120, 1000  # characters of a row's texts, on the terminal and in metrics.jsonl
 
 
 class Validation:
@@ -35,7 +38,7 @@ class Validation:
         world: Shares the validation rows out; the first rank writes.
         loss: Has the model.
         tokenizer: The base's.
-        documents: The validation rows.
+        data: Has the validation rows.
         in_batches: Puts documents into micro-batches, as those of training are.
 
     Raises:
@@ -49,21 +52,38 @@ class Validation:
         world: World,
         loss: SupervisedLoss,
         tokenizer: PreTrainedTokenizerBase,
-        documents: Sequence[Document],
+        data: Encoded,
         in_batches: Callable[[Sequence[Document]], list[Batch]],
     ):
         self._settings, self._run, self._world = recipe.training, run, world
         self._loss, self._tokenizer = loss, tokenizer
-        self._documents, self._in_batches = documents, in_batches
+        self._documents, self._in_batches = data.validation, in_batches
         self._prompts = sample_prompts(recipe, loss, tokenizer)
+        positions = num_positions(loss.model)
+        room = _MOST_ROW_TOKENS if positions is None else min(_MOST_ROW_TOKENS, positions - _SAMPLE_TOKENS)
+        self._rows, self.notes = held_out_questions(
+            recipe, data, tokenizer, count=recipe.training.sample_rows, most_tokens=room
+        )
 
     def look_before(self, progress: Progress, metrics: Metrics) -> None:
-        """What the model answers before the first step, to set what it learns against; nothing without sample prompts."""
+        """What the model answers before the first step, to set what it learns against; nothing without prompts and rows."""
         # A run that begins again has them already.
-        if self._prompts and progress.step == 0 and self._world.from_first(self._is_new):
-            self._write_samples({"step": 0}, metrics)
+        if (self._prompts or self._rows) and progress.step == 0 and self._world.from_first(self._is_new):
+            samples = self._answered_prompts(metrics)
+            if self._rows:
+                metrics.say(
+                    f"held-out rows ({len(self._rows)}), answered before training (training.sample_rows: 0 leaves that out):"
+                )
+                samples += self._answered_rows(metrics)
+            metrics.write({"step": 0, "samples": samples})
         self._loss.train()
         metrics.pause_clock()
+
+    def look_after(self, progress: Progress, metrics: Metrics) -> None:
+        """What the finished model answers to the held-out rows."""
+        if self._rows:
+            metrics.say("the same rows, answered after training:")
+            metrics.write({"step": progress.step, "samples": self._answered_rows(metrics)})
 
     def _is_new(self) -> bool:
         return not self._run.metrics_file.stat().st_size
@@ -86,26 +106,44 @@ class Validation:
                     if self._world.is_first:
                         save_best(self._run, progress.step, trained)
         if self._prompts:
-            self._write_samples(entry, metrics)
-        elif len(entry) > 1:
+            entry["samples"] = self._answered_prompts(metrics)
+        if len(entry) > 1:
             metrics.write(entry)
         self._loss.train()
         metrics.pause_clock()
 
-    def _write_samples(self, entry: dict[str, Any], metrics: Metrics) -> None:
-        samples = self._samples()
+    def _answered_prompts(self, metrics: Metrics) -> list[dict[str, str]]:
+        texts = self._answers(self._prompts)
+        samples = [
+            {"prompt": prompt, "text": text} for prompt, text in zip(self._settings.sample_prompts, texts, strict=True)
+        ]
         for sample in samples:
             metrics.say(f"  {sample['prompt']!r} -> {sample['text']!r}")
-        metrics.write({**entry, "samples": samples})
+        return samples
 
-    def _samples(self) -> list[dict[str, str]]:
+    def _answered_rows(self, metrics: Metrics) -> list[dict[str, str]]:
+        texts = self._answers([row.prompt_ids for row in self._rows])
+        for row, text in zip(self._rows, texts, strict=True):
+            prompt, answer, expected = (_clipped(part, _SHOWN) for part in (row.prompt, text, row.expected))
+            metrics.say(f"  {prompt!r} -> {answer!r}, expected {expected!r}")
+        return [_recorded(row, text) for row, text in zip(self._rows, texts, strict=True)]
+
+    def _answers(self, prompts: list[list[int]]) -> list[str]:
+        if not prompts:
+            return []
         with self._loss.precision(), not_compiled():
-            new = generate_ids(
-                self._loss.model, self._tokenizer, self._prompts, max_new_tokens=_SAMPLE_TOKENS, batch_size=8
-            )
-        texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
-        prompts = self._settings.sample_prompts
-        return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+            new = generate_ids(self._loss.model, self._tokenizer, prompts, max_new_tokens=_SAMPLE_TOKENS, batch_size=8)
+        return list(self._tokenizer.batch_decode(new, skip_special_tokens=True))
+
+
+def _recorded(row: AskedRow, text: str) -> dict[str, str]:
+    parts = {"prompt": row.prompt, "expected": row.expected, "text": text}
+    return {"row": row.row, **{name: _clipped(part, _RECORDED) for name, part in parts.items()}}
+
+
+def _clipped(text: str, limit: int) -> str:
+    """Both ends of a text that is longer: what is asked often stands last."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"
 
 
 def sample_prompts(recipe: Recipe, loss: SupervisedLoss, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

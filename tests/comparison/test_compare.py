@@ -25,7 +25,7 @@ data:
   train: [{path: rows.jsonl, format: completion}]
   validation: {rows: 8}
   max_seq_len: 256
-training: {epochs: 1, batch_size: 8, micro_batch_size: 8, log_every: 10, eval_every: 0, save_every: 2}
+training: {epochs: 1, batch_size: 8, micro_batch_size: 8, log_every: 10, eval_every: 0, save_every: 2, sample_rows: 0}
 optimizer: {name: adamw, learning_rate: 1e-2, schedule: constant}
 evaluation: {path: rows.jsonl, metric: option_likelihood, options: ["yes", "no"]}
 """
@@ -71,13 +71,15 @@ def test_a_whole_comparison(recipe, tmp_path, commands):
     assert len(fingerprints) == 1 and all(run.state == "finished" for run in runs.values())
     for method in findings.methods:
         measured = json.loads((runs[method.mode].eval / "comparison.json").read_text())
-        assert method.accuracy == measured["accuracy"] and len(method.cells[0].right) == 40
+        assert method.score == measured["accuracy"] and len(method.cells[0].rows) == 40
         text = [
             json.loads((runs[method.mode].eval / f"{n}.json").read_text())["loss"] for n in ("general", "general-base")
         ]
         assert method.cells[0].forgotten == text[0] - text[1] != 0
     assert json.loads((place / "comparison.json").read_text())["sentence"] == findings.sentence
-    assert findings.notes == []
+    assert findings.notes == [
+        "32 of 40 test rows are training rows too: on those, accuracy says what was remembered and not what was learned."
+    ]
     page = (place / "comparison.html").read_text(encoding="utf-8")
     assert findings.sentence in page and 'href="qdora-r4-lr0.01-seed42/report.html"' in page
     report = runs["qdora"].report.read_text(encoding="utf-8")
@@ -100,6 +102,26 @@ def test_a_whole_comparison(recipe, tmp_path, commands):
         runs[mode].update(is_twin=True)
     with pytest.raises(RunError, match="--twin: True there, False asked for"):
         compare(recipe, **asked)
+
+
+def test_a_recipe_without_a_metric_is_compared_by_its_loss(recipe, tmp_path, commands):
+    """As `dorakit init` writes them. Planted bugs caught: refused; the loss of other rows; losses of rows mixed up."""
+    losses = ["evaluation.metric=none", "evaluation.options=[]"]
+    asked = {"modes": ["lora", "dora"], "output": tmp_path / "out", "quiet": True}
+    findings, place = compare(recipe, **asked, overrides=[*losses, "evaluation.path=null"])
+    for method in findings.methods:
+        run = Run.open(place / f"{method.mode}-r4-lr0.01-seed42")
+        measured = json.loads((run.eval / "comparison.json").read_text())
+        assert method.score == pytest.approx(measured["loss"]) and measured["rows"] == 8
+        assert method.score == pytest.approx(run.read("run.json")["best_validation_loss"], rel=1e-4)  # of its only one
+    assert findings.measure.name == "validation loss" and "8 validation rows" in findings.sentence
+    assert findings.notes[0].startswith(
+        "The recipe has no evaluation.metric, so runs are compared by their loss on the"
+    )
+    page = (place / "comparison.html").read_text(encoding="utf-8")
+    assert findings.notes[0] in page and findings.sentence in page
+    on_test_rows, _ = compare(recipe, output=tmp_path / "other", quiet=True, overrides=losses)
+    assert on_test_rows.measure.name == "loss" and len(on_test_rows.methods[0].cells[0].rows) == 40
 
 
 def test_what_cells_are_measured_on_may_not_change_in_between(recipe, tmp_path, commands):
@@ -188,9 +210,9 @@ def test_cells_of_other_machines_are_named(tmp_path):
     assert environment_notes(alike) == []
     other, third = Cell("qdora", 4, 1e-3, 1), Cell("qlora", 4, 1e-3, 1)
     assert environment_notes({**alike, other: run(other, processor="B"), third: run(third, torch="2.12.0")}) == [
-        "Cells were not all trained alike, so their seconds and memory cannot be compared: "
-        "torch 2.13.0 (4 cells, the first is lora-r4-lr0.001-seed1) or 2.12.0 (qlora-r4-lr0.001-seed1); "
-        "processor A (4 cells, the first is lora-r4-lr0.001-seed1) or B (qdora-r4-lr0.001-seed1)."
+        "Runs were not all trained alike, so their seconds and memory cannot be compared: "
+        "torch 2.13.0 (4 runs, the first is lora-r4-lr0.001-seed1) or 2.12.0 (qlora-r4-lr0.001-seed1); "
+        "processor A (4 runs, the first is lora-r4-lr0.001-seed1) or B (qdora-r4-lr0.001-seed1)."
     ]
 
 
@@ -217,7 +239,10 @@ def test_the_grid(recipe):
         ({"ranks": [0]}, "expected numbers above 0"),
         ({"learning_rates": [0.0]}, "expected numbers above 0"),
         ({"seeds": 0}, "--seeds 0"),
-        ({"overrides": ["evaluation.metric=none", "evaluation.options=[]"]}, "cells have no accuracy to compare"),
+        (
+            {"overrides": ["evaluation.path=null", "data.validation.rows=0"]},
+            "neither evaluation.path nor data.validation names rows, so there is nothing to compare by\n  hold rows out: --set",
+        ),
         ({"general": "nowhere.txt"}, "no such file"),
     ],
 )

@@ -10,7 +10,9 @@ from made_runs import Page, made_run, write, write_lines
 from dorakit import Recipe, Run
 from dorakit.comparison.cells import Cell
 from dorakit.comparison.charts import accuracy_charts
-from dorakit.comparison.findings import CellResult, find
+from dorakit.comparison.findings import find
+from dorakit.comparison.measure import Measure
+from dorakit.comparison.methods import CellResult
 from dorakit.comparison.page import Comparison, render, write_comparison
 from dorakit.report.page import MAX_BYTES
 
@@ -29,7 +31,7 @@ def result(mode, rank, rate, seed, right, *, loss=1.0, forgotten=None):
     """A cell that answers the first `right` of 100 rows rightly."""
     return CellResult(
         cell=Cell(mode, rank, rate, seed),
-        right={f"test.jsonl:{i}": i < right for i in range(100)},
+        rows={f"test.jsonl:{i}": (float(i < right), 1) for i in range(100)},
         unparsed=3,
         validation_loss=loss,
         seconds=12.5,
@@ -39,7 +41,9 @@ def result(mode, rank, rate, seed, right, *, loss=1.0, forgotten=None):
     )
 
 
-def compared(tmp_path, results, *, fixed_rate=1e-3, base="tiny:llama", data="test.jsonl", notes=()) -> Comparison:
+def compared(
+    tmp_path, results, *, fixed_rate=1e-3, base="tiny:llama", data="test.jsonl", notes=(), measure=Measure()
+) -> Comparison:
     """A comparison of made runs, each with a page but the last."""
     recipe = tmp_path / "my.yaml"
     recipe.write_text(RECIPE)
@@ -53,7 +57,7 @@ def compared(tmp_path, results, *, fixed_rate=1e-3, base="tiny:llama", data="tes
         (path / "report.html").write_text("a page")
         runs[one.cell] = Run.open(path)
     runs[results[-1].cell].report.unlink()
-    findings = replace(find(results, fixed_rate=fixed_rate), notes=list(notes))
+    findings = replace(find(results, fixed_rate=fixed_rate, measure=measure), notes=list(notes))
     return Comparison(Recipe.from_yaml(str(recipe)), tmp_path / "out", findings, runs)
 
 
@@ -81,7 +85,7 @@ def test_the_page_says_what_was_found(tmp_path):
     ahead = found.against_best["dora r=4"]
     assert cells["accuracy"] == "62.0 % ± 2.8" and cells["at rate"] == "0.01" and cells["at 0.001"] == "33.0 %"
     assert cells[f"{found.winner.name} ahead by"] == f"+10.0 % [{ahead.low * 100:+.1f}, {ahead.high * 100:+.1f}]"
-    costs = [cells[name] for name in ("seconds", "peak memory", "trained", "forgotten")]
+    costs = [cells[name] for name in ("seconds", "peak memory", "trained parameters", "forgotten")]
     assert costs == ["12.5 s", "2.00 GB", "12,345", "+0.200"]
     assert dict(zip(heads, page.row("full"), strict=True))["forgotten"] == "+0.600"
     marks = [attributes["style"] for tag, attributes in page.tags if tag == "b" and "style" in attributes]
@@ -97,6 +101,24 @@ def test_the_page_says_what_was_found(tmp_path):
         assert part in told
 
 
+def test_a_comparison_by_loss_is_told_as_one(tmp_path):
+    """Planted bugs caught: percent of nats; a heading of accuracy; a word that is explained nowhere."""
+    results = [
+        replace(result(mode, 4, rate, 1, 0), rows={f"{i}": (nats * (2 + i), 2 + i) for i in range(30)})
+        for mode, rate, nats in (("lora", 1e-3, 1.25), ("dora", 1e-3, 1.5), ("lora", 1e-2, 2.0), ("dora", 1e-2, 3.0))
+    ]
+    measure = Measure("validation loss", "validation rows", is_loss=True)
+    comparison = compared(tmp_path, results, measure=measure)
+    page = Page(render(comparison))
+    cells = dict(zip(page.row("method"), page.row("dora r=4"), strict=True))
+    assert cells["validation loss"] == "1.5" and cells["lora r=4 ahead by"].startswith("+0.2500 [+0.2")
+    assert "1.225 to 1.525" in cells and cells["at 0.001"] == "1.5"
+    assert "accuracy" not in page.text.lower() and "Nats are the unit of the loss" in page.text
+    assert page.row("lora-r4-lr0.01-seed1")[1] == "2" and "30 rows of test.jsonl, loss" in page.sections["compared"]
+    (chart,) = map(str, accuracy_charts(comparison.findings))
+    assert "Validation loss against learning rate" in chart and "lora: 1.25 at rate 0.001, 2 at rate 0.01" in chart
+
+
 def test_every_cell_is_there_with_a_link_to_its_page(tmp_path):
     """Planted bugs caught: absolute links, which die when the directory moves; a link to a page that is not there."""
     comparison = compared(tmp_path, SWEPT)
@@ -107,7 +129,7 @@ def test_every_cell_is_there_with_a_link_to_its_page(tmp_path):
     assert len(links) == len(SWEPT) - 1 and all((Path(moved) / link).is_file() for link in links)
     for one in SWEPT:
         assert page.row(one.cell.name)[1:4] == [
-            f"{one.accuracy:.1%}".replace("%", " %"),
+            f"{one.score:.1%}".replace("%", " %"),
             "3",
             f"{one.validation_loss:g}",
         ]
@@ -154,7 +176,7 @@ def test_a_small_comparison_has_no_empty_parts(tmp_path):
         "lora r=4 ahead by",
         "seconds",
         "peak memory",
-        "trained",
+        "trained parameters",
     ]
     assert "axes" not in page.sections and "#axes" not in [a.get("href") for _, a in page.tags]
     assert [tag for tag, _ in page.tags if tag == "i"] == [] and "±" not in page.sections["methods"]

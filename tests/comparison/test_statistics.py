@@ -13,9 +13,48 @@ def answers(rng, n, seeds, *, p, hard):
 
 def test_the_mean_is_the_difference_of_accuracies():
     """Planted bug caught: b - a."""
-    a, b = [np.array([1, 1, 0, 1], bool)], [np.array([1, 0, 0, 0], bool)]
+    a, b = [np.array([1, 1, 0, 1] * 10, bool)], [np.array([1, 0, 0, 0] * 10, bool)]
     found = paired_difference(a, b, same_rows=True)
-    assert found.mean == 0.5 and 0 <= found.low <= 0.5 <= found.high <= 1
+    assert found.mean == 0.5 and 0 < found.low <= 0.5 <= found.high <= 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("value", [False, True])
+def test_rows_that_are_all_alike_leave_room(n, value):
+    """All wrong or all right tells little, and the less the fewer there are. Planted bug caught: an interval of no width."""
+    alike = [np.full(n, value)]
+    found = paired_difference(alike, alike, same_rows=True)
+    assert found.mean == 0 and found.low <= -1 / n and found.high >= 1 / n
+    if n < 3:
+        assert (found.low, found.high) == (-1, 1)
+    several = paired_difference(alike * 3, alike * 3, same_rows=True)
+    assert several.low < 0 < several.high
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6])
+def test_few_rows_tell_nothing_apart(n):
+    """Even if all are on one side. Planted bugs caught: one row, two or five told as a proof; a loss likewise."""
+    all_right, all_wrong = [np.ones(n, bool)], [np.zeros(n, bool)]
+    found = paired_difference(all_right, all_wrong, same_rows=True)
+    assert found.mean == 1 and not found.is_told_apart
+    losses = [np.linspace(9, 11, n)], [np.linspace(1, 3, n)]
+    loss = paired_difference(*losses, same_rows=True, weights=[np.full(n, 4)], largest=None)
+    assert loss.mean == pytest.approx(2) and not loss.is_told_apart
+    assert loss.is_bounded == (n == 6) and found.is_bounded, "a loss has no largest difference, an accuracy has"
+    many = paired_difference([np.ones(40, bool)], [np.zeros(40, bool)], same_rows=True)
+    assert many.is_told_apart
+
+
+def test_rows_count_by_their_weight():
+    """A loss is of tokens. Planted bugs caught: a mean of the rows' means; the weights of other rows."""
+    rng = np.random.default_rng(5)
+    tokens = rng.integers(1, 50, 300)
+    a, b = tokens * rng.normal(2.0, 0.3, 300), tokens * rng.normal(1.5, 0.3, 300)
+    found = paired_difference([a], [b], same_rows=True, weights=[tokens], largest=None)
+    assert found.mean == pytest.approx(a.sum() / tokens.sum() - b.sum() / tokens.sum())
+    # The linear approximation of the variance of a ratio.
+    error = np.sqrt(np.sum((a - b - found.mean * tokens) ** 2)) / tokens.sum()
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
 def test_an_interval_holds_the_truth_as_often_as_it_says():

@@ -100,7 +100,7 @@ def test_a_damaged_entry_is_said_and_replaced(damage, section, write, bpe, tmp_p
 
 
 def test_a_cache_that_cannot_be_written_costs_time_and_no_training(section, write, bpe, tmp_path, monkeypatch):
-    """Dies if a full disk ends the run, or if the rows are tokenised twice for it."""
+    """Dies if a full disk ends the run, if the rows are tokenised twice for it, or if nobody is told."""
     write("a.jsonl", [{"prompt": "ab", "completion": "c"}] * 3)
     (tmp_path / "cache").write_text("a file in the place of the directory")
     calls = []
@@ -108,5 +108,24 @@ def test_a_cache_that_cannot_be_written_costs_time_and_no_training(section, writ
     monkeypatch.setattr(Encoder, "texts", lambda *given: calls.append(1) or own(*given))
     found = encode(section(PLAIN), bpe, seed=0)
     once = len(calls)
+    assert [note for note in found.notes if "kept" in note] == [
+        f"the token ids are not kept between runs: the cache cannot be used: {tmp_path / 'cache'}: File exists"
+    ]
     monkeypatch.setattr(kept_tokens, "MANY", 10)
     assert encode(section(PLAIN), bpe, seed=0).fingerprint == found.fingerprint and len(calls) == 2 * once
+
+
+def test_an_entry_of_another_user_is_left_aside(section, write, bpe, tmp_path, monkeypatch):
+    """Dies if what may not be read is called damaged, or ends the run."""
+    write("a.jsonl", [{"prompt": "ab", "completion": "c"}] * 3)
+    before = encode(section(PLAIN), bpe, seed=0)
+    (entry,) = (tmp_path / "cache").iterdir()
+
+    def refused(_):
+        raise PermissionError(13, "Permission denied", str(entry))
+
+    monkeypatch.setattr(kept_tokens, "_read", refused)  # the permission bits of an entry do not bind root
+    after = encode(section(PLAIN), bpe, seed=0)
+    assert after.fingerprint == before.fingerprint and [*after.notes[len(before.notes) :]] == [
+        f"the token ids kept in {entry} cannot be read (Permission denied): they were made again"
+    ]

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import datasets
@@ -6,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dorakit.data.sources import like_first, num_copies, read_rows
+from dorakit.data.sources import like_first, num_copies, read_file, read_rows
 from dorakit.errors import DataError, ResourceError
 from dorakit.recipe.schema import SourceSection
 
@@ -102,7 +103,19 @@ def test_line_separators_inside_json_do_not_end_a_line(tmp_path, write):
             r"^a.json\[1\]: .* nested more than 64 levels deep",
         ),
         ("a.jsonl", '{"text": "' + "x" * 300 + '" y}\n', r'^a.jsonl:1: not JSON: .* at column 313: \.\.\.x{37}" y}$'),
-        ("a.csv", "text,n\nx\n", "^a.csv:2: 1 values for 2 columns"),
+        ("a.csv", "text,n\nx\n", "^a.csv:2: 1 values for 2 columns$"),
+        ("a.csv", "text\nx, y\n", "^a.csv:2: 2 values for 1 columns\n  put a value that holds a comma in quotes$"),
+        ("a.csv", "a;b\nx\n", "^a.csv:2: 1 values for 2 columns, separated by ';'$"),
+        (
+            "a.csv",
+            "a;b, c;d\nx;y;z\n",
+            "^a.csv:2: 1 values .*\n  the header is taken as separated by commas .* it also holds ';': put",
+        ),
+        (
+            "a.csv",
+            "a;b|c\nx;y|z\n",
+            r"^a.csv: the header holds ';' and '\|' and no comma(.|\n)*save the file with commas",
+        ),
         ("a.csv", 'text,n\nx,"1\n', "^a.csv:2: not CSV: unexpected end of data"),
         ("a.csv", "text,text\nx,y\n", "^a.csv:1: column 'text' is there twice"),
         ("a.parquet", "PAR0", "^a.parquet is not a Parquet file that can be read"),
@@ -234,3 +247,68 @@ def test_a_configuration_belongs_to_its_data_set(section):
     same, other = like_first(data, "a/b", split="test"), like_first(data, "c/d")
     assert (same.name, same.revision, same.split) == ("main", "v1", "test")
     assert (other.name, other.revision, other.split) == (None, None, None)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_columns_that_are_not_separated_by_commas(tmp_path, write, delimiter):
+    """Planted bugs caught: one column whose name is the whole header; a delimiter that is taken in silence."""
+    text = f'question{delimiter}"a, b"{delimiter}answer\n"1{delimiter}2, 3?"{delimiter}{delimiter}"six\nor more"\n'
+    write("a.csv", text)
+    rows, notes = read_rows(SourceSection(path="a.csv", format="text"), str(tmp_path))
+    assert [(row.place, row.fields) for row in rows] == [
+        ("a.csv:2", {"question": f"1{delimiter}2, 3?", "a, b": "", "answer": "six\nor more"})
+    ]
+    assert notes == [f"a.csv: columns are separated by {'a tab' if delimiter == chr(9) else repr(delimiter)}"]
+
+
+def test_a_comma_in_the_header_separates(tmp_path, write):
+    """Planted bug caught: the delimiter guessed from the rows, or from the more frequent character."""
+    write("a.csv", "text,a;b;c\nx;y,1\n")
+    rows, notes = read_rows(SourceSection(path="a.csv", format="text"), str(tmp_path))
+    assert [row.fields for row in rows] == [{"text": "x;y", "a;b;c": "1"}] and notes == []
+    write("a.csv", "text\none; two | three\n")
+    assert [row.fields for row in read(tmp_path, "a.csv")] == [{"text": "one; two | three"}]
+
+
+FIRST = [{"text": f"row {i}: " + "é" * 20} for i in range(50)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "pretty.json", "a.csv", "a.txt"])
+def test_the_first_rows_of_a_file(tmp_path, write, name):
+    """Planted bugs caught: half a row where reading stopped, or an error for it; a bound that bounds nothing."""
+    lines = {
+        "a.csv": 'text\n' + "".join(f'"{row["text"]}"\n' for row in FIRST),
+        "a.txt": "\n\n".join(row["text"] for row in FIRST),
+        "pretty.json": json.dumps(FIRST, indent=2, ensure_ascii=False),
+        "a.json": json.dumps(FIRST, ensure_ascii=False),
+    }  # fmt: skip
+    write(name, lines.get(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in FIRST)))
+    for most_bytes in (*range(100, 200), 1_000, 100_000):
+        found = read_file(tmp_path / name, name, most_rows=30, most_bytes=most_bytes)
+        rows = [row.fields for row in found.rows]
+        assert rows == FIRST[: len(rows)] and not found.is_whole
+        assert len(rows) == 30 if most_bytes > 10_000 else 1 <= len(rows) < 30
+    whole = read_file(tmp_path / name, name, most_rows=50, most_bytes=100_000)
+    assert len(whole.rows) == 50 and whole.is_whole
+
+
+def test_the_first_rows_of_a_table(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    assert [row.fields for row in read_file(tmp_path / "a.parquet", "a", most_rows=4).rows] == ROWS[:4]
+    assert read_file(tmp_path / "a.parquet", "a", most_rows=6).is_whole
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '[{"a": 1},\n {"a": },' + " " * 100, r"^a\.json:2: not JSON: Expecting value at column 8"),
+        ("a.json", '[{"a": 1}, 7,' + " " * 100, r"^a\.json\[1\]: expected a JSON object, found int"),
+        ("a.json", '[{"a": NaN},' + " " * 100, r"^a\.json\[0\]: not JSON: NaN is not JSON"),
+        ("a.csv", 'a,b\n"x"y,z\n' + "1,2\n" * 30, r"^a\.csv:2: not CSV"),
+    ],
+)
+def test_a_mistake_before_the_bound_is_found(tmp_path, write, name, content, message):
+    """Planted bug caught: every error counted as that of the cut."""
+    write(name, content)
+    with pytest.raises(DataError, match=message):
+        read_file(tmp_path / name, name, most_rows=30, most_bytes=60)

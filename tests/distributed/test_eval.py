@@ -9,7 +9,9 @@ from tiny_runs import tiny_run
 
 @pytest.mark.parametrize("metric", ["exact_match", "option_likelihood"])
 def test_as_one_process(tmp_path, metric):
-    """Planted bugs caught: a mean of the ranks' means; answers in the order of ranks; likelihoods in batches of a rank's own."""
+    """Planted bugs caught: a mean of the ranks' means; answers or losses of rows in the order of ranks; likelihoods in
+    batches of a rank's own.
+    """
     run = tiny_run(tmp_path, "dora")
     options = ["--set", f"evaluation.metric={metric}"]
     if metric.startswith("option"):
@@ -21,11 +23,15 @@ def test_as_one_process(tmp_path, metric):
         assert ended.codes == [0] * size, ended.ranks
         assert all(rank.out == rank.err == "" for rank in ended.ranks[1:])
         result, answers = json.loads(file.read_text()), file.with_suffix(".predictions.jsonl").read_text()
-        for moving in ("seconds", "output", "predictions", "loss", "perplexity"):
-            found.append(result.pop(moving)) if moving == "loss" else result.pop(moving)
-        found.append((result, answers))
+        lines = [json.loads(line) for line in file.with_suffix(".losses.jsonl").read_text().splitlines()]
+        rows = [(line["row"], line["digest"], line["tokens"]) for line in lines]
+        found.append([result["loss"], *(line["nats"] for line in lines)])
+        for moving in ("seconds", "output", "predictions", "losses", "loss", "perplexity"):
+            result.pop(moving)
+        found.append((result, answers, rows))
     assert found[1] == found[3] == found[5]
-    assert found[0] == pytest.approx(found[2], rel=1e-6) == pytest.approx(found[4], rel=1e-6)
+    assert found[0] == pytest.approx(found[2], rel=1e-5)
+    assert found[0] == pytest.approx(found[4], rel=1e-5)
 
 
 def test_a_gate_is_everybodys(tmp_path):

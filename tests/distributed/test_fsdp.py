@@ -136,6 +136,8 @@ def test_recomputed_and_sampled(site, tmp_path):
         "--set",
         "training.sample_prompts=[Say]",
         "--set",
+        "training.sample_rows=2",
+        "--set",
         "training.eval_every=6",
     )
     alone = plain(make_site(tmp_path / "alone"))

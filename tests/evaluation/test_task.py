@@ -73,7 +73,8 @@ def test_base_switches_the_adapter_off(run_of, mode):
         expected, _ = loss_by_transformers(base.model, base.tokenizer, held_out_rows(run))
         assert without["loss"] == pytest.approx(expected, rel=1e-5)
     files = {file.name for file in run.eval.iterdir()}
-    assert files == {f"{v}-test.{kind}" for v in ("adapter", "base") for kind in ("json", "predictions.jsonl")}
+    kinds = ("json", "predictions.jsonl", "losses.jsonl")
+    assert files == {f"{v}-test.{kind}" for v in ("adapter", "base") for kind in kinds}
 
 
 def test_base_of_a_full_run_is_where_it_began(run_of):
@@ -147,14 +148,69 @@ def test_limit_offset_and_validation_rows(run_of, trained, tmp_path, monkeypatch
         evaluate(run, recipe=run.recipe_with(["evaluation.path=null", "data.validation.rows=0"]), quiet=True)
 
 
-def test_a_result_without_predictions_leaves_none_of_an_earlier_one(run_of):
+def test_another_measurement_of_the_same_rows_has_a_place_of_its_own(run_of):
+    """Planted bugs caught: 3 rows in the place of 7; a loss in the place of an accuracy; a file whose rows changed taken for
+    the same; a name more for what was measured before.
+    """
     run = run_of("lora")
-    evaluate(run, quiet=True)
-    assert (run.eval / "adapter-test.predictions.jsonl").is_file()
-    result = evaluate(run, recipe=run.recipe_with(["evaluation.metric=none"]), quiet=True)
-    assert result["accuracy"] is None
-    assert not (run.eval / "adapter-test.predictions.jsonl").exists()
-    assert json.loads((run.eval / "adapter-test.json").read_text())["metric"] == "none"
+    plain = run.recipe_with(["evaluation.metric=none"])
+    asked = [{}, {"limit": 3}, {"recipe": plain}, {"recipe": run.recipe_with(["evaluation.max_new_tokens=4"])}]
+    names = [f"adapter-test{number}.json" for number in ("", "-2", "-3", "-4")]
+    for _ in range(2):
+        results = [evaluate(run, quiet=True, **one) for one in asked]
+        assert [Path(result["output"]).name for result in results] == names
+    kept = [json.loads((run.eval / name).read_text()) for name in names]
+    assert [(one["rows"], one["metric"]) for one in kept] == [
+        (7, "exact_match"), (3, "exact_match"), (7, "none"), (7, "exact_match"),
+    ]  # fmt: skip
+    said = [one["notes"][-1] for one in kept[1:]]
+    assert said == [
+        f"adapter-test.json holds another measurement ({what}): this one is {name}"
+        for what, name in zip(
+            (
+                "limit none there, 3 here",
+                "metric exact_match there, none here; max_new_tokens 6 there, none here",
+                "max_new_tokens 6 there, 4 here",
+            ),
+            names[1:],
+            strict=True,
+        )
+    ]
+    assert (run.eval / "adapter-test.predictions.jsonl").is_file() and not list(run.eval.glob("*-3.predictions*"))
+    file = Path(kept[0]["data_path"])
+    before = file.read_text()
+    file.write_text(before.replace('"prompt": "', '"prompt": "Now ', 1))
+    try:
+        other = evaluate(run, quiet=True)
+    finally:
+        file.write_text(before)  # other tests measure on it
+    assert other["output"].endswith("adapter-test-5.json") and "(other rows)" in other["notes"][-1]
+
+
+def test_the_loss_of_each_row_lies_beside_the_result(trained, tmp_path):
+    """Planted bugs caught: losses in the order of length; of a row, the loss of the one before."""
+    run = trained("lora")
+    result = evaluate(run, output=tmp_path / "loss.json", quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "loss.losses.jsonl").read_text().splitlines()]
+    rows = rows_to_measure(run.recipe, open_target(str(run.path)).tokenizer).documents
+    assert [(line["row"], line["tokens"]) for line in lines] == [(row.row, row.num_labels) for row in rows]
+    live = load_base("tiny:llama", dtype="float32")
+    load_adapter(live.model, run.adapter)
+    live.model.eval()
+    for line, row in zip(lines, held_out_rows(run), strict=True):
+        alone, tokens = loss_by_transformers(live.model, live.tokenizer, [row])
+        assert line["nats"] == pytest.approx(alone * tokens, rel=1e-5)
+    assert result["loss"] == pytest.approx(sum(line["nats"] for line in lines) / result["tokens"])
+
+
+def test_test_rows_that_are_training_rows_too_are_counted(run_of):
+    """Planted bugs caught: never looked for; every row is one."""
+    run = run_of("lora")
+    assert evaluate(run, quiet=True)["rows_trained_on"] == 0
+    (source,) = run.recipe.data.train
+    result = evaluate(run, data=str(Path(run.recipe.data.root, source.path)), quiet=True)
+    assert (result["rows"], result["rows_trained_on"]) == (24, 18)
+    assert "18 of 24 rows are in the training rows too" in result["notes"]
 
 
 def test_output_leaves_what_lies_beside_it_alone(trained, tmp_path):
@@ -199,7 +255,7 @@ def test_what_cannot_be_measured(trained, tmp_path):
 )
 def test_rows_that_do_not_fit_the_model_are_found_first(trained, tmp_path, monkeypatch, row, message):
     """Planted bug caught: found after the loss of all rows was taken, and without the row's name."""
-    monkeypatch.setattr("dorakit.evaluation.task.token_loss", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("dorakit.evaluation.task.row_losses", lambda *_, **__: pytest.fail("measured"))
     file = tmp_path / "long.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in ({"prompt": "1 + 1 =", "completion": " 2"}, row)))
     recipe = trained("lora").recipe_with(["data.max_seq_len=10000"])

@@ -1,23 +1,27 @@
 """`dorakit export`: what is written, what it says, what it refuses."""
 
 import json
+import re
 import shutil
+import textwrap
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from printed_commands import commands_in, parse
 from safetensors.torch import load_file
-from tiny_runs import IDS, tiny_run
+from tiny_runs import IDS, tiny_recipe, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from typer.testing import CliRunner
 
-from dorakit import merge
+from dorakit import Recipe, evaluate, merge, train
 from dorakit.cli.app import app
 from dorakit.errors import DorakitError, ModelError, RunError, UsageError
 from dorakit.export import card
-from dorakit.export.outputs import export_merged, export_peft
+from dorakit.export.outputs import export_lora, export_merged, export_peft
 from dorakit.export.to_gguf import export_gguf
+from dorakit.export.trained import find_trained
 from dorakit.files import write_json
 from dorakit.model.load import load_base
 from dorakit.model.source import resolve
@@ -57,7 +61,7 @@ def test_a_plain_lora_says_what_serves_it(run_of):
     run = run_of("dora")
     said = exported(run.path, "--to", "lora")
     assert said["serve"] == [f"llama-server -m BASE.gguf --lora {run.lora}/adapter.gguf"]
-    assert said["max_kl"] == 0.001 and (run.lora / "adapter.gguf").is_file()
+    assert said["max_lost"] == 0.002 and (run.lora / "adapter.gguf").is_file()
     card = (run.lora / "README.md").read_text()
     assert "llama-server -m BASE.gguf --lora adapter.gguf" in card and str(run.path) not in card
 
@@ -100,12 +104,12 @@ def test_merged_is_kept_or_made(run_of):
     """Planted bug caught: merging again what is up to date."""
     run = run_of("lora")
     made = export_merged(run, quiet=True)
-    assert made.serve == [f"vllm serve {run.merged}"]
+    assert made.serve[0] == f"vllm serve {run.merged}"
     before = (run.merged / "model.safetensors").stat().st_mtime_ns
     export_merged(run, quiet=True)
     assert (run.merged / "model.safetensors").stat().st_mtime_ns == before
     assert load_file(run.merged / "model.safetensors")
-    assert json.loads((run.merged / "export.json").read_text())["receipt"]["rows"] == 6
+    assert json.loads((run.merged / "export.json").read_text())["receipt"]["rows"] == 24
 
 
 def test_the_card(run_of):
@@ -147,11 +151,121 @@ def test_the_card_of_a_hub_model(run_of, tmp_path, monkeypatch):
     write_json(run.path / "run.json", facts | {"base": facts["base"] | {"revision": "a" * 40}})
     (tmp_path / "README.md").write_text("---\nlicense: llama3.2\n---\n")
     monkeypatch.setattr(card, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "README.md"))
-    card.write_card(tmp_path, card.Card(run, "merged", ["vllm serve ."]))
+    card.write_card(tmp_path, card.Card(find_trained(run), "merged", ["vllm serve ."]))
     text = (tmp_path / "README.md").read_text()
     found = ModelCard(text).data
     assert (found.license, found.base_model, found.base_model_relation) == ("llama3.2", "tiny:llama", "finetune")
     assert "    vllm serve .\n" in text
+
+
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_a_merge_is_taken_in_the_dtype_that_it_has(run_of, monkeypatch, capsys, form):
+    """Planted bugs caught: a merge of another dtype than the recipe's made again; --dtype passed over; a merge that was
+    compared with nothing taken in silence.
+    """
+    export = {"merged": export_merged, "gguf": export_gguf}[form]
+    run = run_of("lora")
+    merge(run, dtype="bfloat16", receipt=False, quiet=True)
+    with monkeypatch.context() as patch:
+        for module in ("outputs", "to_gguf"):
+            patch.setattr(f"dorakit.export.{module}.merge", lambda *_, **__: pytest.fail("merged again"))
+        notes = export(run).content["notes"]
+        assert "merged/ is taken as it is: bfloat16, merged onto the weights that the adapter was trained on" in notes
+        assert "it was merged with --no-receipt: nothing was compared with the live adapter" in notes
+        assert "nothing was compared" in capsys.readouterr().err
+        export(run, dtype="bfloat16", quiet=True)
+    made = export(run, dtype="float32", quiet=True)
+    if form == "merged":
+        assert made.content["dtype"] == "float32"
+        assert {t.dtype for t in load_file(run.merged / "model.safetensors").values()} == {torch.float32}
+    else:
+        assert made.content["source"] == "adapter, merged for this"
+
+
+def test_a_merge_is_taken_onto_the_base_that_it_has(run_of, capsys):
+    """Planted bugs caught: a merge onto the original weights made again where no base is asked for, taken where the other one
+    is, or taken with no word on it.
+    """
+    run = run_of("qlora")
+    merge(run, onto="original", quiet=True)
+    assert export_gguf(run, output=run.path.parent / "gguf").content["onto"] == "original"
+    assert "merged/ is taken as it is: float32, merged onto the original weights" in capsys.readouterr().err
+    assert export_gguf(run, onto="trained", quiet=True).content["source"] == "adapter, merged for this"
+    assert export_merged(run, onto="trained", quiet=True).content["onto"] == "trained"
+
+
+def test_a_merge_is_copied(run_of, tmp_path, monkeypatch):
+    """Planted bugs caught: merged again for another directory; another directory's files overwritten."""
+    run = run_of("lora")
+    merge(run, quiet=True)
+    monkeypatch.setattr("dorakit.export.outputs.merge", lambda *_, **__: pytest.fail("merged again"))
+    made = export_merged(run, output=tmp_path / "out", quiet=True)
+    assert made.directory == tmp_path / "out" and (tmp_path / "out" / "export.json").is_file()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (run.merged / "model.safetensors").read_bytes()
+    assert not (run.merged / "export.json").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    with pytest.raises(UsageError, match="was not made by this command"):
+        export_merged(run, output=tmp_path / "mine", quiet=True)
+
+
+def test_the_rows_of_a_measure(run_of):
+    """Planted bug caught: 0 rows beside a perplexity, where no metric was asked for and so none was answered."""
+    run = run_of("lora")
+    evaluate(str(run.path), limit=2, recipe=run.recipe_with(["evaluation.metric=none"]), quiet=True)
+    assert [(m.metric, m.rows) for m in card._measures(run)] == [("perplexity", 2)]
+    evaluate(str(run.path), limit=3, quiet=True)
+    rows = {(m.metric, m.rows) for m in card._measures(run)}
+    assert {("exact_match", 3), ("perplexity", 3)} <= rows
+
+
+@pytest.mark.parametrize(("base", "ollama"), [("tiny:llama", True), ("tiny:qwen3", False), ("tiny:gemma2", True)])
+def test_the_card_of_a_merged_model_serves_it(tmp_path, monkeypatch, base, ollama):
+    """Planted bugs caught: vLLM's line alone; a snippet that fails; Ollama's import of a family that it has not; a GGUF file
+    promised of a family that is not written here.
+    """
+    run = tiny_run(tmp_path / "data", "lora", ("training.max_steps=1",), base=base)
+    made = export_merged(run, quiet=True)
+    text = (made.directory / "README.md").read_text()
+    assert "    vllm serve .\n    python -m sglang.launch_server --model-path .\n" in text
+    assert ("    echo 'FROM .' > Modelfile && ollama create run-lora\n" in text) == ollama
+    assert any(line.startswith(f"cd {made.directory} && ") for line in made.serve) == ollama
+    assert ("`dorakit export RUN --to gguf`" in text) == (base != "tiny:gemma2")
+    assert "python convert_hf_to_gguf.py . --outfile model.gguf" in text
+    python = re.search(r"In Python:\n\n((?:    .*\n|\n)+)", text)[1]
+    monkeypatch.chdir(made.directory)
+    spoken = []
+    exec(textwrap.dedent(python), {"print": spoken.append})
+    assert len(spoken) == 1 and isinstance(spoken[0], str)
+
+
+def test_the_card_of_conversations_asks_with_their_template(tmp_path, monkeypatch):
+    """Planted bug caught: a bare prompt for a model that learnt conversations."""
+    recipe = tiny_recipe(tmp_path, "lora", ("training.max_steps=1",))
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": str(n)}]} for n in range(9)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chats = ("training.max_steps=1", "data.train.0.format=chat", "data.validation.rows=1", "evaluation.metric=none")
+    made = export_merged(train(Recipe.from_yaml(recipe.origin.path, list(chats)), quiet=True), quiet=True)
+    python = re.search(r"In Python:\n\n((?:    .*\n|\n)+)", (made.directory / "README.md").read_text())[1]
+    assert "apply_chat_template" in python
+    monkeypatch.chdir(made.directory)
+    exec(textwrap.dedent(python), {"print": lambda _: None})
+
+
+@pytest.mark.parametrize("mode", ["lora", "dora", "full"])
+def test_every_command_of_a_card_parses(run_of, mode):
+    """Planted bug caught: a command in a card with an option or a form that there is not."""
+    run = run_of(mode)
+    cards = [export_gguf(run, quiet=True)]
+    if mode != "full":
+        cards += [export_merged(run, quiet=True), export_peft(run, quiet=True)]
+        cards += [export_lora(run, max_rank=64, max_lost=1.0, quiet=True)]
+    found = {command for made in cards for command in commands_in((made.directory / "README.md").read_text())}
+    assert "dorakit eval RUN" in found
+    for command in found:
+        parse(command)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +273,12 @@ def test_the_card_of_a_hub_model(run_of, tmp_path, monkeypatch):
     [
         (["--to", "peft", "--type", "f16"], UsageError, "--type is read with --to gguf, not with --to peft"),
         (["--to", "gguf", "--max-rank", "8"], UsageError, "--max-rank is read with --to lora"),
+        (
+            ["--to", "lora", "--dtype", "float32"],
+            UsageError,
+            "--dtype is read with --to merged or gguf, not with --to lora",
+        ),
+        (["--to", "gguf", "--base-model", "tiny:llama"], UsageError, "--base-model goes with an adapter directory"),
         (["--to", "peft", "--onto", "original"], UsageError, "--onto is read with --to merged or gguf or lora"),
         (["--to", "gguf", "--output", "{run}/adapter"], UsageError, "is what the result is made from"),
         (["--to", "gguf", "--output", "{run}/rows"], UsageError, "was not made by this command"),
@@ -174,11 +294,10 @@ def test_what_is_refused(trained, arguments, error, message):
 
 
 def test_no_run_and_no_result(run_of, tmp_path):
-    """Planted bug caught: an adapter directory, or a run in training, taken for a finished run."""
+    """Planted bug caught: a base model, or a run in training, taken for a finished run."""
     run = run_of("lora")
-    shutil.copytree(run.adapter, tmp_path / "alone")
-    with pytest.raises(UsageError, match="is no run"):
-        export_gguf(tmp_path / "alone", quiet=True)
+    with pytest.raises(UsageError, match="model is a whole model, not a run or an adapter directory"):
+        export_gguf(shutil.copytree(resolve("tiny:llama").directory, tmp_path / "model"), quiet=True)
     with pytest.raises(UsageError, match="nothing to export: no such run"):
         export_gguf("nowhere", quiet=True)
     shutil.rmtree(run.adapter)
@@ -194,5 +313,6 @@ def test_an_unknown_family_is_refused_before_merging(run_of, monkeypatch):
     with pytest.raises(ModelError) as refused:
         export_gguf(run, quiet=True)
     assert "known are qwen2\n" in str(refused.value)
+    assert f"`dorakit export {run.path} --to merged`" in str(refused.value)
     assert f"convert_hf_to_gguf.py {run.merged}" in str(refused.value)
     assert not run.gguf.exists() and isinstance(refused.value, DorakitError)

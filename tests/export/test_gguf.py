@@ -304,7 +304,6 @@ def test_the_rule_is_recognised_or_refused(steps, options, name):
     with pytest.raises(ModelError, match="rule that has no name here") as refused:
         pre_type(content)
     assert "gpt-2, llama-bpe, qwen2, smollm, tekken" in str(refused.value)
-    assert "dorakit export RUN --to merged" in str(refused.value)
 
 
 def test_qwens_own_tokenizer_is_recognised(tmp_path):

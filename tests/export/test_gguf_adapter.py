@@ -66,7 +66,7 @@ def test_rows_are_where_llama_cpp_looks_for_them(tmp_path, architecture, graph, 
 def test_it_lies_beside_the_adapter_where_llama_cpp_can_use_it(tmp_path, trained):
     """Planted bugs caught: an adapter for weights that llama.cpp cannot load; a family written whose rows nobody knows."""
     content = export_plain_lora(
-        trained("dora"), output=tmp_path / "out", onto="trained", max_kl=10.0, max_rank=8, quiet=True
+        trained("dora"), output=tmp_path / "out", onto="trained", max_lost=1.0, max_rank=8, quiet=True
     )
     assert set(content["bytes"]) == set(content["sha256"]) == {"adapter_model.safetensors", "adapter.gguf"}
     facts, tensors = read(tmp_path / "out" / "adapter.gguf")
@@ -74,10 +74,10 @@ def test_it_lies_beside_the_adapter_where_llama_cpp_can_use_it(tmp_path, trained
     theirs = load_file(tmp_path / "out" / "adapter_model.safetensors")
     down = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
     assert np.array_equal(tensors["blk.1.ffn_down.weight.lora_b"], theirs[down].numpy())
-    export_plain_lora(trained("qdora"), output=tmp_path / "nf4", onto="trained", max_kl=10.0, max_rank=8, quiet=True)
+    export_plain_lora(trained("qdora"), output=tmp_path / "nf4", onto="trained", max_lost=1.0, max_rank=8, quiet=True)
     assert not (tmp_path / "nf4" / "adapter.gguf").exists()
     other = tiny_run(tmp_path / "run", "lora", base="tiny:gemma2")
-    content = export_plain_lora(other, output=tmp_path / "gemma", onto="trained", max_kl=10.0, max_rank=8, quiet=True)
+    content = export_plain_lora(other, output=tmp_path / "gemma", onto="trained", max_lost=1.0, max_rank=8, quiet=True)
     assert not (tmp_path / "gemma" / "adapter.gguf").exists()
     assert any("no adapter.gguf: known are llama, mistral" in line for line in content["notes"])
     with pytest.raises(ModelError, match="gemma2"):

@@ -87,7 +87,7 @@ def test_llama_cpp_answers_as_it_was_taught(tmp_path, smollm2):
         f"data: {{root: {tmp_path}, train: [{{path: train.jsonl, format: chat}}], validation: {{rows: 0}}, max_seq_len: 96}}\n"
         "training: {max_steps: 12, epochs: 12, batch_size: 2, micro_batch_size: 2, eval_every: 0, save_every: 0}\n"
         "optimizer: {name: adamw, learning_rate: 2e-3, schedule: constant, warmup_ratio: 0.0}\n"
-        "merge: {max_kl: 0.05}\n",
+        "merge: {max_lost: 0.5}\n",
         encoding="utf-8",
     )
     run = train(Recipe.from_yaml(str(tmp_path / "recipe.yaml")), quiet=True)

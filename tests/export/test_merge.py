@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_runs import IDS, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -14,6 +14,8 @@ from dorakit import Run, load_adapter, merge
 from dorakit.adapters.attach import adapter_layers
 from dorakit.errors import GateError, ResourceError, RunError, UsageError
 from dorakit.export.receipt import adapter_sha256, compare_logits, sample_rows, store_logits
+from dorakit.export.shards import write_description
+from dorakit.files import write_json
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
 from dorakit.target import open_target
@@ -60,10 +62,12 @@ def test_the_receipt_says_what_was_compared(run_of):
         "float32",
     )
     shown = content["receipt"]
-    assert (shown["rows"], shown["compared_on"], shown["max_kl"]) == (6, "validation rows", 0.01)
+    assert (shown["rows"], shown["max_lost"], shown["computed_in"]) == (24, 0.05, "float32")
+    assert shown["compared_on"] == "6 validation rows and 18 training rows"
+    assert content["proved_tensors"] == 21
     logged = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     tokens = next(line["validation/tokens"] for line in logged if "validation/tokens" in line)
-    assert shown["supervised"]["positions"] == tokens
+    assert shown["supervised"]["positions"] > tokens
     assert shown["all"]["positions"] > tokens
     for part in ("supervised", "all"):
         assert shown[part]["kl"] < 1e-6 and shown[part]["top1_agreement"] == 1.0
@@ -137,10 +141,12 @@ def test_an_unmet_limit_leaves_nothing(run_of):
     """Planted bug caught: the directory moved to its place before it is compared."""
     run = run_of("lora")
     text = (run.path / "recipe.resolved.yaml").read_text()
-    assert "max_kl: 0.01" in text
-    (run.path / "recipe.resolved.yaml").write_text(text.replace("max_kl: 0.01", "max_kl: 1.0e-12"))
+    assert "max_lost: 0.05" in text
+    (run.path / "recipe.resolved.yaml").write_text(text.replace("max_lost: 0.05", "max_lost: 1.0e-9"))
     before = sorted(p.name for p in run.path.iterdir())
-    with pytest.raises(GateError, match=r"above merge\.max_kl 1e-12") as caught:
+    with pytest.raises(
+        GateError, match=r"rounding to bfloat16 takes .*above the limit merge\.max_lost 1e-09"
+    ) as caught:
         merge(run, dtype="bfloat16", quiet=True)
     assert caught.value.exit_code == 5
     assert sorted(p.name for p in run.path.iterdir()) == before
@@ -151,21 +157,34 @@ def test_an_unmet_limit_leaves_nothing(run_of):
     assert (run.merged / "merge.json").read_bytes() == earlier
 
 
-def test_a_wrong_weight_does_not_pass(run_of, tmp_path):
-    """The gate measures: one row of one layer of a merged model, changed, is far above the limit."""
+def test_auto_writes_float32_where_rounding_takes_too_much(run_of, capsys):
+    """Planted bugs caught: auto refused as an explicit dtype is; the 16-bit files left beside the float32 ones."""
     run = run_of("lora")
-    live = open_target(str(run.path))
-    directory = merge(run, quiet=True)
-    file = directory / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.layers.1.self_attn.o_proj.weight"][3] += 20.0
-    save_file(tensors, file, metadata={"format": "pt"})
-    samples, _ = sample_rows(run.recipe, live.tokenizer)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    store_logits(live.model, samples, scratch)
-    found = compare_logits(by_transformers(directory), samples, scratch)
-    assert found["all"]["kl"] > run.recipe.merge.max_kl
+    text = (run.path / "recipe.resolved.yaml").read_text()
+    for limit, dtype in ((0.05, "bfloat16"), (1e-9, "float32")):
+        (run.path / "recipe.resolved.yaml").write_text(text.replace("max_lost: 0.05", f"max_lost: {limit}"))
+        content = receipt(merge(run, dtype="auto"))
+        assert content["dtype"] == dtype
+        notes = [line for line in content["notes"] if "float32 is written" in line]
+        assert len(notes) == (dtype == "float32") and all(line in capsys.readouterr().err for line in notes)
+        weights = load_file(run.merged / "model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {getattr(torch, dtype)}
+
+
+def test_a_wrong_model_of_right_weights_does_not_pass(run_of, monkeypatch):
+    """The weights are proved and the model is another one. Planted bug caught: it is called rounding."""
+    run = run_of("lora")
+
+    def description(directory, model, *arguments, **options):
+        write_description(directory, model, *arguments, **options)
+        config = json.loads((directory / "config.json").read_text())
+        write_json(directory / "config.json", config | {"rms_norm_eps": 1.0})
+
+    monkeypatch.setattr("dorakit.export.merge.write_description", description)
+    for dtype in ("bfloat16", "float32", "auto"):
+        with pytest.raises(GateError, match="the merged model is not the trained one"):
+            merge(run, dtype=dtype, quiet=True)
+    assert not run.merged.exists()
 
 
 def test_receipt_figures_are_those_of_the_definition(tmp_path):
@@ -272,7 +291,7 @@ def test_an_adapter_that_peft_saved(tmp_path, use_dora):
     expected = logits(model.merge_and_unload())
     torch.testing.assert_close(logits(by_transformers(directory)), expected, rtol=1e-4, atol=1e-4)
     content = receipt(directory)
-    assert content["receipt"]["compared_on"] == "built-in texts"
+    assert content["receipt"]["compared_on"] == "6 built-in texts"
     assert content["onto"] == "original" and "has no dorakit.json" in content["notes"][0]
     assert content["base"] == str(tmp_path / "base")
 
@@ -290,7 +309,7 @@ def test_packed_weights_are_not_in_memory_meanwhile(run_of, monkeypatch):
             assert not plain[name].weight.untyped_storage().is_shared()
         return target
 
-    monkeypatch.setattr("dorakit.export.merge.open_target", looked)
+    monkeypatch.setattr("dorakit.export.merge_plan.open_target", looked)
     run = run_of("qdora")
     merge(run, quiet=True)
     assert seen and all(seen)

@@ -10,8 +10,9 @@ from tiny_runs import IDS, tiny_recipe, tiny_run
 from transformers import AutoModelForCausalLM
 
 from dorakit import merge, quantize
-from dorakit.adapters.attach import adapter_layers
+from dorakit.adapters.attach import adapter_layers, base_only
 from dorakit.errors import ModelError, ResourceError, UsageError
+from dorakit.export.receipt import logits_bytes, sample_rows
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Linear
 from dorakit.target import open_target
@@ -139,6 +140,46 @@ def test_figures_of_the_receipt(run_of):
     assert content["base"] == "tiny:llama" and content["unquantized_layers"] == ["lm_head"]
 
 
+def kl(p, q):
+    p, q = (x.double().log_softmax(-1) for x in (p, q))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("mode", ["lora", "qdora"])
+def test_how_far_4_bits_move_the_answers(run_of, mode):
+    """Planted bugs caught: the base's answers taken for the live model's; 4 bits compared with themselves."""
+    run = run_of(mode)
+    directory = quantize(run, quiet=True)
+    live = open_target(str(run.path), onto="original")
+    after = load_base(str(directory), dtype="float32").model.eval()
+    samples, rows = sample_rows(run.recipe, live.tokenizer)
+    before, base, quantized = [], [], []
+    with torch.no_grad():
+        for sample in samples:
+            before.append(live.model(sample.ids[None]).logits[0])
+            with base_only(live.model):
+                base.append(live.model(sample.ids[None]).logits[0])
+            quantized.append(after(sample.ids[None]).logits[0])
+    found = receipt(directory)["compared"]
+    assert (found["rows"], found["compared_on"]) == (len(samples), rows)
+    moved, learned = kl(torch.cat(before), torch.cat(quantized)), kl(torch.cat(before), torch.cat(base))
+    assert found["all"]["kl"] == pytest.approx(moved, rel=1e-3)
+    assert found["all"]["learned_kl"] == pytest.approx(learned, rel=1e-3)
+    assert found["all"]["lost"] == pytest.approx(moved / learned, rel=1e-3)
+
+
+def test_what_was_learned_is_known_of_a_merged_directory(run_of):
+    """Planted bug caught: a merged directory, which has no adapter to switch off, taken for one that learned nothing."""
+    run = run_of("lora")
+    merge(run, quiet=True)
+    directory = quantize(run, quiet=True)
+    assert receipt(directory)["source"] == "merged directory"
+    learned = json.loads((run.merged / "merge.json").read_text())["receipt"]["all"]["learned_kl"]
+    assert receipt(directory)["compared"]["all"]["learned_kl"] == learned > 0
+    merge(run, receipt=False, quiet=True)
+    assert receipt(quantize(run, quiet=True))["compared"]["all"]["lost"] is None
+
+
 def test_a_head_that_was_trained_stays_in_16_bit(tmp_path):
     """Planted bug caught: the trained copy of lm_head taken for one more linear layer."""
     run = tiny_run(tmp_path, "lora", ("adapter.modules_to_save=[lm_head]",))
@@ -195,10 +236,17 @@ def test_space_for_what_is_written(monkeypatch, tmp_path):
     """Planted bug caught: two bytes for every weight, four times what NF4 takes."""
     source = save_tiny("llama", tmp_path / "model")
     dense = 2 * sum(tensor.numel() for tensor in load_file(tmp_path / "model" / "model.safetensors").values())
+    live = load_base(str(source))
+    answers = logits_bytes(live.model, sample_rows(None, live.tokenizer)[0])
+    usage = shutil.disk_usage(tmp_path)
     for share, enough in ((0.7, True), (0.4, False)):
-        free = shutil.disk_usage(tmp_path)._replace(free=int(share * dense))
+
+        def left(_, *, share=share):
+            written = sum(file.stat().st_size for file in tmp_path.glob(".tmp-scratch-*/*"))
+            return usage._replace(free=int(share * dense) + answers + 1024 - written)
+
         with monkeypatch.context() as patch, contextlib.nullcontext() if enough else pytest.raises(ResourceError):
-            patch.setattr(shutil, "disk_usage", lambda _, free=free: free)
+            patch.setattr(shutil, "disk_usage", left)
             quantize(source, output=tmp_path / f"nf4-{share}", quiet=True)
 
 

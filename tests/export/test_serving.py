@@ -92,7 +92,10 @@ def test_lines(tmp_path):
     """Planted bugs caught: vLLM told to load a DoRA adapter; the smallest rank taken instead of the largest."""
     directory = tmp_path / "my run"
     assert gguf_lines(directory, "m.gguf", "My run!")[1].startswith("ollama create my-run -f '")
-    assert merged_lines(directory) == [f"vllm serve '{directory}'"]
+    served = [f"vllm serve '{directory}'", f"python -m sglang.launch_server --model-path '{directory}'"]
+    assert merged_lines(directory, "My run!", "Qwen3ForCausalLM") == served
+    imported = f"cd '{directory}' && echo 'FROM .' > Modelfile && ollama create my-run"
+    assert merged_lines(directory, "My run!", "LlamaForCausalLM") == [*served, imported]
     config = {"r": 4, "rank_pattern": {"q_proj": 24}, "use_dora": False, "modules_to_save": None}
     lines = adapter_lines(tmp_path, "Run", "org/name", config, is_hub_id=True)
     assert lines == [f"vllm serve org/name --enable-lora --max-lora-rank 32 --lora-modules run={tmp_path}"]

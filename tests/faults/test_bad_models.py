@@ -21,6 +21,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ from made_models import (
     write_index,
 )
 from tiny_runs import tiny_recipe
+from transformers import modeling_gguf_pytorch_utils
 
 from dorakit import Run
 from dorakit.cli import app
@@ -495,3 +497,4 @@ def test_a_gguf_file_brings_nothing_that_lies_beside_it(files, monkeypatch, caps
     (files.tmp / "adapter_config.json").write_text("{")
     code, _, said = run_command(["generate", path, "--prompt", "a", "--max-new-tokens", 1], monkeypatch, capsys)
     assert code == 0, said
+    assert not isinstance(modeling_gguf_pytorch_utils.tqdm, partial)  # the bar is transformers' own again

@@ -556,6 +556,7 @@ def test_no_room_for_logs(site, unbroken, matrix):
             "logged rarely, with samples",
             ["--set", "training.log_every=5", "--set", 'training.sample_prompts=["Say 3: "]'],
         ),
+        ("validation rows answered", ["--set", "training.sample_rows=3"]),
     ],
 )
 def test_looking_moves_no_byte(site, unbroken, matrix, looking, settings):

@@ -77,7 +77,9 @@ WRONG = {
     "text for a list": ("rank: 16", "modules_to_save: lm_head", "6:20+7: adapter.modules_to_save: expected a list of texts, got text 'lm_head' [write [lm_head]]"),
     "near all-linear": ("rank: 16", "target_modules: all_linear", "6:19+10: adapter.target_modules: 'all_linear' would match no module [did you mean 'all-linear'?]"),
     "no regular expression": ("rank: 16", "target_modules: '*_proj'", "6:19+8: adapter.target_modules is no regular expression: nothing to repeat at position 0 [write all-linear, or a list of name suffixes]"),
+    "no regular expression for an alpha": ("rank: 16", "alpha_pattern: {'*_proj': 8}", "6:29+1: adapter.alpha_pattern: '*_proj' is no regular expression: nothing to repeat at position 8 [a key is a name suffix or a regular expression: q_proj, or .*q_proj]"),
     "wrong value in a free mapping": ("rank: 16", "rank_pattern: {q_proj: 0}", "6:26+1: adapter.rank_pattern.q_proj: expected a whole number of at least 1, got 0"),
+    "alpha of nothing": ("rank: 16", "alpha_pattern: {q_proj: 0}", "6:27+1: adapter.alpha_pattern.q_proj: expected a number above 0, got 0"),
     "list for a free mapping": ("rank: 16", "rank_pattern: [8]", "6:17+1: adapter.rank_pattern: expected a mapping from names to whole numbers of at least 1, got a list of 1"),
     "text for a section": ("rank: 16", "magnitude: fast", "6:14+4: adapter.magnitude: expected a section (lines of key: value), got text 'fast'"),
     "list for a section": ("rank: 16", "magnitude: [1]", "6:14+1: adapter.magnitude: expected a section (lines of key: value), got a list of 1 [remove the '- ']"),
@@ -93,7 +95,7 @@ WRONG = {
     "empty section": ("learning_rate: 2e-4", "", "11:1+9: optimizer: expected a section (lines of key: value), got nothing [write a value or remove the line]"),
     "betas": ("learning_rate: 2e-4", "learning_rate: 2e-4\n  betas: [0.9]", "13:10+1: optimizer.betas: expected a list of 2 entries, each a number of at least 0 and below 1, got a list of 1"),
     "beta of one": ("learning_rate: 2e-4", "learning_rate: 2e-4\n  betas: [0.9, 1]", "13:16+1: optimizer.betas.1: expected a number of at least 0 and below 1, got 1"),
-    "unknown with nothing near": ("rank: 16", "zzz: 16", "6:3+3: unknown key 'adapter.zzz' [known here: mode, rank, alpha, dropout, target_modules, rank_pattern, modules_to_save, rslora, magnitude]"),
+    "unknown with nothing near": ("rank: 16", "zzz: 16", "6:3+3: unknown key 'adapter.zzz' [known here: mode, rank, alpha, dropout, target_modules, rank_pattern, alpha_pattern, modules_to_save, rslora, magnitude]"),
 }  # fmt: skip
 
 

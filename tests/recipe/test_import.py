@@ -250,3 +250,61 @@ def test_what_cannot_be_imported(tmp_path):
     file.write_text("a: &x 1\nb: *x\n")
     with pytest.raises(RecipeError, match="anchor '&x' cannot be used here"):
         import_recipe(file)
+
+
+TUNE = TORCHTUNE.replace("batch_size: 2\n", "batch_size: 2\nloss: {_component_: torchtune.rlhf.loss.DPOLoss}\n")
+PAIRS = "[{path: org/pairs, type: chat_template.argilla}]"
+OTHER_OBJECTIVES = [
+    *((AXOLOTL + f"rl: {name}\n", f"rl: {name}") for name in ("dpo", "ipo", "kto", "orpo", "simpo", "grpo")),
+    (AXOLOTL + "reward_model: true\n", "reward_model: true"),
+    (AXOLOTL + f"test_datasets: {PAIRS}\n", "test_datasets.0.type: chat_template.argilla"),
+    (AXOLOTL.replace("type: chat_template", "type: chatml.intel"), "datasets.0.type: chatml.intel"),
+    (AXOLOTL.replace("type: chat_template", "type: {field_chosen: a}"), "datasets.0.type.field_chosen: a"),
+    *((LLAMAFACTORY.replace("sft", name), f"stage: {name}") for name in ("dpo", "kto", "rm", "ppo")),
+    (TUNE, "loss._component_: torchtune.rlhf.loss.DPOLoss"),
+    (
+        TUNE.replace("rlhf.loss.DPOLoss", "modules.loss.ForwardKLLoss"),
+        "loss._component_: torchtune.modules.loss.ForwardKLLoss",
+    ),
+    (TORCHTUNE.replace("alpaca_cleaned", "stack_exchange_paired"), "dataset._component_: torchtune.datasets"),
+    (TRL + "beta: 0.1\n", "beta: 0.1"),
+    (TRL + "loss_type: sigmoid\n", "loss_type: sigmoid"),
+    (TRL + "loss_type: [sigmoid, sft]\n", "loss_type"),
+    (TRL + "desirable_weight: 1.0\n", "desirable_weight: 1.0"),
+    (TRL + "cpo_alpha: 0.5\n", "cpo_alpha: 0.5"),
+    (TRL + "num_generations: 8\n", "num_generations: 8"),
+    (TRL + "center_rewards_coefficient: 0.01\n", "center_rewards_coefficient: 0.01"),
+]
+
+
+@pytest.mark.parametrize(("text", "named"), OTHER_OBJECTIVES)
+def test_another_objective_is_refused(tmp_path, monkeypatch, text, named):
+    """Planted bug caught: a preference configuration that becomes a recipe for supervised fine-tuning, with exit code 0."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs.yml").write_text(text)
+    outcome = CliRunner().invoke(app, ["import", "theirs.yml"])
+    assert isinstance(outcome.exception, RecipeError) and outcome.exception.exit_code == 2
+    (problem,) = outcome.exception.problems
+    assert named in problem.message and "another objective than supervised fine-tuning" in problem.message
+    key = named.partition(":")[0].rpartition(".")[2]
+    assert problem.file == "theirs.yml" and text.split("\n")[problem.line - 1][problem.column - 1 :].startswith(key)
+    assert problem.hint == (
+        "dorakit trains by imitation of rows only: there is no preference, reward or distillation objective yet"
+    )
+    assert list(tmp_path.iterdir()) == [tmp_path / "theirs.yml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (AXOLOTL + "rl:\nreward_model: false\n", set()),
+        (AXOLOTL + "rl: none\nrl_beta: 0.1\n", {"rl_beta"}),
+        (LLAMAFACTORY + "pref_beta: 0.1\n", {"pref_beta"}),
+        (LLAMAFACTORY.replace("sft", "pt"), set()),
+        (TRL + "loss_type: dft\n", {"loss_type"}),
+    ],
+)
+def test_settings_of_an_objective_that_is_not_chosen(tmp_path, text, left):
+    """Planted bug caught: a configuration for supervised fine-tuning refused for a key that has no effect in it."""
+    result, _ = imported(tmp_path, text)
+    assert left <= set(reasons(result))

@@ -335,3 +335,15 @@ def test_explain(good: str) -> None:
     assert rows["optimizer.learning_rate"] == ("0.0002", f"{good}:12", "training/optim.py")
     assert rows["training.seed"] == ("42", "default", "training/loop.py")
     assert rows["quantization.block_size"] == ("64", "default", "not read in mode lora")
+
+
+def test_a_key_of_an_earlier_version(tmp_path):
+    """Runs of then are still opened. Planted bug caught: the limit of then read as that of today, or refused."""
+    file = tmp_path / "old.yaml"
+    file.write_text(GOOD + "merge: {onto: original, max_kl: 0.01}\n", encoding="utf-8")
+    recipe = Recipe.from_yaml(str(file))
+    assert recipe.merge.onto == "original" and recipe.merge.max_lost == 0.05
+    assert recipe.origin.notes == [
+        f"{file}:{len(file.read_text().splitlines())}: merge.max_kl is no longer read: "
+        "merge.max_lost limits the share of what was learned that a merge may lose"
+    ]

@@ -18,6 +18,7 @@ data:
     - {path: train.jsonl, format: chat}
 optimizer: {learning_rate: 2e-4}
 """
+ROW = '{"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]}\n'
 
 
 def dorakit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -27,6 +28,7 @@ def dorakit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def recipes(tmp_path: Path) -> Path:
     (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / "train.jsonl").write_text(ROW)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "bad.yaml").write_text(GOOD.replace("rank", "rnak").replace("2e-4", "'2e-4'"))
     (tmp_path / "sub" / "worse.yml").write_text("version: 1\n\tmodel: x\n")
@@ -36,12 +38,7 @@ def recipes(tmp_path: Path) -> Path:
 def test_good_recipe(recipes: Path) -> None:
     done = dorakit("validate", "good.yaml", "--set", "adapter.mode=lora", cwd=recipes)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (
-        f"ok  good.yaml  lora rank 16 on tiny:llama, train.jsonl\n    not here yet: {recipes}/train.jsonl\n"
-    )
-    (recipes / "train.jsonl").touch()
-    done = dorakit("validate", "good.yaml", cwd=recipes)
-    assert done.stdout == "ok  good.yaml  qdora rank 16 on tiny:llama, train.jsonl\n"
+    assert done.stdout == "ok  good.yaml  lora rank 16 on tiny:llama, train.jsonl\n"
 
 
 def test_all_problems_of_all_recipes(recipes: Path) -> None:
@@ -62,7 +59,7 @@ def test_json(recipes: Path) -> None:
     report = json.loads(done.stdout)
     assert report["ok"] is False
     good, bad = report["recipes"]
-    assert good["absent"] == [f"{recipes}/train.jsonl"]
+    assert (good["absent"], good["notes"]) == ([], [])
     assert (good["path"], good["ok"], good["mode"], good["base"]) == ("good.yaml", True, "qdora", "tiny:llama")
     values = {value["key"]: value for value in good["values"]}
     assert values["adapter.rank"] == {

@@ -5,9 +5,10 @@ import re
 
 import pytest
 from made_runs import Page, evaluation, made_run, write, write_lines
+from tiny_runs import tiny_recipe
 from typer.testing import CliRunner
 
-from dorakit import Run
+from dorakit import Run, train
 from dorakit.cli.app import app
 from dorakit.errors import UsageError
 from dorakit.report import page as page_module
@@ -68,8 +69,8 @@ def test_the_page_of_a_real_run_says_what_its_files_say(run_of):
 
     receipt = json.loads((run.merged / "merge.json").read_text())["receipt"]
     merge = page.sections["merge"]
-    for where in ("supervised", "all"):
-        part = merge.split(f"over {receipt[where]['positions']} {where}")[1]
+    for where, told in (("supervised", "trained tokens"), ("all", "tokens, prompts among them")):
+        part = merge.split(f"over {receipt[where]['positions']} {told}")[1]
         assert figures(part.split("KL ")[1])[0] == figure(receipt[where]["kl"])
         assert f"largest logit difference {figure(receipt[where]['max_logit_difference'])}" in part
     content = json.loads((run.quantized / "quantize.json").read_text())
@@ -246,7 +247,7 @@ def test_what_is_not_there_leaves_no_trace(tmp_path):
     chapters = ["curves", "samples", "evaluation", "changes", "merge", "quantize", "notes", "recipe", "environment"]
     assert [name for name in page.sections if name] == chapters
     assert [a["href"] for tag, a in page.tags if tag == "a"] == [f"#{name}" for name in chapters]
-    assert "receiptnone" in page.sections["merge"]
+    assert "compared with the model before mergingno" in page.sections["merge"]
 
 
 def test_answers_to_one_row_stand_beside_each_other(tmp_path):
@@ -311,6 +312,52 @@ def test_steps_that_were_not_taken_are_told(tmp_path):
     assert [row for row in page.rows if row == ["2", "nan", "train.jsonl:7"]]
     assert "train.jsonl:4" not in page.text
     assert "not finite: no step taken" in page.sections["curves"]
+
+
+def test_held_out_rows_stand_before_the_curves(tmp_path):
+    """Planted bugs caught: before and after swapped; a row's answers under another row; rows mixed with the recipe's prompts;
+    nothing of a run that has not come to its end.
+    """
+    rows = [{"row": f"rows.jsonl:{n}", "prompt": f"asked {n}", "expected": f"wanted {n}"} for n in (4, 9)]
+    run = Run(made_run(tmp_path / "run"))
+    before = [{**row, "text": f"base of {row['row'][-1]}"} for row in rows]
+    write_lines(run.metrics_file, [{"step": 0, "samples": [{"prompt": "own", "text": "first"}, *before]}])
+    unfinished = shown(run)
+    assert "base of 4after training–" in unfinished.sections["answers"].replace("\n", "")
+    lines = [
+        {"step": 1, "train/loss": 3.0, "samples": [{"prompt": "own", "text": "last"}]},
+        {"step": 1, "samples": [{**row, "text": f"tuned on {row['row'][-1]}"} for row in reversed(rows)]},
+    ]
+    write_lines(run.metrics_file, lines, "a")
+    page = shown(run)
+    assert list(page.sections).index("answers") < list(page.sections).index("curves")
+    told = page.sections["answers"].replace("\n", "")
+    for n in (4, 9):
+        assert f"asked {n}answer in the datawanted {n}before trainingbase of {n}after trainingtuned on {n}" in told
+    assert "own" not in told and "before trainingfirstafter step 1last" in page.sections["samples"].replace("\n", "")
+    assert "answers" not in shown(Run(made_run(tmp_path / "plain"))).sections
+
+
+def test_validation_rows_that_were_trained_on_stand_beside_the_loss(run_of, tmp_path):
+    """Of a real run, whose notes say so. Planted bugs caught: told at the foot of the page only; never."""
+    assert "trained on too" not in shown(run_of("lora")).text
+    recipe = tiny_recipe(tmp_path, "lora")
+    rows = (tmp_path / "train.jsonl").read_text().splitlines()
+    (tmp_path / "train.jsonl").write_text("".join(line + "\n" for line in rows[:6] * 4))
+    page = shown(train(recipe, quiet=True))
+    assert re.search(r"validation [\d.]+ \(6 of 6 rows were trained on too\)", page.sections[""])
+    assert "validation rows trained on too6 of 6" in page.sections[""]
+
+
+def test_the_result_on_the_most_rows_is_told_first(tmp_path):
+    """Planted bug caught: a lucky ten rows in the place of a hundred."""
+    run = Run(made_run(tmp_path / "run"))
+    for name, answered, correct in (("adapter-test", 10, 10), ("adapter-test-2", 100, 40)):
+        settings = {"rows": name, "limit": None if answered == 100 else 10}
+        write(run.eval / f"{name}.json", evaluation("adapter", correct=correct, answered=answered, settings=settings))
+    write(run.eval / "base-test.json", evaluation("base", correct=1, answered=10, settings={"rows": "adapter-test"}))
+    page = shown(run)
+    assert "exact_match 40.0" in page.sections[""] and "(base" not in page.sections[""]
 
 
 def test_tasks_of_an_evaluation_have_a_row_each(tmp_path):

@@ -27,7 +27,8 @@ data:
   train: [{path: rows.jsonl, format: completion}]
   validation: {rows: 8}
   max_seq_len: 256
-training: {epochs: 1, max_steps: 6, batch_size: 8, micro_batch_size: 4, log_every: 1, eval_every: 0, save_every: 0}
+training: {epochs: 1, max_steps: 6, batch_size: 8, micro_batch_size: 4, log_every: 1, eval_every: 0, save_every: 0,
+  sample_rows: 0}
 optimizer: {name: adamw, learning_rate: 1e-2, schedule: cosine, warmup_steps: 1}
 """
     )

@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from dorakit import Run, train
+from dorakit.data.tokens import encode
 from dorakit.errors import GateError, Interrupted, ModelError, RunError
+from dorakit.model.generate import generate_ids
+from dorakit.target import open_target
 from dorakit.training import loop, loss, optim, prepare, validation
 
 MODES = ["full", "lora", "dora", "qlora", "qdora"]
@@ -80,7 +83,13 @@ def _lines(run: Run) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize(
     "changed",
-    ["training.eval_every=1", "training.save_every=1", "training.log_every=3", 'training.sample_prompts=["Say 3: "]'],
+    [
+        "training.eval_every=1",
+        "training.save_every=1",
+        "training.log_every=3",
+        'training.sample_prompts=["Say 3: "]',
+        "training.sample_rows=3",
+    ],
 )
 def test_looking_does_not_touch(make_recipe, changed):
     """Validation, saving, logging and samples change no trained byte. Dies if a draw depends on what came before."""
@@ -413,6 +422,84 @@ def test_samples_begin_before_the_first_step(monkeypatch, make_recipe):
             assert samples[0][1] == samples[1][1]
             untrained = samples[0][1]
         assert samples[0][1] == untrained
+
+
+def test_held_out_rows_are_answered_before_and_after(make_recipe):
+    """Beside the answer of the data, once each, also with a run killed before its end.
+
+    Planted bugs caught: training rows; another row's answer; the last weights where the best are kept; twice.
+    """
+    plain = train(make_recipe("training.sample_rows=2", f"output_dir={_place(make_recipe, 'a')}"), quiet=True)
+    before, after = _answered(plain)
+    assert [one["step"] for one in (before, after)] == [0, 4] and len(before["samples"]) == 2
+    rows = [json.loads(line) for line in _place(make_recipe, "rows.jsonl").read_text().splitlines()]
+    base, trained = (open_target(name, recipe=plain.recipe) for name in ("tiny:llama", str(plain.path)))
+    held_out = encode(plain.recipe.data, base.tokenizer, seed=plain.recipe.training.seed).held_out
+    for entry, target in ((before, base), (after, trained)):
+        for sample, (_, row) in zip(entry["samples"], held_out, strict=False):
+            assert sample["row"] == row.place
+            asked = rows[int(sample["row"].rpartition(":")[2]) - 1]
+            assert (sample["prompt"], sample["expected"]) == (asked["prompt"], asked["completion"])
+            ids = target.tokenizer(asked["prompt"], add_special_tokens=False)["input_ids"]
+            (new,) = generate_ids(target.model, target.tokenizer, [ids], max_new_tokens=64, batch_size=1)
+            assert sample["text"] == target.tokenizer.decode(new, skip_special_tokens=True)
+    log = plain.log_file.read_text()
+    assert "held-out rows (2), answered before training (training.sample_rows: 0 leaves that out)" in log
+    assert "the same rows, answered after training" in log
+
+
+def test_the_kept_weights_are_those_that_answer(make_recipe):
+    """Planted bug caught: the answers of the last step, of which the run keeps nothing."""
+    ruinous = [
+        "training.max_steps=2",
+        "training.eval_every=1",
+        "optimizer.schedule=constant",
+        "optimizer.learning_rate=3",
+    ]
+    best = train(make_recipe(*ruinous, "training.sample_rows=2", "training.keep_best=true"), quiet=True)
+    assert best.read("run.json")["best_step"] < 2
+    base = open_target(str(best.path), recipe=best.recipe)
+    _, after = _answered(best)
+    for sample in after["samples"]:
+        ids = base.tokenizer(sample["prompt"], add_special_tokens=False)["input_ids"]
+        (new,) = generate_ids(base.model, base.tokenizer, [ids], max_new_tokens=64, batch_size=1)
+        assert sample["text"] == base.tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_rows_that_cannot_be_asked_stop_no_training(make_recipe):
+    """Planted bugs caught: a long prompt answered all the same, or refused; nothing said where no row is left."""
+    rows = _place(make_recipe, "rows.jsonl")
+    long = {"prompt": "x" * 600, "completion": "y"}
+    short = {"prompt": "Say 7: ", "completion": "7"}
+    test = rows.with_name("test.jsonl")
+    for kept, lines in (("none", [long]), ("one", [long, short])):
+        test.write_text("".join(json.dumps(row) + "\n" for row in lines))
+        run = train(
+            make_recipe(
+                "training.sample_rows=3",
+                "data.max_seq_len=1024",
+                "training.max_steps=1",
+                "data.validation.rows=0",
+                f"evaluation.path={test}",
+                f"output_dir={_place(make_recipe, kept)}",
+            ),
+            quiet=True,
+        )
+        notes = [note for note in run.read("run.json")["notes"] if "sample_rows" in note]
+        if kept == "none":
+            assert _answered(run) == []
+            assert notes == [
+                f"training.sample_rows: no row is answered ({test}:1: a prompt of 600 tokens, where 512 are answered)"
+            ]
+        else:
+            assert [sample["prompt"] for sample in _answered(run)[0]["samples"]] == ["Say 7: "] and notes == []
+    none = train(make_recipe("training.sample_rows=0", "training.max_steps=1"), quiet=True)
+    assert _answered(none) == []
+
+
+def _answered(run: Run) -> list[dict]:
+    entries = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    return [entry for entry in entries if any("row" in sample for sample in entry.get("samples", []))]
 
 
 def test_a_sample_prompt_that_cannot_be_continued_is_found_first(make_recipe):

@@ -1,11 +1,12 @@
 """`train --from`: a LoRA goes on as a DoRA that at first answers as the LoRA did."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_runs import IDS, tiny_recipe
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -314,3 +315,77 @@ def test_an_adapter_that_peft_saved(tmp_path, method):
         run = train(recipe, start_from=tmp_path / "adapter", quiet=True)
     torch.testing.assert_close(logits_at(run, 0), expected, rtol=1e-4, atol=1e-4)
     assert (logits_at(run, 1) - expected).abs().max() > 1e-3
+
+
+def followed(tmp_path, mode, adapter):
+    """Train from an adapter, with what each refusal says to write, until none is left; the run and what was written."""
+    written = []
+    while True:
+        try:
+            recipe = tiny_recipe(tmp_path, mode, (*KEPT, *written))
+            return train(recipe, start_from=adapter, quiet=True), written
+        except RecipeError as refused:
+            settings = [s for p in refused.problems for s in re.findall(r"`(\w+): (.+?)`", p.hint)]
+            more = [f"adapter.{key}={value}" for key, value in settings]
+            assert more and not set(more) & set(written), refused
+            written += more
+
+
+@pytest.mark.parametrize(("method", "mode"), [("lora", "lora"), ("lora", "dora"), ("dora", "dora")])
+def test_patterns_and_layers_of_peft_go_on(tmp_path, method, mode):
+    """Planted bugs caught: alpha_pattern not handed to the layers; a hint that leaves out the patterns, or takes in the other
+    layer; a pattern that matches no module written into the recipe.
+    """
+    settings = LoraConfig(
+        r=4,
+        lora_alpha=12,
+        target_modules=["q_proj", "up_proj"],
+        layers_to_transform=[1],
+        rank_pattern={"up_proj": 2, "nowhere": 9},
+        alpha_pattern={"q_proj": 20, "nowhere": 9},
+        use_dora=method == "dora",
+    )
+    theirs = get_peft_model(load_base("tiny:llama", dtype="float32").model, settings)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        expected = theirs.eval()(IDS).logits
+        with theirs.disable_adapter():
+            assert (theirs(IDS).logits - expected).abs().max() > 0.1
+    theirs.peft_config["default"].base_model_name_or_path = "tiny:llama"
+    theirs.save_pretrained(tmp_path / "adapter")
+    run, written = followed(tmp_path, mode, tmp_path / "adapter")
+    assert written == [
+        "adapter.rank=4",
+        'adapter.rank_pattern={"up_proj": 2}',
+        "adapter.alpha=12",
+        'adapter.alpha_pattern={"q_proj": 20}',
+        r"adapter.target_modules='model\.layers\.(1)\.(mlp\.up_proj|self_attn\.q_proj)'",
+    ]
+    torch.testing.assert_close(logits_at(run, 0), expected, rtol=1e-4, atol=1e-4)
+    assert (logits_at(run, 3) - expected).abs().max() > 1e-3
+    with torch.no_grad():
+        again = PeftModel.from_pretrained(load_base("tiny:llama", dtype="float32").model, run.adapter).eval()
+        torch.testing.assert_close(again(IDS).logits, logits_of(run), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "written"),
+    [
+        ([0, 1], "[q_proj, v_proj]"),
+        ([0], r"'model\.layers\.(0)\.(self_attn\.q_proj|self_attn\.v_proj)'"),
+        (r".*\.(0\.self_attn\.q|1\.self_attn\.v)_proj", "[model.layers.0.self_attn.q_proj, model.layers.1.self_attn.v_proj]"),
+    ],
+    ids=["everywhere", "one layer", "no pattern"],
+)  # fmt: skip
+def test_the_targets_that_are_named_are_the_adapters(tmp_path, targets, written):
+    """Planted bugs caught: suffixes named for an adapter of some layers; a pattern for modules that have none in common."""
+    chosen = {"target_modules": targets} if isinstance(targets, str) else {
+        "target_modules": ["q_proj", "v_proj"], "layers_to_transform": targets
+    }  # fmt: skip
+    theirs = get_peft_model(load_base("tiny:llama", dtype="float32").model, LoraConfig(r=4, lora_alpha=16, **chosen))
+    theirs.peft_config["default"].base_model_name_or_path = "tiny:llama"
+    theirs.save_pretrained(tmp_path / "adapter")
+    assert followed(tmp_path, "lora", tmp_path / "adapter")[1] == [f"adapter.target_modules={written}"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from dorakit.errors import Problem, RecipeError, UsageError
 from dorakit.recipe.importing.conversions import set_trackers
 from dorakit.recipe.importing.ledger import Ledger, Left, recipe_text
+from dorakit.recipe.importing.objectives import other_objectives
 from dorakit.recipe.importing.toolkits import TOOLKITS, toolkit_of
 from dorakit.recipe.tree import Place
 from dorakit.recipe.yaml_text import decode, parse
@@ -35,7 +36,8 @@ def import_recipe(file: Path | str, *, toolkit: str | None = None, directory: Pa
             their own, so data.root is set where the two differ.
 
     Raises:
-        RecipeError: The file, or a dataset_info.json that it points to, cannot be read.
+        RecipeError: The file, or a dataset_info.json that it points to, cannot be read; or its objective is not supervised
+            fine-tuning.
         UsageError: An unknown toolkit, or one that cannot be told from the keys.
     """
     name, path = os.fspath(file), Path(file)
@@ -52,6 +54,8 @@ def import_recipe(file: Path | str, *, toolkit: str | None = None, directory: Pa
             "its keys are none of those that tell toolkits apart" if toolkit is None else f"--from {toolkit}: unknown"
         )
         raise UsageError(f"{name}: {asked}\n  there are {known}: say which with --from")
+    if found := other_objectives(toolkit, root):
+        raise RecipeError(found)
     ledger = Ledger(toolkit, plain)
     TOOLKITS[toolkit](ledger, path.parent)
     set_trackers(ledger)

@@ -94,8 +94,7 @@ def _axolotl_source(ledger: Ledger, source: Mapping[str, Any]) -> dict[str, Any]
 def llamafactory(ledger: Ledger, directory: Path) -> None:
     """LLaMA-Factory 0.9."""
     ledger.carry("model.base", "model_name_or_path")
-    if (stage := ledger.take("stage")) not in (None, "sft", "pt"):
-        ledger.leave("stage", stage, "only supervised fine-tuning is done here")
+    stage = ledger.take("stage")
     kind = ledger.take("finetuning_type") or "lora"
     bits = ledger.take("quantization_bit")
     if bits not in (None, 4):

