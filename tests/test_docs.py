@@ -24,10 +24,7 @@ CLI = typer.main.get_command(app)
 # What is written on purpose though it would not parse, with the reason. One that parses must go.
 EXCEPTIONS = {
     "--offline COMMAND ...": "COMMAND stands for any command",
-    "init --data my.jsonl --model meta-llama/Llama-3.1-8B-Instruct --gpu 24GB": "not there yet",
-    "init --data chats.jsonl --model meta-llama/Llama-3.1-8B-Instruct --gpu 24GB": "not there yet",
 }
-NOT_THERE_YET = {"python.md"}  # pages
 PLACES = {"data", "base", "template"}  # what --accept-change takes beside keys
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -122,7 +119,6 @@ def test_commands_parse(page):
 def test_exceptions_are_needed():
     for line in EXCEPTIONS:
         assert fault(line.split(), is_mention=False), line
-    assert not [page for page in NOT_THERE_YET if (ROOT / "docs" / page).exists()]
 
 
 def test_calls_are_found():
@@ -158,7 +154,7 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
         path, _, anchor = target.partition("#")
         there = page.parent / path if path else page
-        if target not in NOT_THERE_YET and (not there.exists() or (anchor and anchor not in slugs(there))):
+        if not there.exists() or (anchor and anchor not in slugs(there)):
             wrong.append(target)
     assert not wrong, wrong
 

@@ -36,4 +36,4 @@ def test_settings_for_a_resumed_run(tmp_path, monkeypatch):
     lines = re.findall(r"^    dorakit train --resume \S+ (--set .+?)(?:\s+#.*)?$", FAQ, re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
-        invoke(f"dorakit validate my.yaml {line}")
+        invoke(f"dorakit validate my.yaml --twin {line}")

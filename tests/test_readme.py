@@ -56,8 +56,7 @@ def test_on_a_gpu(here):
     """The block as printed, but for the processes, which tests/distributed has."""
     commands = in_block("On a GPU")
     assert [command.split()[1] for command in commands] == ["init", "plan", "train", "train"]
-    # `init --gpu` is not there yet: tests/test_docs.py, EXCEPTIONS.
-    assert invoke(commands[0].replace(" --gpu 24GB", "")) and "24" in invoke(commands[1])
+    assert invoke(commands[0]) and "24" in invoke(commands[1])
     invoke(commands[2])
     assert commands[3] == f"{commands[2]} --nproc 2"
 

@@ -15,7 +15,7 @@ from dorakit.adapters.peft_config import CONFIG
 from dorakit.adapters.peft_format import STORAGE, WEIGHTS
 from dorakit.build import build_tokenizer
 from dorakit.data.chat import install_template_
-from dorakit.errors import UsageError
+from dorakit.errors import Gate, GateError, UsageError
 from dorakit.evaluation.progress import say
 from dorakit.export.card import Card, shareable_base, write_card
 from dorakit.export.gguf_file import FAMILIES
@@ -106,6 +106,12 @@ def export_peft(
         for line in notes:
             say(line, quiet=quiet)
         content = {**described(trained, "peft"), "notes": notes}
+        if adapter_sha256(staging) != content["adapter_sha256"]:
+            raise GateError(
+                f"{WEIGHTS} as it was copied is not the adapter's\n"
+                "  nothing was written; this is a fault of this machine's memory or disk",
+                Gate("wrong_weights", 1, 0),
+            )
 
         def serve(place: Path) -> list[str]:
             return adapter_lines(place, trained.name, trained.base, config, is_hub_id=trained.is_hub_base)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # QDoRA on a model of Llama-3-8B's shape: memory and time to load and quantize, to train one step of 512 tokens with
-# gradient checkpointing, and to write the merged bfloat16 shards. Random weights: only time and memory mean something.
+# gradient checkpointing, and to write the merged bfloat16 shards with their receipt. Random weights: only time and memory mean
+# something.
 #
 #   bash scripts/bench/llama8b.sh [--work DIR] [--layers N]
 #
@@ -53,4 +54,4 @@ optimizer: {{learning_rate: 1e-4}}
 """)
 PYTHON
 python scripts/bench/peak.py "train, load and one step" python -m dorakit train "$work/recipe.yaml"
-python scripts/bench/peak.py "merge" python -m dorakit merge "$work/run" --output "$work/merged" --no-receipt
+python scripts/bench/peak.py "merge" python -m dorakit merge "$work/run" --output "$work/merged" --dtype bfloat16

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from dorakit import Recipe, evaluate, merge, train
 from dorakit.cli.app import app
-from dorakit.errors import DorakitError, ModelError, RunError, UsageError
+from dorakit.errors import DorakitError, GateError, ModelError, RunError, UsageError
 from dorakit.export import card
 from dorakit.export.outputs import export_lora, export_merged, export_peft
 from dorakit.export.to_gguf import export_gguf
@@ -316,3 +317,22 @@ def test_an_unknown_family_is_refused_before_merging(run_of, monkeypatch):
     assert f"`dorakit export {run.path} --to merged`" in str(refused.value)
     assert f"convert_hf_to_gguf.py {run.merged}" in str(refused.value)
     assert not run.gguf.exists() and isinstance(refused.value, DorakitError)
+
+
+def test_a_copy_that_is_not_the_adapter(run_of, monkeypatch):
+    """Planted bug caught: the digest of the adapter written beside whatever the disk made of it."""
+    run, copy = run_of("dora"), shutil.copy
+
+    def damaged(source, target):
+        file = Path(copy(source, target))
+        if file.is_dir():
+            file /= Path(source).name
+        if file.suffix == ".safetensors":
+            content = bytearray(file.read_bytes())
+            content[-1] ^= 1
+            file.write_bytes(bytes(content))
+
+    monkeypatch.setattr(shutil, "copy", damaged)
+    with pytest.raises(GateError, match="as it was copied is not the adapter's"):
+        export_peft(run, quiet=True)
+    assert not run.peft.exists()

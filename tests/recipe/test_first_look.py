@@ -78,7 +78,7 @@ def test_a_wrong_path_is_a_problem_of_the_recipe(here, path, message, hint):
         ("a.jsonl", CHAT * 999 + '{"messages": []}\n' + CHAT * 9, "a.jsonl:1000: "),
         ("a.jsonl", "", "a.jsonl is empty"),
         ("a.csv", "messages;other\nx\n", "a.csv:2: 1 values for 2 columns, separated by ';'"),
-        ("a.json", "[" + ", ".join([CHAT] * 100_000) + ", 7]", ""),
+        ("a.json", "[" + ", ".join([CHAT] * 100_000) + "\0", ""),
         ("a.jsonl", CHAT * 1001 + "broken\n", ""),
     ],
     ids=["json", "field", "last row", "empty", "csv", "bytes", "rows"],
