@@ -1,5 +1,9 @@
 """Out of memory is exit 4 with advice, wherever it happens."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from tiny_runs import tiny_recipe
@@ -13,7 +17,27 @@ from dorakit.model.nf4 import NF4Format, NF4Linear
 CPU = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU), MemoryError()])
+ONEDNN = "could not create a primitive"
+# The command line in a process that may have so many bytes of address space more than it has once its libraries are there.
+LIMITED = """
+import resource, sys
+from pathlib import Path
+more = int(sys.argv.pop(1))
+if more >= 0:
+    import dorakit.training.loop, dorakit.training.prepare, dorakit.model.load
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+else:
+    size = 0
+resource.setrlimit(resource.RLIMIT_AS, (size + abs(more),) * 2)
+from dorakit.cli.app import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU), RuntimeError(ONEDNN), MemoryError()],
+)
 def test_while_a_base_is_quantized(monkeypatch, tmp_path, error):
     """Planted bug caught: transformers keeps the error to itself and the tensors are called missing."""
 
@@ -52,3 +76,24 @@ def test_in_a_command(monkeypatch, run_of, command, place):
     with pytest.raises(ResourceError, match="out of memory") as caught:
         command(run)
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (-(350 << 20), "failed to map segment"),  # too little to load torch's library
+        (600 << 20, "allocate memory"),  # too little for the logits of a micro-batch
+    ],
+)
+def test_under_a_limit_of_address_space(tmp_path, more, reason):
+    """As under `ulimit -v`, in a real process. Planted bug caught: what the loader of libraries says is called a bug."""
+    recipe = tiny_recipe(tmp_path, "lora", ())
+    row = json.dumps({"prompt": "a", "completion": " word" * 800})
+    (tmp_path / "train.jsonl").write_text("".join(f"{row}\n" for _ in range(260)), encoding="utf-8")
+    settings = ["data.max_seq_len=4096", "training.batch_size=256", "training.micro_batch_size=256"]
+    command = ["train", recipe.origin.path, "--json", "-q", *(word for text in settings for word in ("--set", text))]
+    ended = subprocess.run([sys.executable, "-c", LIMITED, str(more), *command], capture_output=True, text=True)
+    assert ended.returncode == 4, ended.stderr
+    error = json.loads(ended.stdout)["error"]
+    assert error["kind"] == "resource" and "out of memory" in error["message"] and reason in error["message"]
+    assert "this is a bug" not in ended.stderr and error["hint"]

@@ -181,6 +181,12 @@ def base_storage(directory: Path) -> NF4Format | Literal["unquantized"] | None:
         raise ModelError(f"{path} does not say how the base was stored: {type(error).__name__}: {error}") from None
 
 
+def adapter_mode(directory: Path) -> str:
+    """The mode that would train such an adapter; in 4 bits only where dorakit.json says that the base was stored so."""
+    stored = "q" if isinstance(base_storage(directory), NF4Format) else ""
+    return stored + ("dora" if read_config(directory).get("use_dora") else "lora")
+
+
 def _storage(model: nn.Module) -> dict[str, Any] | None:
     quantized = next((module for module in model.modules() if isinstance(module, NF4Linear)), None)
     if quantized is None:

@@ -22,8 +22,8 @@ class Format(enum.StrEnum):
 def merge(
     target: Annotated[str, typer.Argument(help="A run, or a PEFT adapter directory.", autocompletion=completion.runs)],
     output: Annotated[Path | None, options.output("of a run RUN/merged")] = None,
-    onto: options.OntoBase = None,
-    dtype: options.WrittenDtype = None,
+    onto: Annotated[options.Onto | None, options.onto("the recipe's")] = None,
+    dtype: Annotated[options.Dtype | None, options.dtype("the recipe's")] = None,
     receipt: Annotated[
         bool,
         typer.Option("--receipt/--no-receipt", help="Load the result back and compare it with the live adapter."),

@@ -66,22 +66,8 @@ def export(
     type_: Annotated[
         GGUFType | None, typer.Option("--type", help="With gguf: type of the matrices.", show_default="f16")
     ] = None,
-    onto: Annotated[
-        Onto | None,
-        typer.Option(
-            "--onto",
-            help="Not with peft: the base that the adapter was trained on, or the original weights.",
-            show_default="that of RUN/merged, or the recipe's",
-        ),
-    ] = None,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(
-            "--dtype",
-            help="With merged and gguf: dtype of the merge.",
-            show_default="that of RUN/merged, or the recipe's",
-        ),
-    ] = None,
+    onto: Annotated[Onto | None, options.onto("that of RUN/merged, or the recipe's")] = None,
+    dtype: Annotated[Dtype | None, options.dtype("that of RUN/merged, or the recipe's")] = None,
     max_lost: Annotated[
         float | None,
         typer.Option(

@@ -26,7 +26,7 @@ class Onto(enum.StrEnum):
 
 
 class Dtype(enum.StrEnum):
-    """Dtype of written weights."""
+    """Dtype of merged weights."""
 
     auto = "auto"
     bfloat16 = "bfloat16"
@@ -37,6 +37,20 @@ class Dtype(enum.StrEnum):
 def output(default: str) -> Any:
     """`--output` of a command that writes to `default` where none is given."""
     return typer.Option("--output", "-o", help="Write the result here.", show_default=default)
+
+
+def onto(default: str) -> Any:
+    """`--onto` of a command that merges."""
+    return typer.Option(
+        "--onto",
+        help="Base to merge into: the weights that the adapter was trained on, or the original ones.",
+        show_default=default,
+    )
+
+
+def dtype(default: str) -> Any:
+    """`--dtype` of a command that merges."""
+    return typer.Option("--dtype", help="Dtype of the merged weights.", show_default=default)
 
 
 def sampling(max_new_tokens: int, temperature: float, seed: int | None) -> Sampling:
@@ -85,17 +99,6 @@ Nproc = Annotated[
 ]
 BaseModel = Annotated[
     str | None, typer.Option("--base-model", help="Base of an adapter directory, instead of the one it names.")
-]
-OntoBase = Annotated[
-    Onto | None,
-    typer.Option(
-        "--onto",
-        help="Base to merge into: the weights that the adapter was trained on, or the original ones.",
-        show_default="the recipe's",
-    ),
-]
-WrittenDtype = Annotated[
-    Dtype | None, typer.Option("--dtype", help="Dtype of the written weights.", show_default="the recipe's")
 ]
 Gpu = Annotated[
     str | None,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 import dorakit
+from dorakit.adapters.peft_format import adapter_mode
 from dorakit.data.chat import install_template_
 from dorakit.errors import Gate, GateError, ModelError
 from dorakit.export.merge_plan import RECEIPT, MergePlan, plan_merge
@@ -153,7 +154,7 @@ def _write(plan: MergePlan, target: Target, staging: Path, dtype: str, *, beside
         "dorakit": dorakit.__version__,
         "base": target.base,
         "adapter_sha256": adapter_sha256(target.adapter),
-        "mode": plan.recipe.adapter.mode if plan.recipe else None,
+        "mode": plan.recipe.adapter.mode if plan.recipe else adapter_mode(target.adapter),
         "onto": plan.onto if plan.knows_base else "original",
         "dtype": dtype,
         "tied_embeddings": plain.is_tied,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dorakit
 from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.peft_config import read_config
-from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_saved, save_adapter
+from dorakit.adapters.peft_format import WEIGHTS, adapter_mode, base_storage, check_saved, save_adapter
 from dorakit.data.chat import install_template_
 from dorakit.errors import UsageError
 from dorakit.evaluation.progress import say
@@ -214,7 +214,7 @@ def _source(place: Place, live: Target) -> dict[str, Any]:
         "to": "lora",
         "base": shareable_base(place.run) if place.run else live.base,
         "adapter_sha256": adapter_sha256(live.adapter),
-        "mode": live.recipe.adapter.mode if live.recipe else None,
+        "mode": live.recipe.adapter.mode if live.recipe else adapter_mode(live.adapter),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dorakit.adapters.peft_format import base_storage, check_adapter
+from dorakit.adapters.peft_format import adapter_mode, base_storage, check_adapter
 from dorakit.build import nf4_format
 from dorakit.errors import UsageError
 from dorakit.model.nf4 import NF4Format
@@ -62,7 +62,8 @@ class Trained:
         """The mode of the recipe, or the one that would train such an adapter."""
         if self.recipe is not None:
             return self.recipe.adapter.mode
-        return ("q" if self.storage else "") + ("dora" if self.config.get("use_dora") else "lora")
+        assert self.adapter is not None
+        return adapter_mode(self.adapter)
 
     @property
     def shape(self) -> str:

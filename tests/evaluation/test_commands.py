@@ -47,7 +47,7 @@ def test_an_unmet_gate_still_shows_and_writes_the_result(run_of):
     result = dorakit("eval", run.path, "--json", "--min", "accuracy=1.0", "--max", "loss=0.1", fails=GateError)
     assert result.exception.exit_code == 5
     assert "accuracy" in str(result.exception) and "loss" in str(result.exception)
-    assert json.loads(result.stdout)["rows"] == 7
+    assert result.exception.result["rows"] == 7  # what the error is printed beside
     assert (run.eval / "adapter-test.json").is_file()
     dorakit("eval", run.path, "--min", "accuracy=0", "--max", "loss=100")
 

@@ -245,7 +245,7 @@ def test_the_command_shows_a_row_for_each_task_and_gates_the_mean(tmp_path):
     assert "the answers are not kept; with --output" in result.stderr and "likelihoods: 2/2" in result.stderr
     result = CliRunner().invoke(app, [*command, "--json", "--quiet", "--min", "accuracy=1.01"])
     assert isinstance(result.exception, GateError)
-    content = json.loads(result.stdout)
+    content = result.exception.result
     assert [part["rows"] for part in content["tasks"]] == [3, 4] and result.stderr == ""
     assert str(result.exception) == f"accuracy is {content['accuracy']:.4g}, --min asked for 1.01"
     result = CliRunner().invoke(app, [*command, "--quiet", "--max", "loss=1"])

@@ -260,7 +260,7 @@ def test_an_adapter_directory_is_merged_onto_what_it_was_trained_on(trained, tmp
     live = logits(open_target(str(run.path)).model)
     directory = merge(copy, output=tmp_path / "merged", dtype="float32", quiet=True)
     torch.testing.assert_close(logits(by_transformers(directory)), live, rtol=1e-4, atol=1e-4)
-    assert receipt(directory)["onto"] == "trained"
+    assert (receipt(directory)["onto"], receipt(directory)["mode"]) == ("trained", "qlora")
     directory = merge(copy, output=tmp_path / "other", onto="original", dtype="float32", quiet=True)
     assert receipt(directory)["onto"] == "original"
     assert receipt(directory)["receipt"]["versus_trained_model"]["all"]["kl"] > 1e-5
@@ -293,7 +293,7 @@ def test_an_adapter_that_peft_saved(tmp_path, use_dora):
     content = receipt(directory)
     assert content["receipt"]["compared_on"] == "6 built-in texts"
     assert content["onto"] == "original" and "has no dorakit.json" in content["notes"][0]
-    assert content["base"] == str(tmp_path / "base")
+    assert content["base"] == str(tmp_path / "base") and content["mode"] == ("dora" if use_dora else "lora")
 
 
 def test_packed_weights_are_not_in_memory_meanwhile(run_of, monkeypatch):

@@ -187,7 +187,7 @@ def test_an_adapter_directory_outside_a_run(trained, tmp_path):
     """Planted bug caught: rows and settings asked of a run that is not there."""
     copy = shutil.copytree(trained("dora").adapter, tmp_path / "mine")
     content = export(copy, tmp_path / "out", max_lost=EXACT)
-    assert content["compared_on"] == "6 built-in texts" and content["mode"] is None
+    assert content["compared_on"] == "6 built-in texts" and content["mode"] == "dora"
     torch.testing.assert_close(
         logits(PeftModel.from_pretrained(base(), tmp_path / "out")), live(trained("dora")), rtol=1e-4, atol=1e-4
     )
