@@ -27,7 +27,7 @@ from dorakit.terminal import typed
 VARIABLE = "DORAKIT_CACHE"
 _NO_HOME = "HOME is not set, and this user has no home directory"
 _SET = "set {} to a directory that can be written"
-# What the system answers where somebody else owns a place, a disk is read-only, or a file is where a directory should be.
+# Errors for a place that somebody else owns, a read-only disk, and a file where a directory should be.
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 KEPT_DAYS = 30
 _LEFT_DAYS = 1
@@ -145,7 +145,7 @@ def _is_homeless(place: str) -> bool:
 
 @contextlib.contextmanager
 def _naming_variable() -> Iterator[None]:
-    """What the system refuses at the cache, or at a directory that leads to it, is an error that names the variable."""
+    """Turn an OSError at the cache, or at a directory above it, into an error that names the variable."""
     try:
         yield
     except OSError as error:

@@ -173,7 +173,7 @@ def _show(rows: list[_Row]) -> None:
 
 
 def _cells(row: _Row) -> dict[str, str]:
-    """What is shown of a run, by column."""
+    """One run's line of the table, by column."""
     shown = {
         "state": row.state.partition(": ")[0],
         "mode": "" if row.mode is None else row.mode + (f" r={row.rank}" if row.rank else ""),

@@ -13,7 +13,7 @@ from dorakit.recipe.schema import MODES, Recipe
 from dorakit.run import Run
 from dorakit.terminal import typed
 
-# Of a run on disk: where it lies, the commit that a branch pointed to, and what is only looked at.
+# A run on disk may differ in these: its place, the commit that a branch pointed to, and answers that are only shown.
 _MAY_DIFFER = ("output_dir", "model.revision", "training.sample_rows")
 
 

@@ -1,4 +1,4 @@
-"""What the runs of a comparison are compared by: accuracy where answers are judged, else the loss on rows held out."""
+"""The measure of a comparison: accuracy where answers are judged, else the loss of held-out rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Measure:
 
     @property
     def unit(self) -> str:
-        """Of a chart's axis."""
+        """Label of a chart's axis."""
         return "nats a token" if self.is_loss else "%"
 
     @property
