@@ -95,8 +95,8 @@ def test_a_path_that_is_there_is_the_place(tmp_path):
     }
 
 
-def test_a_missed_gate_names_itself_beside_the_result(failed, trained):
-    run = trained("lora").path
+def test_a_missed_gate_names_itself_beside_the_result(failed, run_of):
+    run = run_of("lora").path
     content, printed = failed("eval", run, "--json", "-q", "--min", "accuracy=1.5", "--max", "loss=100")
     assert content["error"]["kind"] == "gate" and content["accuracy"] <= 1
     assert content["error"]["gates"] == [
