@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from dorakit import __version__
 from dorakit.errors import MachineError, listed
@@ -41,8 +42,8 @@ def installed(package: str) -> str | None:
 def is_met(requirement: Requirement) -> bool:
     """Whether a version is installed that the requirement admits."""
     version = installed(requirement.name)
-    # A development build of the right version is what somebody installed on purpose.
-    return version is not None and requirement.specifier.contains(version, prereleases=True)
+    # A vendor's or a development build, 2.13.0a0+nv for one, is what somebody installed on purpose: its release counts.
+    return version is not None and requirement.specifier.contains(Version(version).base_version)
 
 
 def clash(requirement: Requirement, owner: str) -> str:

@@ -117,7 +117,7 @@ def test_values_of_a_recipe(tmp_path):
     text = (tmp_path / "lora.yaml").read_text().replace("path: train.jsonl", 'path: "\\e]0;owned\\a.jsonl"')
     (tmp_path / "lora.yaml").write_text(text)
     for flags in ([], ["--explain"], ["--json", "--explain"]):
-        result = run_cli("validate", recipe.origin.path, *flags)
+        result = run_cli("validate", "--twin", recipe.origin.path, *flags)
         assert "owned" in result.stdout
         assert not steers(result.stdout) and not steers(result.stderr)
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from tiny_runs import tiny_recipe
 
 from dorakit import Run, __version__, train, versions
@@ -128,3 +129,10 @@ def test_doctor_and_the_run_list_every_library_in_play(tmp_path, monkeypatch, tr
     assert "trl 9.9.9" in found.says and "vllm 9.9.9" in found.says
     kept = Run.open(trained("lora").path).read("environment.json")["versions"]
     assert kept["peft"] == versions.installed("peft")
+
+
+@pytest.mark.parametrize(("version", "met"), [("2.13.0a0+nv26.1", True), ("2.14.0.dev3", True), ("2.12.1+cpu", False)])
+def test_a_vendors_build_counts_as_its_release(tmp_path, monkeypatch, version, met):
+    """Planted bug caught: the torch of a vendor's container, 2.13.0a0, refused as older than 2.13.0."""
+    monkeypatch.syspath_prepend(str(distribution(tmp_path, "torch", version)))
+    assert versions.is_met(Requirement("torch>=2.13.0")) is met

@@ -75,7 +75,7 @@ def export(
             min=0.0,
             max=1.0,
             help="With lora: largest share of what was learned that the rank may leave out.",
-            show_default="0.002",
+            show_default="0.0005",
         ),
     ] = None,
     max_rank: Annotated[

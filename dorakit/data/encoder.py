@@ -79,7 +79,9 @@ class Encoder:
         for chunk in self._chunks(texts):
             encoded = self._call(chunk, return_offsets_mapping=True)
             for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-                mask = _mask(np.asarray(offsets, dtype=np.int64).reshape(-1, 2), spans[index])
+                places = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+                self._add_trailing_blanks_(places, texts[index], ids, spans[index])
+                mask = _mask(places, spans[index])
                 found.append(
                     (np.asarray(ids, dtype=np.int32), mask)
                     if mask is not None
@@ -87,6 +89,18 @@ class Encoder:
                 )
                 index += 1
         return found
+
+    def _add_trailing_blanks_(self, offsets: npt.NDArray[np.int64], text: str, ids: list[int], spans: Spans) -> None:
+        """Extend a token's offsets, in place, over blanks at its end that the tokenizer leaves out of them.
+
+        Only where a border lies among those blanks, so that the token is seen to cross it.
+        """
+        ends, following = offsets[:, 1], np.append(offsets[1:, 0], len(text))
+        for border in {border for span in spans for border in span}:
+            for index in np.flatnonzero((ends <= border) & (border < following) & (offsets[:, 0] < ends)):
+                start, piece = int(offsets[index, 0]), self.tokenizer.decode([ids[index]])
+                if text.startswith(piece, start):
+                    offsets[index, 1] = max(ends[index], start + len(piece))
 
     def _in_pieces(self, text: str, spans: Spans) -> tuple[Ids, Mask]:
         ids: list[int] = []

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +21,7 @@ from dorakit.export.card import Card, shareable_base, write_card
 from dorakit.export.gguf_file import FAMILIES
 from dorakit.export.merge import merge
 from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
+from dorakit.export.merged_directory import Dtype, Onto, fits, merged_of, taken_notes
 from dorakit.export.receipt import adapter_sha256, read_receipt
 from dorakit.export.serving import adapter_lines, gguf_adapter_lines, merged_lines, merged_use
 from dorakit.export.shards import check_output, check_space, locked
@@ -33,8 +34,6 @@ from dorakit.run import Run
 from dorakit.terminal import typed
 
 RECEIPT = "export.json"
-Onto = Literal["trained", "original"]
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -218,36 +217,6 @@ def export_lora(
         write_json(directory / RECEIPT, content)
         write_card(directory, Card(trained, "lora", serve(Path("."), typed(file.name) if file else "BASE.gguf")))
     return Exported(directory, content, serve(directory, typed(file) if file else "BASE.gguf"))
-
-
-def merged_of(trained: Trained) -> Path | None:
-    """RUN/merged; None for an adapter directory."""
-    return trained.run.merged if trained.run else None
-
-
-def fits(trained: Trained, merged: Path | None, onto: Onto | None, dtype: Dtype | None) -> bool:
-    """Whether a directory is a merge of this very adapter, onto the base and in the dtype that were asked for, if any were.
-
-    `merge` leaves no directory whose comparison failed.
-    """
-    if merged is None or trained.adapter is None or not (merged / MERGE_RECEIPT).is_file():
-        return False
-    receipt = read_receipt(merged, MERGE_RECEIPT)
-    # Only NF4 makes two bases of one.
-    is_onto = onto is None or trained.storage is None or receipt.get("onto") == onto
-    is_base = trained.run is not None or receipt.get("base") == trained.base
-    is_dtype = dtype in (None, "auto") or receipt.get("dtype") == dtype
-    return is_onto and is_base and is_dtype and receipt.get("adapter_sha256") == adapter_sha256(trained.adapter)
-
-
-def taken_notes(merged: Path) -> list[str]:
-    """Lines on a merged directory that is taken as it is."""
-    receipt = read_receipt(merged, MERGE_RECEIPT)
-    base = "original weights" if receipt.get("onto") == "original" else "weights that the adapter was trained on"
-    lines = [f"{merged.name}/ is taken as it is: {receipt.get('dtype')}, merged onto the {base}"]
-    if receipt.get("receipt") == "none":
-        lines.append("it was merged with --no-receipt: nothing was compared with the live adapter")
-    return lines
 
 
 def unplaced_command(trained: Trained, to: str) -> str:

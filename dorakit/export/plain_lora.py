@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 # A rank below a DoRA's own leaves out several times as much, and answers less alike than dropping m would
 # (docs/plain_lora.md).
-MAX_LOST = 0.002
+MAX_LOST = 0.0005
 
 RECEIPT, GGUF = "export.json", "adapter.gguf"
 _Onto = Literal["trained", "original"]

@@ -19,18 +19,8 @@ from dorakit.export.gguf_receipt import gguf_receipt
 from dorakit.export.gguf_vocabulary import NotWritable, check_vocabulary
 from dorakit.export.merge import merge
 from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
-from dorakit.export.outputs import (
-    RECEIPT,
-    Dtype,
-    Exported,
-    Onto,
-    described,
-    fits,
-    is_raw,
-    merged_of,
-    place_for,
-    taken_notes,
-)
+from dorakit.export.merged_directory import Dtype, Onto, fits, merged_of, taken_notes
+from dorakit.export.outputs import RECEIPT, Exported, described, is_raw, place_for
 from dorakit.export.receipt import learned_of, read_receipt
 from dorakit.export.serving import frame_of, gguf_lines, modelfile
 from dorakit.export.shards import locked, scratch_beside

@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_tokenizers import byte_bpe, metaspace_bpe  # pytest puts this directory on the path
 
@@ -32,6 +32,7 @@ def test_a_continuation_gets_no_blank_of_its_own():
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=5), st.sampled_from([0, 1]))
+@example(["\n", "   "], 0)  # one token, of which the tokenizer's offsets name the first character only
 def test_a_mask_covers_its_spans_and_nothing_else(pieces, first):
     """Alternating pieces are marked; the marked tokens must spell exactly those, whatever blanks lie at the borders."""
     spans, position = [], 0
