@@ -91,7 +91,7 @@ def merge(
             target = plan.open("trained", scratch)
             samples, _ = sample_rows(plan.recipe, target.tokenizer)
             check_space(plan.output, logits_bytes(target.model, samples))
-            store_logits(target.model, samples, _made(scratch / "trained"))
+            store_logits(target.model, samples, _made(scratch / "trained"), label=plan.label("model as trained"))
             del target
             gc.collect()
         live: _Live | None = None
@@ -101,9 +101,11 @@ def merge(
             samples, rows = sample_rows(plan.recipe, target.tokenizer) if receipt and live is None else ([], "")
             content = _write(plan, target, staging, written, beside=logits_bytes(target.model, samples))
             if samples:
-                plan.say(f"the live model answers, in float32: {rows}")
-                store_logits(target.model, samples, _made(scratch / "live"))
-                live = _Live(samples, rows, compare_base(target.model, samples, scratch / "live"))
+                place = _made(scratch / "live")
+                plan.say(f"comparing live model, base and merged model in float32, over {rows}")
+                store_logits(target.model, samples, place, label=plan.label("live model"))
+                learned = compare_base(target.model, samples, place, label=plan.label("base"))
+                live = _Live(samples, rows, learned)
             del target
             gc.collect()
             content["receipt"] = "none"
@@ -169,13 +171,14 @@ def _receipt(plan: MergePlan, staging: Path, dtype: str, live: _Live, scratch: P
     Raises:
         ModelError: Files and model do not match tensor for tensor.
     """
-    plan.say("comparing the merged model with the live one")
     attention = plan.recipe.model.attention if plan.recipe else "auto"
     merged = load_base(str(staging), dtype=dtype, attention=attention)
     if merged.notes:
         raise ModelError("the merged directory does not load back as it was written: " + "; ".join(merged.notes))
     merged.model.eval()
-    found = with_share_lost(compare_logits(merged.model, live.samples, scratch / "live"), live.learned)
+    found = with_share_lost(
+        compare_logits(merged.model, live.samples, scratch / "live", label=plan.label("merged model")), live.learned
+    )
     if (scratch / "trained").is_dir():
         found["versus_trained_model"] = compare_logits(merged.model, live.samples, scratch / "trained")
         divergence = found["versus_trained_model"]["all"]["kl"]

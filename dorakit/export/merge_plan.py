@@ -51,6 +51,10 @@ class MergePlan:
         """Print a line."""
         say(line, quiet=self.quiet)
 
+    def label(self, text: str) -> str | None:
+        """The label of a progress bar; None where nothing is printed."""
+        return None if self.quiet else text
+
     @property
     def dtypes(self) -> list[str]:
         """What to write, and float32 for the case that rounding to it takes too much."""

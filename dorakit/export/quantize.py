@@ -124,7 +124,7 @@ def quantize(
         rows, reason = _rows(opened)
         before = _perplexity(opened, rows, quiet=quiet)
         samples, compared_on = sample_rows(opened.recipe, opened.tokenizer)
-        learned = _answer(opened, samples, directory, scratch)
+        learned = _answer(opened, samples, directory, scratch, quiet=quiet)
         content = _write(opened, staging, keep_row_norms=keep_row_norms, quiet=quiet)
         content["base"] = place.run.recipe.model.base if place.run else opened.base
         content["adapter_sha256"] = _adapter_of(Path(source), opened)
@@ -140,7 +140,8 @@ def quantize(
             size, model = known.training.micro_batch_size, reloaded.model.eval()
             after, _ = token_loss(model, reloaded.tokenizer, rows.documents, micro_batch_size=size, quiet=quiet)
         content["source"] = origin
-        found = with_share_lost(compare_logits(reloaded.model.eval(), samples, scratch), learned)
+        label = None if quiet else "answers after"
+        found = with_share_lost(compare_logits(reloaded.model.eval(), samples, scratch, label=label), learned)
         content["compared"] = {"rows": len(samples), "compared_on": compared_on, "computed_in": "float32", **found}
         content["perplexity"] = {
             "before": None if before is None else perplexity(before),
@@ -186,13 +187,15 @@ def _source(place: Place, *, quiet: bool) -> tuple[str, str, Literal["trained", 
     return place.text, "adapter, merged in memory", "trained"
 
 
-def _answer(target: Target, samples: list[Sample], output: Path, scratch: Path) -> dict[str, Any] | None:
+def _answer(
+    target: Target, samples: list[Sample], output: Path, scratch: Path, *, quiet: bool
+) -> dict[str, Any] | None:
     """Store the model's logits; what was learned, as `compare_base`, or as merge.json says of a merged directory."""
     check_space(output, logits_bytes(target.model, samples))
-    store_logits(target.model, samples, scratch)
+    store_logits(target.model, samples, scratch, label=None if quiet else "answers before")
     if target.variant == "merged" and target.run is not None:
         return learned_of(read_receipt(target.run.merged, MERGE_RECEIPT))
-    return compare_base(target.model, samples, scratch)
+    return compare_base(target.model, samples, scratch, label=None if quiet else "answers of the base")
 
 
 def _adapter_of(source: Path, target: Target) -> str | None:

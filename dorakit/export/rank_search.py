@@ -82,7 +82,9 @@ def try_ranks_(
     for rank in ranks:
         _attach_plain_(model, factors, rank)
         mean = sum(layer.errors[rank] for layer in factors.values()) / len(factors)
-        compared = with_share_lost(compare_logits(model, samples, live), learned)
+        compared = with_share_lost(
+            compare_logits(model, samples, live, label=None if quiet else f"rank {rank}"), learned
+        )
         tried.append({"rank": rank, "relative_error": mean, **compared})
         part, lost = worst_part(compared)
         left_out = "nothing was learned" if lost is None else f"{share(lost)} of what was learned is left out"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dorakit.adapters.attach import adapter_layers, base_only, whole_modules
 from dorakit.errors import DataError, RunError
+from dorakit.evaluation.progress import progress
 from dorakit.model.float32 import Float32
 
 if TYPE_CHECKING:
@@ -86,13 +87,17 @@ def logits_bytes(model: PreTrainedModel, samples: Sequence[Sample]) -> int:
 
 
 @torch.no_grad()
-def store_logits(model: PreTrainedModel, samples: Sequence[Sample], directory: Path) -> None:
-    """Write the model's float32 logits over the samples to `directory`."""
-    for number, batch in enumerate(_batches(samples)):
+def store_logits(
+    model: PreTrainedModel, samples: Sequence[Sample], directory: Path, *, label: str | None = None
+) -> None:
+    """Write the model's float32 logits over the samples to `directory`, with a progress bar where `label` names one."""
+    for number, batch in _shown(list(_batches(samples)), label):
         save_file({"logits": _logits(model, batch)}, directory / f"{number:05d}.safetensors")
 
 
-def compare_base(model: PreTrainedModel, samples: Sequence[Sample], directory: Path) -> dict[str, Any] | None:
+def compare_base(
+    model: PreTrainedModel, samples: Sequence[Sample], directory: Path, *, label: str | None = None
+) -> dict[str, Any] | None:
     """Hold the base, adapters switched off, against the stored logits of the live model; None where nothing is attached.
 
     Returns:
@@ -101,12 +106,14 @@ def compare_base(model: PreTrainedModel, samples: Sequence[Sample], directory: P
     if next(adapter_layers(model), None) is None and next(whole_modules(model), None) is None:
         return None
     with base_only(model):
-        return compare_logits(model, samples, directory)
+        return compare_logits(model, samples, directory, label=label)
 
 
 @torch.no_grad()
-def compare_logits(model: PreTrainedModel, samples: Sequence[Sample], directory: Path) -> dict[str, Any]:
-    """Hold the model's logits over the samples against stored ones, in float32.
+def compare_logits(
+    model: PreTrainedModel, samples: Sequence[Sample], directory: Path, *, label: str | None = None
+) -> dict[str, Any]:
+    """Hold the model's logits over the samples against stored ones, in float32; a progress bar where `label` names one.
 
     Returns:
         For `supervised` and `all` positions: how many, the largest |logit difference|, the mean and the largest
@@ -114,7 +121,7 @@ def compare_logits(model: PreTrainedModel, samples: Sequence[Sample], directory:
     """
     parts: list[Tensor] = []
     supervised: list[Tensor] = []
-    for number, batch in enumerate(_batches(samples)):
+    for number, batch in _shown(list(_batches(samples)), label):
         stored = load_file(directory / f"{number:05d}.safetensors")["logits"]
         found = _logits(model, batch)
         for live, written in zip(_slices(stored), _slices(found), strict=True):
@@ -219,6 +226,14 @@ def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
         batch.append(sample)
     if batch:
         yield batch
+
+
+def _shown(batches: list[list[Sample]], label: str | None) -> Iterator[tuple[int, list[Sample]]]:
+    """Number and batch, one after the other."""
+    with progress(label or "", len(batches), quiet=label is None) as tell:
+        for number, batch in enumerate(batches):
+            yield number, batch
+            tell(number + 1)
 
 
 def _logits(model: PreTrainedModel, batch: list[Sample]) -> Tensor:
