@@ -10,7 +10,8 @@ import typer
 
 from dorakit.cli import completion, options
 from dorakit.cli.evaluate import asked_recipe
-from dorakit.terminal import json_line, printable
+from dorakit.place import run_around
+from dorakit.terminal import json_line, printable, typed
 
 
 class Format(enum.StrEnum):
@@ -128,23 +129,32 @@ def quantize(
             f"({perplexity['tokens']} tokens of {printable(perplexity['data'])})"
         )
     show_moved(content["compared"], "NF4")
-    typer.echo("  8 bits move them less: dorakit export RUN --to gguf --type q8_0; 16 hardly: dorakit merge RUN")
+    run = run_around(target)
+    if run is not None and run.recipe.method is not None:
+        place = typed(run.path)
+        typer.echo(
+            printable(
+                f"  8 bits move them less: dorakit export {place} --to gguf --type q8_0; 16 hardly: dorakit merge {place}"
+            )
+        )
 
 
 def show_moved(compared: Any, form: str) -> None:
     """Print how far a quantized or rounded form moves the answers, held against how far training did."""
-    from dorakit.export.receipt import share, worst_part
+    from dorakit.export.receipt import share
 
-    part, lost = worst_part(compared)
-    found = compared[part]
+    part = "supervised" if compared["supervised"]["positions"] else "all"
+    found, whole = compared[part], compared["all"]
     moved = f"KL(before || after) {found['kl']:.2e} nats a token"
-    if lost is None:
+    if found["lost"] is None:
         typer.echo(f"{form} moves the answers: {moved}")
-    else:
-        typer.echo(
-            f"{form} moves the answers {share(lost)} as far as training did: {moved}, KL(before || base) "
-            f"{found['learned_kl']:.2e}"
-        )
+        return
+    typer.echo(
+        f"{form} moves the answers {share(found['lost'])} as far as training did: {moved}, KL(before || base) "
+        f"{found['learned_kl']:.2e}"
+    )
+    if part == "supervised" and whole["lost"] is not None:
+        typer.echo(f"  with the prompts {share(whole['lost'])}: of those training may have learned nothing")
 
 
 def _show_receipt(receipt: Any) -> None:
@@ -161,7 +171,8 @@ def _show_receipt(receipt: Any) -> None:
             f"{share(lost)} of what was learned is lost to rounding (limit {share(receipt['max_lost'])}): "
             f"KL(live || base) {found['learned_kl']:.2e}"
         )
+    where = "the answers" if part == "supervised" else "prompts and answers"
     typer.echo(
         f"receipt: every weight proved; {learned}, KL(live || merged) {found['kl']:.2e}, top-1 agreement "
-        f"{found['top1_agreement']:.2%} over {found['positions']} positions of {printable(receipt['compared_on'])}"
+        f"{found['top1_agreement']:.2%} over {where}: {found['positions']} positions of {printable(receipt['compared_on'])}"
     )

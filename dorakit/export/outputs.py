@@ -103,6 +103,9 @@ def export_peft(
             write_json(staging / CONFIG, config)
         notes = _adapter_notes(trained)
         for line in notes:
+            # Printed, a command names the place; kept and published, it does not.
+            for to in ("lora", "merged", "gguf"):
+                line = line.replace(unplaced_command(trained, to), trained.command(to))
             say(line, quiet=quiet)
         content = {**described(trained, "peft"), "notes": notes}
         if adapter_sha256(staging) != content["adapter_sha256"]:

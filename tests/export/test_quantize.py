@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import IDS, tiny_recipe, tiny_run
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from dorakit import merge, quantize
 from dorakit.adapters.attach import adapter_layers, base_only
+from dorakit.cli.app import app
 from dorakit.errors import ModelError, ResourceError, UsageError
 from dorakit.export.receipt import logits_bytes, sample_rows
 from dorakit.model.load import load_base
@@ -322,3 +324,15 @@ def test_a_layer_whose_rows_are_no_whole_blocks_keeps_no_norms(run_of, tmp_path,
     assert names and "row norms not kept" in capsys.readouterr().err
     layers = dict(load_base(str(directory), dtype="float32").model.named_modules())
     assert all(layers[name].in_features % 128 for name in names)
+
+
+def test_what_is_printed(run_of):
+    """Commands that can be pasted. Planted bug caught: RUN printed in place of the run."""
+    run = run_of("lora")
+    printed = CliRunner().invoke(app, ["quantize", str(run.path)], catch_exceptions=False).output
+    found = receipt(run.quantized)["compared"]["supervised"]
+    assert (
+        f"KL(before || after) {found['kl']:.2e} nats a token, KL(before || base) {found['learned_kl']:.2e}" in printed
+    )
+    assert f"dorakit export {run.path} --to gguf --type q8_0; 16 hardly: dorakit merge {run.path}" in printed
+    assert CliRunner().invoke(app, ["merge", str(run.path)], catch_exceptions=False).exit_code == 0
