@@ -169,7 +169,7 @@ def test_what_is_not_given_is_asked_on_a_terminal(here):
     assert process.wait(60) == 0
     os.close(terminal)
     assert "40 of format instruction" in seen and "dorakit plan my.yaml --gpu 8GB" in seen
-    assert re.search(r"its name; this machine: .*, [0-9.]+ GiB\) \[this machine\]: ", seen)
+    assert re.search(r"its name; this machine: .*, [0-9.]+ GiB\) \[this machine\]:", seen)
     assert Recipe.from_yaml("my.yaml").adapter.mode == "qdora"
 
 
