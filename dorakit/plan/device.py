@@ -35,7 +35,10 @@ _WITHOUT_BFLOAT16 = ("RTX 2080 Ti", "T4")
 _CUDA_CONTEXT = 1 << 29
 _HOLES = 0.05  # share of a card that its allocator cannot hand out
 _PROCESS = 3 << 28  # Python, torch and transformers themselves, resident: scripts/bench/plan.py
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:Gi?B?)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*Gi?B?", re.IGNORECASE)
+_MOST = 1024  # GiB: no card has as much
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_LETTERS_LEFT_OUT = re.compile(r"\d{4}")  # 4090; of fewer digits a number may be meant as memory
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,29 @@ class Device:
 
 
 def card(asked: str) -> Device:
-    """A card by its name (`RTX 4090`), or one of so many GiB (`24GB`), which is taken to compute in bfloat16.
+    """A card by its name (`RTX 4090`, or `4090`), or one of so many GiB (`24GB`), which is taken to compute in bfloat16.
 
     Raises:
         UsageError: Neither.
     """
     if size := _SIZE.fullmatch(asked.strip()):
+        if not 0 < float(size[1]) <= _MOST:
+            raise UsageError(f"--gpu {asked!r} is no card's memory\n  give at most {_MOST}GB, for example --gpu 24GB")
         return _cuda(f"a card of {size[1]} GiB", round(float(size[1]) * 2**30), has_bfloat16=True)
-    known = {_plain(name): name for name in _CARDS}
-    name = known.get(_plain(asked))
+    name = _known(asked)
     if name is None:
-        raise UsageError(
-            f"--gpu {asked!r} is not known\n  give its memory, as --gpu 24GB, or one of: {', '.join(_CARDS)}"
-        )
+        problem = "is a number without a unit" if _NUMBER.fullmatch(asked.strip()) else "is not known"
+        raise UsageError(f"--gpu {asked!r} {problem}\n  give its memory, as --gpu 24GB, or one of: {', '.join(_CARDS)}")
     return _cuda(name, round(_CARDS[name] * 2**30), has_bfloat16=name not in _WITHOUT_BFLOAT16)
+
+
+def _known(asked: str) -> str | None:
+    """The card of a name; of a number alone, the only card with that number in its name."""
+    plain = _plain(asked)
+    if _LETTERS_LEFT_OUT.fullmatch(plain):
+        named = [name for name in _CARDS if plain in re.findall(r"\d+", name)]
+        return named[0] if len(named) == 1 else None
+    return {_plain(name): name for name in _CARDS}.get(plain)
 
 
 def this_machine() -> Device:

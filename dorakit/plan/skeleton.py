@@ -20,6 +20,7 @@ from dorakit.model.names import has_suffix
 from dorakit.model.prequantized import is_nf4, refuse_quantized, skipped_modules
 from dorakit.model.source import at_hand, gguf_file
 from dorakit.recipe.schema import Recipe
+from dorakit.terminal import typed
 
 
 def find_config(recipe: Recipe, file: Path | None = None) -> Any:
@@ -41,7 +42,7 @@ def find_config(recipe: Recipe, file: Path | None = None) -> Any:
         return _read(path / "config.json")
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise ModelError(f"no such model directory: {base}")
-    return _read(_fetch(base, recipe.model.revision))
+    return _read(_fetch(recipe))
 
 
 def build_skeleton(recipe: Recipe, config: Any, dtype: torch.dtype) -> PreTrainedModel:
@@ -99,12 +100,13 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _fetch(base: str, revision: str) -> Path:
+def _fetch(recipe: Recipe) -> Path:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     refuse_hub_cache(constants.HF_HUB_CACHE)
-    instead = "give its config.json instead: dorakit plan RECIPE --config PATH/config.json"
+    base, revision = recipe.model.base, recipe.model.revision
+    instead = f"give its config.json instead: dorakit plan {typed(recipe.origin.path)} --config PATH/config.json"
     try:
         with hub_log.errors_only():
             return Path(hf_hub_download(base, "config.json", revision=revision))

@@ -38,7 +38,8 @@ class Draft:
 
     `base` and `path` are as the recipe is to name them. `prompt` is for format instruction, `chat_template` for a base that
     has none. `longest_of_99` is the number of tokens that 99 of 100 rows do not exceed, and `counted_by` says how it is
-    known. `model_limit` is the most that the model takes, where that is known. `fit` is None where nothing is known of memory.
+    known. `model_limit` is the most that the model takes, where that is known. `architecture` is the base's, for
+    `--twin`, None where it is not known or the base is tiny. `fit` is None where nothing is known of memory.
     """
 
     base: str
@@ -52,6 +53,7 @@ class Draft:
     prompt: str = "default"
     chat_template: str | None = None
     model_limit: int | None = None
+    architecture: str | None = None
     fit: Fit | None = None
 
     @property
@@ -126,7 +128,13 @@ def recipe_text(draft: Draft) -> str:
 
 
 def _model(draft: Draft) -> list[Line]:
-    return [("base", yaml_value(draft.base), "a hub id, ./directory, file.gguf, pkg:<package>/<file> or tiny:llama")]
+    why = "a hub id, ./directory, file.gguf, pkg:<package>/<file> or tiny:llama"
+    lines: list[Line] = [("base", yaml_value(draft.base), why)]
+    if draft.architecture is not None:
+        lines.append(
+            ("architecture", yaml_value(draft.architecture), "for --twin, which tries the recipe on a tiny base")
+        )
+    return lines
 
 
 def _adapter(mode: str) -> list[Line]:

