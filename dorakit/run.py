@@ -90,8 +90,9 @@ class Run:
             if cls.open(path).state != "finished":
                 raise RunError(
                     f"{path} holds an unfinished run.\n"
-                    f"  go on with it:  dorakit train --resume {typed(path)}\n"
-                    f"  or remove it:   rm -r {typed(path)}"
+                    f"  go on with it:             dorakit train --resume {typed(path)}\n"
+                    f"  or remove it:              rm -r {typed(path)}\n"
+                    "  or a new run beside it:    dorakit train RECIPE -o DIR"
                 )
             number += 1
             path = wanted.with_name(f"{wanted.name}-{number}")

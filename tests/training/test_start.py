@@ -74,9 +74,10 @@ def test_what_is_printed_to_be_typed_can_be_typed(tmp_path):
     run, recipe = begun(tmp_path / "my runs")
     with pytest.raises(RunError, match="holds an unfinished run") as caught:
         Run.place(recipe)
-    resume, remove = (shlex.split(line.partition(":")[2]) for line in str(caught.value).splitlines()[1:])
+    resume, remove, beside = (shlex.split(line.partition(":")[2]) for line in str(caught.value).splitlines()[1:])
     assert resume == ["dorakit", "train", "--resume", str(run.path)]
     assert remove == ["rm", "-r", str(run.path)]
+    assert beside == ["dorakit", "train", "RECIPE", "-o", "DIR"]
     with pytest.raises(RunError, match="did not finish") as caught:
         _ = run.result
     assert shlex.split(str(caught.value).splitlines()[-1]) == ["dorakit", "train", "--resume", str(run.path)]
