@@ -78,7 +78,7 @@ class Run:
             RunError: An unfinished run is there, with the line that resumes it, or with who is writing it; or something
                 that is no run; or nothing can be made there.
         """
-        wanted = _wanted(recipe)
+        wanted = cls.wanted(recipe)
         check_writable(wanted)
         path, number = wanted, 1
         while path.exists():
@@ -98,10 +98,15 @@ class Run:
             path = wanted.with_name(f"{wanted.name}-{number}")
         return path
 
+    @staticmethod
+    def wanted(recipe: Recipe) -> Path:
+        """NAME: where a new run of this recipe goes if nothing is there yet."""
+        return Path(os.path.expanduser(recipe.output_dir.replace("{name}", recipe.origin.name)))
+
     @classmethod
     def launched(cls, recipe: Recipe, launch: str) -> Run | None:
         """The run of this recipe that the processes of `launch` began, if there is one (parallel/environment.py)."""
-        wanted = _wanted(recipe)
+        wanted = cls.wanted(recipe)
         for path in (wanted, *wanted.parent.glob(f"{glob.escape(wanted.name)}-*")):
             if (path / "run.json").is_file() and (run := cls.open(path)).read("run.json").get("launch") == launch:
                 return run
@@ -269,10 +274,6 @@ class Run:
     def record(self, recipe: Recipe) -> None:
         """Put another recipe in the place of the one that the run began with, which recipe.yaml still is."""
         write_whole(self.path / "recipe.resolved.yaml", dump_resolved(recipe))
-
-
-def _wanted(recipe: Recipe) -> Path:
-    return Path(os.path.expanduser(recipe.output_dir.replace("{name}", recipe.origin.name)))
 
 
 def _check_facts(file: Path, facts: dict[str, Any]) -> None:

@@ -22,6 +22,18 @@ def begun(place):
     return Run.create(recipe), recipe
 
 
+def test_a_run_beside_a_finished_one_says_where_it_goes(tmp_path, capsys):
+    """Planted bugs caught: the line of every run; one with quiet."""
+    recipe = tiny_recipe(tmp_path, "lora")
+    first = train(recipe)
+    assert "is finished" not in capsys.readouterr().err
+    second = train(recipe)
+    line = f"{first.path} is finished: this run goes to {second.path}"
+    assert second.path == first.path.with_name(f"{first.name}-2") and capsys.readouterr().err.splitlines()[0] == line
+    train(recipe, quiet=True)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("way", ["library", "library resume", "command", "command resume"])
 def test_a_bad_row_is_known_before_the_base_is_loaded(tmp_path, monkeypatch, capsys, no_loading, way):
     """Dies if one of the ways loads the base first."""
