@@ -78,7 +78,7 @@ class Run:
             RunError: An unfinished run is there, with the line that resumes it, or with who is writing it; or something
                 that is no run; or nothing can be made there.
         """
-        wanted = _wanted(recipe)
+        wanted = cls.wanted(recipe)
         check_writable(wanted)
         path, number = wanted, 1
         while path.exists():
@@ -90,17 +90,23 @@ class Run:
             if cls.open(path).state != "finished":
                 raise RunError(
                     f"{path} holds an unfinished run.\n"
-                    f"  go on with it:  dorakit train --resume {typed(path)}\n"
-                    f"  or remove it:   rm -r {typed(path)}"
+                    f"  go on with it:             dorakit train --resume {typed(path)}\n"
+                    f"  or remove it:              rm -r {typed(path)}\n"
+                    "  or a new run beside it:    dorakit train RECIPE -o DIR"
                 )
             number += 1
             path = wanted.with_name(f"{wanted.name}-{number}")
         return path
 
+    @staticmethod
+    def wanted(recipe: Recipe) -> Path:
+        """NAME: where a new run of this recipe goes if nothing is there yet."""
+        return Path(os.path.expanduser(recipe.output_dir.replace("{name}", recipe.origin.name)))
+
     @classmethod
     def launched(cls, recipe: Recipe, launch: str) -> Run | None:
         """The run of this recipe that the processes of `launch` began, if there is one (parallel/environment.py)."""
-        wanted = _wanted(recipe)
+        wanted = cls.wanted(recipe)
         for path in (wanted, *wanted.parent.glob(f"{glob.escape(wanted.name)}-*")):
             if (path / "run.json").is_file() and (run := cls.open(path)).read("run.json").get("launch") == launch:
                 return run
@@ -268,10 +274,6 @@ class Run:
     def record(self, recipe: Recipe) -> None:
         """Put another recipe in the place of the one that the run began with, which recipe.yaml still is."""
         write_whole(self.path / "recipe.resolved.yaml", dump_resolved(recipe))
-
-
-def _wanted(recipe: Recipe) -> Path:
-    return Path(os.path.expanduser(recipe.output_dir.replace("{name}", recipe.origin.name)))
 
 
 def _check_facts(file: Path, facts: dict[str, Any]) -> None:

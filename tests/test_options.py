@@ -1,13 +1,16 @@
 """One rule for the options of all commands: a name means the same everywhere, -o writes, every help has examples that parse."""
 
 import inspect
+import json
 import re
 import shlex
 import typing
 
 import pytest
 import typer
+from printed import ROOT
 from typer.models import OptionInfo, ParameterInfo
+from typer.testing import CliRunner
 
 from dorakit.cli.app import app
 
@@ -113,3 +116,19 @@ def test_the_examples_parse(name):
         assert words[:2] == ["dorakit", name], line
         with command.make_context(name, words[2:]) as context:
             assert not context.args
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_recipes_of_examples_are_whole(name):
+    """Those of an example without --twin need no download: the rows are here and so is the base.
+
+    Planted bugs caught: a recipe that is gone, and one whose data or base a fresh clone lacks.
+    """
+    for line in examples(typer.main.get_command(app).commands[name]):
+        words = shlex.split(line)
+        twin = [word for word in words if word == "--twin"]
+        for recipe in (word for word in words if re.match(r"recipes(/|$)", word)):
+            result = CliRunner().invoke(app, ["validate", str(ROOT / recipe), "--json", *twin])
+            assert result.exit_code == 0, f"{line}: {result.output}"
+            bases = [found["base"] for found in json.loads(result.stdout)["recipes"]]
+            assert bases and all(base.startswith(("tiny:", "pkg:")) for base in bases), (line, bases)

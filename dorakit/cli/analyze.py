@@ -12,6 +12,10 @@ from dorakit.cli import completion, options
 from dorakit.terminal import json_line, printable
 
 _SHOWN_STILL = 12  # names of matrices that never moved
+_LEGEND = (
+    "n: points, a matrix at a step; delta-M: mean change of a row's length; delta-D: mean turn of a row (1 - cosine); "
+    "slope and r: of delta-M over delta-D, r from -1 to +1 with its 95 % interval; r at step: matrices at that step alone"
+)
 
 
 def analyze(
@@ -74,7 +78,11 @@ def _show(result: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(Text(printable(title)), soft_wrap=True)
     console.print(table)
-    lines = [*result["notes"], _still(result["never_moved"], len({entry["module"] for entry in result["matrices"]}))]
+    lines = [
+        _LEGEND,
+        *result["notes"],
+        _still(result["never_moved"], len({entry["module"] for entry in result["matrices"]})),
+    ]
     written = [f"written: {path}" for path in (result["output"], result["report"]) if path]
     for line in [*lines, *written]:
         console.print(Text(printable(line)), soft_wrap=True)

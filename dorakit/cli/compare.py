@@ -59,9 +59,9 @@ def compare(
     after an interruption, or with more values on an axis, the same command goes on.
 
     Examples:
-        dorakit compare recipes/smollm2-math.yaml --modes lora,dora --ranks 8,16 --seeds 3
+        dorakit compare recipes/smoke/dora.yaml --modes lora,dora --ranks 4,8 --seeds 3
 
-        dorakit compare recipes/smollm2-math.yaml --modes lora,dora,qlora,qdora --learning-rates 3e-4,1e-3,3e-3
+        dorakit compare recipes/quickstart.yaml --modes lora,dora,qlora,qdora --learning-rates 3e-4,1e-3,3e-3
     """
     from dorakit.comparison.sweep import compare
 

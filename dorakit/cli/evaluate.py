@@ -86,7 +86,8 @@ def evaluate(
         _check_task(task, data, scoring, limit, set_, processes=nproc or this_process().size)
     from dorakit.evaluation.gates import check_gates
 
-    check_gates(gates, None)
+    asked = asked_recipe(target, recipe, set_)
+    check_gates(gates, None, metric=_metric(target, asked) if gates and task is None else None)
     if nproc is not None:
         launch_and_exit(nproc)
     from dorakit.evaluation.task import evaluate
@@ -98,7 +99,7 @@ def evaluate(
         base=base,
         data=data,
         limit=limit,
-        recipe=asked_recipe(target, recipe, set_),
+        recipe=asked,
         batch_size=batch_size,
         base_model=base_model,
         output=output,
@@ -187,6 +188,15 @@ def asked_recipe(target: str, path: str | None, overrides: list[str] | None) -> 
             f"--set needs a recipe to change, and {target} belongs to no run\n  name one with --recipe FILE"
         )
     return run.recipe_with(overrides or [])
+
+
+def _metric(target: str, asked: Recipe | None) -> str | None:
+    """The evaluation.metric of the recipe that measures the target; None where no recipe is known."""
+    from dorakit.place import run_around
+
+    run = run_around(target)
+    known = asked or (run.recipe if run else None)
+    return known.evaluation.metric if known else None
 
 
 def _check_task(

@@ -57,9 +57,9 @@ def plan(
     Examples:
         dorakit plan recipes/quickstart.yaml
 
-        dorakit plan recipes/llama3-commonsense.yaml --gpu "RTX 4090" --config Llama-3-8B/config.json
+        dorakit plan recipes/quickstart.yaml --gpu "RTX 4090" --tokens-per-second 4000
 
-        dorakit plan recipes/llama3-commonsense-qdora.yaml --gpu 24GB --nproc 2 --nproc 8
+        dorakit plan recipes/smoke/dora.yaml --gpu 24GB --nproc 2 --nproc 8
     """
     from dorakit.recipe.schema import Recipe
 

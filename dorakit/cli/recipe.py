@@ -41,7 +41,7 @@ def validate(
     Examples:
         dorakit validate recipes/quickstart.yaml --explain
 
-        dorakit validate recipes
+        dorakit validate --twin recipes
     """
     from dorakit.data.first_look import look
     from dorakit.recipe.loader import load_recipe

@@ -51,11 +51,13 @@ def train(
     Examples:
         dorakit train recipes/quickstart.yaml
 
-        dorakit train recipes/llama3-commonsense.yaml --set adapter.rank=16 --set adapter.alpha=32
+        dorakit train recipes/quickstart.yaml --set adapter.rank=8 --set adapter.alpha=16
+
+        dorakit train recipes/smoke/lora.yaml --output runs/lora
 
         dorakit train recipes/smoke/dora.yaml --from runs/lora --output runs/lora-to-dora
 
-        dorakit train recipes/llama3-commonsense.yaml --nproc 2
+        dorakit train --twin recipes/llama3-commonsense.yaml --nproc 2
 
         dorakit train --resume runs/latest
 

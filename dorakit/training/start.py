@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dorakit.data.precheck import check_rows
-from dorakit.errors import RunError, UsageError
+from dorakit.errors import RunError, UsageError, shown
 from dorakit.parallel.environment import Member, this_process
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
@@ -57,7 +58,9 @@ def train(
             return resume
     if resume is None:
         if member.is_first:
-            Run.place(recipe)
+            place, wanted = Run.place(recipe), Run.wanted(recipe)
+            if place != wanted and not quiet:
+                print(shown(f"{wanted} is finished: this run goes to {place}"), file=sys.stderr, flush=True)
     else:
         resume.refuse_finished()
         if start_from is not None:

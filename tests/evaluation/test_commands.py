@@ -64,6 +64,20 @@ def test_gates_that_cannot_be_read(trained, arguments, message):
     assert message in str(dorakit("eval", trained("lora").path, *arguments, fails=UsageError).exception)
 
 
+def test_a_gate_on_answers_that_nobody_judges_is_refused_before_measuring(run_of):
+    """Planted bug caught: everything is measured first, and then the gate is refused."""
+    run = run_of("lora")
+    unjudged = ("--set", "evaluation.metric=none")
+    refused = dorakit("eval", run.path, *unjudged, "--min", "accuracy=0.9", fails=UsageError)
+    assert "evaluation.metric is none" in str(refused.exception)
+    assert "--set evaluation.metric=exact_match" in str(refused.exception)
+    assert refused.stderr == "" and not run.eval.exists()
+    run.record(run.recipe_with(["evaluation.metric=none"]))
+    assert str(dorakit("eval", run.path, "--min", "accuracy=0.9", fails=UsageError).exception) == str(refused.exception)
+    dorakit("eval", run.path, "--max", "loss=100", "--max", "perplexity=1e9", "--quiet")
+    dorakit("eval", run.path, "--set", "evaluation.metric=exact_match", "--min", "accuracy=0", "--quiet")
+
+
 @pytest.mark.parametrize("command", ["eval", "quantize"])
 @pytest.mark.parametrize("setting", ["model.base=tiny:qwen2", "adapter.rank=2", "quantization={block_size: 128}"])
 def test_what_a_run_was_trained_with_cannot_be_set(trained, command, setting):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -122,6 +123,9 @@ def test_the_command_shows_each_run(kept, run_of):
     assert f"{kept.name} · dora on tiny:llama · after step 1, 2, 3" in shown
     assert "run · full on tiny:llama · after step 3" in shown
     assert shown.count("all 14 matrices moved") == 2
+    below = next(after for line, after in pairwise(shown.splitlines()) if line.split()[:2] == ["all", "42"])
+    for column in ("n: ", "delta-M: ", "delta-D: ", "slope and r: ", "95 %", "r at step: "):
+        assert column in below
     line = next(line for line in shown.splitlines() if line.split()[:1] == ["all"])
     assert line.split()[1] == "42" and line.count("[") == 2 and "%" not in line
     assert "[too few]" in next(line for line in shown.splitlines() if line.split()[:1] == ["q_proj"])

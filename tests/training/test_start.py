@@ -22,6 +22,18 @@ def begun(place):
     return Run.create(recipe), recipe
 
 
+def test_a_run_beside_a_finished_one_says_where_it_goes(tmp_path, capsys):
+    """Planted bugs caught: the line of every run; one with quiet."""
+    recipe = tiny_recipe(tmp_path, "lora")
+    first = train(recipe)
+    assert "is finished" not in capsys.readouterr().err
+    second = train(recipe)
+    line = f"{first.path} is finished: this run goes to {second.path}"
+    assert second.path == first.path.with_name(f"{first.name}-2") and capsys.readouterr().err.splitlines()[0] == line
+    train(recipe, quiet=True)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("way", ["library", "library resume", "command", "command resume"])
 def test_a_bad_row_is_known_before_the_base_is_loaded(tmp_path, monkeypatch, capsys, no_loading, way):
     """Dies if one of the ways loads the base first."""
@@ -74,9 +86,10 @@ def test_what_is_printed_to_be_typed_can_be_typed(tmp_path):
     run, recipe = begun(tmp_path / "my runs")
     with pytest.raises(RunError, match="holds an unfinished run") as caught:
         Run.place(recipe)
-    resume, remove = (shlex.split(line.partition(":")[2]) for line in str(caught.value).splitlines()[1:])
+    resume, remove, beside = (shlex.split(line.partition(":")[2]) for line in str(caught.value).splitlines()[1:])
     assert resume == ["dorakit", "train", "--resume", str(run.path)]
     assert remove == ["rm", "-r", str(run.path)]
+    assert beside == ["dorakit", "train", "RECIPE", "-o", "DIR"]
     with pytest.raises(RunError, match="did not finish") as caught:
         _ = run.result
     assert shlex.split(str(caught.value).splitlines()[-1]) == ["dorakit", "train", "--resume", str(run.path)]
