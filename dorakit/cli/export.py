@@ -33,7 +33,7 @@ def merge(
     as_json: options.Json = False,
     quiet: options.QuietPath = False,
 ) -> None:
-    """Fold the adapter into its base: a plain model directory, with a receipt that it answers as the adapter does.
+    """Fold the adapter into its base: a plain model directory whose weights are proved, with a receipt of what rounding costs.
 
     Examples:
         dorakit merge runs/latest

@@ -65,7 +65,7 @@ class Measure:
 
 
 def measure_of(recipe: Recipe) -> Measure:
-    """What the recipe's runs can be compared by.
+    """The measure that a recipe's runs can be compared by.
 
     Raises:
         UsageError: It neither judges answers nor names or holds out rows to take a loss of.

@@ -99,7 +99,7 @@ def _held_out(recipe: Recipe, encoded: Encoded) -> Iterator[tuple[SourceSection,
 
 
 def _shown(row: Row, source: SourceSection, text: str) -> str:
-    """What the row asks, without the marks of a chat template."""
+    """The question of a row, without the marks of a chat template."""
     (sample,) = read_samples([row], source, evaluation=True)
     if isinstance(sample, Passage):
         return sample.prompt

@@ -125,7 +125,7 @@ def validation_rows(
 
 
 def settings_of(recipe: Recipe, rows: HeldOut, limit: int | None, *, of_recipe: bool) -> dict[str, Any]:
-    """What makes two results two measurements; `rows` is a digest of the rows as the model sees them."""
+    """Facts by which two results are told apart; `rows` is a digest of the rows as the model sees them."""
     section = recipe.evaluation
     digest = hashlib.sha256()
     for document in rows.documents:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dorakit.errors import UsageError
 
-# Of what a result was measured with: by `settings` itself and a digest nothing is said to a person.
+# Facts of a measurement that a person cannot read: `settings` as a whole, and a digest.
 _UNNAMED = ("settings", "rows")
 
 
@@ -72,7 +72,7 @@ def place_of(directory: Path, variant: str, data: str, measured: dict[str, Any])
 
 
 def _differences(file: Path, measured: dict[str, Any]) -> str:
-    """What a result on disk was measured with where that is not what is measured now."""
+    """Differences between a result on disk and the one measured now, in words."""
     try:
         there = json.loads(file.read_text(encoding="utf-8"))
         then, now = ({**one, **one["settings"]} for one in (there, measured))

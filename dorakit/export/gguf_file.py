@@ -55,7 +55,7 @@ class PackedTensor:
 
 @dataclass
 class Written:
-    """What a GGUF file holds: how many tensors of each type, lines to print and to record, and the tensors of the model."""
+    """Content of a GGUF file: the number of tensors of each type, lines to print and to record, and the tensors of the model."""
 
     tensor_types: dict[str, int]
     notes: list[str] = field(default_factory=list)

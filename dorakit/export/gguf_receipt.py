@@ -1,5 +1,5 @@
-"""What a GGUF file loses: its bytes read back, and the answers of its dequantized weights against those of the model that it
-was written from, both computed in float32.
+"""Read a GGUF file back, and compare the answers of its dequantized weights with those of the model that it was written from,
+both computed in float32.
 
 llama.cpp also rounds the activations of quantized products to 8 bits, which is not in these figures.
 """

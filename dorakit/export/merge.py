@@ -36,7 +36,7 @@ from dorakit.export.receipt import (
 from dorakit.export.shards import check_space, locked, scratch_beside, write_description, write_shards
 from dorakit.export.tensors import plain_model
 from dorakit.files import whole_directory, write_json
-from dorakit.model.load import load_base
+from dorakit.model.load import load_base, pick_dtype
 from dorakit.run import Run
 from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
@@ -142,15 +142,15 @@ def _write(plan: MergePlan, target: Target, staging: Path, dtype: str, *, beside
         GateError: A weight that was computed, or that lies on the disk, is wrong.
     """
     plain = plain_model(target.model)
-    weights = sum(tensor.shape.numel() for tensor in plain.tensors) * _torch_dtype(dtype).itemsize
+    weights = sum(tensor.shape.numel() for tensor in plain.tensors) * pick_dtype(dtype).itemsize
     check_space(plan.output, weights + beside)
     plan.say(f"merging {len(plain.tensors)} tensors in float32, writing {dtype}")
     proof = WeightProof(target.model)
     with torch.no_grad():
-        size = write_shards(staging, proof.rounded(plain.tensors, _torch_dtype(dtype)))
+        size = write_shards(staging, proof.rounded(plain.tensors, pick_dtype(dtype)))
     if plan.recipe is not None:
         install_template_(target.tokenizer, plan.recipe.data)
-    write_description(staging, target.model, target.tokenizer, dtype=_torch_dtype(dtype), is_tied=plain.is_tied)
+    write_description(staging, target.model, target.tokenizer, dtype=pick_dtype(dtype), is_tied=plain.is_tied)
     assert target.adapter is not None
     return {
         "dorakit": dorakit.__version__,
@@ -234,9 +234,3 @@ def _empty(directory: Path) -> None:
 def _made(directory: Path) -> Path:
     directory.mkdir()
     return directory
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
