@@ -40,8 +40,8 @@ def test_value_and_gradients(bias, nf4, with_gain, with_dropout, frozen_x):
     parts = make(bias, nf4, with_gain, with_dropout)
     base, x, a, b, dropped, gain = parts
     x.requires_grad_(not frozen_x)
-    for keep in (False, True) if with_gain and not bias else (bias,):
-        mine = adapted_product(base, x, a, b, scaling=SCALING, dropped=dropped, gain=gain, keep_product=keep)
+    for small in (False, True) if with_gain else (False,):
+        mine = adapted_product(base, x, a, b, scaling=SCALING, dropped=dropped, gain=gain, has_small_gain=small)
         expected = plain(*parts)
         torch.testing.assert_close(mine, expected)
         inputs = [t for t in (x, a, b, dropped, gain) if t is not None and t.requires_grad]
@@ -58,7 +58,7 @@ def test_a_row_of_zero_gain_still_gives_its_gradient():
     base, x, a, b, _, gain = parts
     with torch.no_grad():
         gain[3] = 0
-    mine = adapted_product(base, x, a, b, scaling=SCALING, gain=gain, keep_product=True)
+    mine = adapted_product(base, x, a, b, scaling=SCALING, gain=gain, has_small_gain=True)
     (found,) = torch.autograd.grad(mine.sum(), gain)
     (known,) = torch.autograd.grad(plain(*parts).sum(), gain)
     assert known[3].abs() > 1e-3
@@ -75,9 +75,7 @@ def test_a_gain_that_bfloat16_cannot_hold(bias):
     base, x = base.bfloat16(), torch.randn(4000, IN).bfloat16()
     with torch.no_grad():
         outputs = [
-            adapted_product(
-                base, x, a, 0.002 * b, scaling=SCALING, gain=torch.full((OUT,), g), keep_product=bias
-            ).float()
+            adapted_product(base, x, a, 0.002 * b, scaling=SCALING, gain=torch.full((OUT,), g)).float()
             for g in (1.0, 1.0015)
         ]
         z = plain(base, x.double(), a.double(), 0.002 * b.double(), None, None)
