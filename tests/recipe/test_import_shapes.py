@@ -172,7 +172,8 @@ SHAPES = {
             "data.train.0.columns": {"messages": "turns", "system": "persona"},
             "data.train.1.path": "data/asked.json",
             "data.train.1.limit": 50,
-            "data.validation.path": "data/held.json",
+            "data.validation.path": "org/held",
+            "data.validation.split": "train",
             "data.max_seq_len": 2048,
             "data.overlength": "truncate",
         },
@@ -248,10 +249,11 @@ SHAPES = {
         {"training.num_epochs"},
     ),
     "torchtune, steps of one epoch": (
-        TUNE + "model: {_component_: torchtune.models.llama3.lora_llama3_8b}\nepochs: 1\nmax_steps_per_epoch: 25\n"
+        TUNE
+        + "model: {_component_: torchtune.models.llama3.lora_llama3_8b}\nepochs: 1\nmax_steps_per_epoch: 25\nshuffle: False\n"
         "loss: {_component_: torchtune.modules.loss.CEWithChunkedOutputLoss}\nlogs: ${checkpointer.checkpoint_dir}/x\n",
         {"training.max_steps": 25, "optimizer.schedule": "constant"},
-        {"logs"},
+        {"logs", "shuffle"},
     ),
     "TRL, constant has no warmup": (
         TRL + "lr_scheduler_type: constant\nwarmup_ratio: 0.03\noptim: paged_adamw_32bit\nmax_grad_norm: 0.3\n",
@@ -304,7 +306,7 @@ CATALOGUE = {
         "tags": {"role_tag": "who", "content_tag": "value", "user_tag": "user", "assistant_tag": "assistant"},
     },
     "asked": {"file_name": "asked.json", "columns": {"prompt": "instruction", "history": "before"}},
-    "held": {"file_name": "held.json", "formatting": "sharegpt", "columns": {"messages": "turns", "system": "persona"}},
+    "held": {"hf_hub_url": "org/held", "formatting": "sharegpt", "columns": {"messages": "turns", "system": "persona"}},
 }
 
 
@@ -365,12 +367,16 @@ def test_a_file_of_nobody_is_not_guessed(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("text", "key"),
-    [(FACTORY + "finetuning_type: freeze\n", "finetuning_type"), (AXOLOTL + "adapter: oft\n", "adapter")],
+    [
+        (FACTORY + "finetuning_type: freeze\n", "finetuning_type"),
+        (FACTORY + "do_predict: true\n", "do_predict"),
+        (AXOLOTL + "adapter: oft\n", "adapter"),
+    ],
 )
 def test_another_method_is_refused(tmp_path, text, key):
     """Planted bug caught: trained layers, or another adapter, taken for LoRA."""
     (tmp_path / "theirs.yaml").write_text(text)
-    with pytest.raises(RecipeError, match=f"{key}: .* asks for another method than those here"):
+    with pytest.raises(RecipeError, match=f"{key}: .* asks for another (method than|objective)"):
         import_recipe(tmp_path / "theirs.yaml")
 
 

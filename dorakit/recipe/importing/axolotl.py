@@ -95,7 +95,7 @@ def _set_rows(ledger: Ledger) -> None:
     )
     for row in ledger.entries("test_datasets"):
         for source in _sources(row):
-            hold_out(ledger, source, "test_datasets")
+            hold_out(ledger, source, "test_datasets", split="test")
 
 
 def _sources(row: Keys) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dorakit.recipe.importing.keys import Keys, asks_for_nothing
 from dorakit.recipe.importing.ledger import Ledger
-from dorakit.recipe.paths import is_template_text
+from dorakit.recipe.paths import ROW_FILES, is_template_text
 
 ALL_LINEAR = ("all", "all-linear", "all_linear")
 PEFT_DEFAULT = ["q_proj", "v_proj"]
@@ -129,8 +129,11 @@ def carry_place(row: Keys, source: dict[str, Any], **names: str) -> None:
             source[field] = value
 
 
-def hold_out(ledger: Ledger, source: dict[str, Any], key: str) -> None:
-    """data.validation from a source of rows, which is read in the form of the first training source."""
+def hold_out(ledger: Ledger, source: dict[str, Any], key: str, *, split: str) -> None:
+    """data.validation from a source of rows, which is read in the form of the first training source.
+
+    `split` is the one that the toolkit reads where none is named, which is `validation` here.
+    """
     if ledger.recipe.get("data.validation.path"):
         ledger.leave(key, source.get("path"), "there is one source of validation rows")
         return
@@ -140,6 +143,8 @@ def hold_out(ledger: Ledger, source: dict[str, Any], key: str) -> None:
     ledger.set("data.validation.path", source["path"], key)
     if source.get("split"):
         ledger.set("data.validation.split", source["split"], key)
+    elif not str(source["path"]).lower().endswith(ROW_FILES):
+        ledger.set_default("data.validation.split", split)
     first = (ledger.recipe.get("data.train") or [{}])[0]
     for field in ("format", "columns", "name", "revision", "prompt"):
         if source.get(field) != first.get(field):

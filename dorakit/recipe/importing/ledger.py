@@ -10,44 +10,19 @@ from typing import Any
 from dorakit.recipe.fields import arms, default_of, dotted, homes, section_at, type_at
 from dorakit.recipe.foreign import KEYS, VALUES
 from dorakit.recipe.importing.keys import Keys, asks_for_nothing, plain
+from dorakit.recipe.importing.reasons import (
+    ABOUT,
+    ANOTHER_VALUE,
+    MEANS_ANOTHER_THING,
+    NO_COUNTERPART,
+    ON_THERE,
+    TRANSPARENT,
+)
 from dorakit.recipe.importing.written import in_sections, recipe_text
 from dorakit.recipe.problems import schema_problems
 from dorakit.recipe.tree import PathKey, Place
 from dorakit.recipe.unread import ALTERNATIVES, unread_settings
 from dorakit.recipe.yaml_text import parse
-
-_NO_COUNTERPART = "dorakit has no such setting"
-_ARCHITECTURE = "the architecture is read from the base"
-# Keys that foreign.py takes to the right place for a hint, but whose value means something else there.
-_MEANS_ANOTHER_THING = {
-    "evals_per_epoch": "training.eval_every counts steps here, not times in an epoch",
-    "saves_per_epoch": "training.save_every counts steps here, not times in an epoch",
-    "max_steps_per_epoch": "training.max_steps counts the steps of all epochs here",
-    "model_type": _ARCHITECTURE,
-    "architectures": _ARCHITECTURE,
-    "loraplus_lr_ratio": "A and B have one learning rate here; adapter.magnitude.learning_rate_ratio is of DoRA's m",
-    "data_seed": "training.seed is the seed of everything here",
-    "pad_to_sequence_len": "rows are padded to the longest of a pass here",
-    "multipack": "data.packing lays documents into one row here",
-    "group_size": "quantization.block_size is of NF4 here",
-    "quant_type": "the type of a quantized base is nf4 here",
-}
-# Values that foreign.py takes to the nearest one for a hint, and that train something else.
-_ANOTHER_VALUE = {
-    "quantization.format": ("fp4", "int4", "int8"),
-    "optimizer.name": ("adam", "lion", "paged_lion_8bit", "paged_lion_32bit", "lion_32bit"),
-    "optimizer.schedule": ("cosine_with_min_lr", "none"),
-    "data.overlength": ("keep_end",),
-}
-# Sections whose keys mean what they mean at the top. Inside any other, a key of a known name is another thing.
-_TRANSPARENT: tuple[str, ...] = (
-    "model_init_kwargs",
-    "model_kwargs",
-    "bnb_config_kwargs",
-    "quantization_config",
-    "optim_args",
-)
-_TRANSPARENT += ("optimizer", "training", "lora", "logging")
 
 
 class Ledger(Keys):
@@ -82,7 +57,7 @@ class Ledger(Keys):
             meant = translated(key, value)
             if not (problem := refused(key, meant)):
                 return self.set(key, meant, name)
-            self.leave(name, value, f"{key}: {problem}")
+            self.leave(name, value, problem)
         if default is not None:
             self.set_default(key, default)
 
@@ -101,12 +76,13 @@ class Ledger(Keys):
             if key == "data.train":
                 self._check_sources(value)
             elif problem := refused(key, value):
-                self.leave(self.sources[key], value, f"{key}: {problem}")
+                self.leave(self.sources[key], value, problem)
                 del self.recipe[key], self.sources[key]
         for name, value in self._pending.items():
             target, reason = _counterpart(name)
             meant = translated(target, plain(value))
-            if asks_for_nothing(value) and not (value is False and _is_on_here(target)):
+            is_wish = value is False and (_is_on_here(target) or name.rpartition(".")[2] in ON_THERE)
+            if asks_for_nothing(value) and not is_wish:
                 self.settle(name)
             elif not target:
                 self.leave(name, value, reason)
@@ -115,7 +91,7 @@ class Ledger(Keys):
             elif target in self.recipe or any(key.startswith(f"{target}.") for key in self.recipe):
                 self.leave(name, value, f"{target} has its value from {self.sources.get(target, 'another key')}")
             elif problem := refused(target, meant):
-                self.leave(name, value, f"{target}: {problem}")
+                self.leave(name, value, problem)
             else:
                 self.set(target, meant, name)
         self._pending.clear()
@@ -137,6 +113,9 @@ class Ledger(Keys):
                 if problem := refused("data.train", [{"path": "x", "format": "chat", name: value}]):
                     self.leave(f"data.train.{name}", value, problem)
                     del source[name]
+        for source in [source for source in sources if source.get("weight") == 0]:
+            self.leave("data.train.weight", f"0 of {source.get('path')}", "none of its rows are read")
+            sources.remove(source)
         kept = [source for source in sources if source.get("path")]
         if kept:
             self.recipe["data.train"] = kept
@@ -184,11 +163,13 @@ def _counterpart(name: str) -> tuple[str, str]:
     """The setting that a foreign key is, else '' and the reason why it is none."""
     first, dot, _ = name.partition(".")
     last = name.rpartition(".")[2]
-    if dot and first not in _TRANSPARENT:
+    if said := ABOUT.get(first, ABOUT.get(last, "")):
+        return "", said
+    if dot and first not in TRANSPARENT:
         said = KEYS.get(first, "")
-        return "", said if " " in said else _NO_COUNTERPART
-    found = _MEANS_ANOTHER_THING.get(last, KEYS.get(last, _home(last)))
-    return (found, "") if _is_setting(found) else ("", found or _NO_COUNTERPART)
+        return "", said if " " in said else NO_COUNTERPART
+    found = MEANS_ANOTHER_THING.get(last, KEYS.get(last, _home(last)))
+    return (found, "") if _is_setting(found) else ("", found or NO_COUNTERPART)
 
 
 def _home(name: str) -> str:
@@ -220,7 +201,7 @@ def translated(key: str, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()]
     if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
         return int(value)
-    if str(value) in _ANOTHER_VALUE.get(key, ()):
+    if str(value) in ANOTHER_VALUE.get(key, ()):
         return value
     return VALUES.get(key, {}).get(str(value), value)
 

@@ -75,7 +75,7 @@ def _set_rows(ledger: Ledger, directory: Path, stage: str) -> None:
         ledger.leave("stage", stage, "rows are joined and cut into blocks there; here each row is cut at max_seq_len")
     ledger.set("data.train", sources, f"{ledger.said('dataset', 'dataset_dir', 'max_samples')}, dataset_info.json")
     for name in ledger.texts("eval_dataset"):
-        hold_out(ledger, catalogue.source(ledger, "eval_dataset", name, limit), "eval_dataset")
+        hold_out(ledger, catalogue.source(ledger, "eval_dataset", name, limit), "eval_dataset", split="train")
     set_validation(ledger, "val_size")
     if template := ledger.take("template"):
         ledger.leave("template", template, _TEMPLATE)

@@ -18,7 +18,7 @@ from dorakit.recipe.tree import Node, PathKey
 
 _OFF = (None, False, "", "none", "null", "false", "no", "off")
 # "beta" is not in KEYS: in a recipe it is a slip for optimizer.betas.
-_OBJECTIVE_KEYS = {"beta", *(key for key, hint in KEYS.items() if hint == OBJECTIVE)}
+_OBJECTIVE_KEYS = {"beta", "teacher_model_name_or_path", *(key for key, hint in KEYS.items() if hint == OBJECTIVE)}
 # `type: chat_template` is a conversation in axolotl, `type: chat_template.NAME` a pair of answers.
 _PREFERENCE_TYPES = (
     "chat_template",
@@ -57,7 +57,7 @@ def _problem(root: Node, path: PathKey) -> Problem:
 
 
 def _axolotl(root: Node) -> Iterator[PathKey]:
-    for key in ("rl", "reward_model", "process_reward_model"):
+    for key in ("rl", "reward_model", "process_reward_model", "kd_trainer"):
         if _is_on(root.at((key,))):
             yield (key,)
     for section in ("datasets", "test_datasets"):
@@ -79,6 +79,8 @@ def _llamafactory(root: Node) -> Iterator[PathKey]:
     stage = root.at(("stage",))
     if _is_on(stage) and stage is not None and stage.value not in ("sft", "pt"):
         yield ("stage",)
+    if _is_on(root.at(("do_predict",))) and not _is_on(root.at(("do_train",))):
+        yield ("do_predict",)
 
 
 def _torchtune(root: Node) -> Iterator[PathKey]:

@@ -62,6 +62,7 @@ def torchtune(ledger: Ledger, directory: Path) -> None:
     carry_adapter(ledger, rank=None, alpha=None, dropout=None)
     _set_rows(ledger)
     set_length(ledger, "tokenizer.max_seq_len", default=None, overlength="truncate")
+    ledger.drop_if("shuffle", True)
     set_batch(ledger, "batch_size", "gradient_accumulation_steps", defaults=(1, 1))
     ledger.carry("training.epochs", "epochs", default=1)
     steps = ledger.number("max_steps_per_epoch")
@@ -119,7 +120,7 @@ def _set_rows(ledger: Ledger) -> None:
     if len(set(trained)) > 1:
         ledger.leave("dataset.train_on_input", trained, "data.train_on is of all sources here")
     for row in _rows(ledger, "dataset_val"):
-        hold_out(ledger, _source(row)[0], "dataset_val")
+        hold_out(ledger, _source(row)[0], "dataset_val", split="train")
 
 
 def _rows(ledger: Ledger, name: str) -> list[Keys]:

@@ -44,6 +44,7 @@ def trl(ledger: Ledger, directory: Path) -> None:
     ledger.drop_if("bnb_4bit_quant_type", "nf4")
     sources = _set_rows(ledger)
     _set_trained(ledger, sources)
+    ledger.drop_if("loss_type", "nll", "chunked_nll")
     set_template(ledger, "chat_template")
     path = ledger.take("chat_template_path")
     if path is not None and str(path).endswith((".jinja", ".jinja2")):
@@ -86,7 +87,7 @@ def _set_rows(ledger: Ledger) -> list[dict[str, Any]]:
     ledger.set("data.train", sources, named(keys, rows))
     for test in [split for split in splits if "test" in split]:
         for path in mixer:
-            hold_out(ledger, {"path": path, "split": test} | form, "dataset_splits")
+            hold_out(ledger, {"path": path, "split": test} | form, "dataset_splits", split=test)
     _set_held_out(ledger, sources, hub, next((part for part in parts if "test" in part), "test"))
     return sources
 
@@ -134,9 +135,8 @@ def _set_held_out(ledger: Ledger, sources: list[dict[str, Any]], hub: Any, usual
     strategy = ledger.peek("eval_strategy") or ledger.peek("evaluation_strategy")
     split = ledger.take("dataset_test_split")
     if hub and not asks_for_nothing(strategy) and strategy != "no":
-        hold_out(
-            ledger, {**(sources[0] if sources else {}), "path": hub, "split": split or usual}, "dataset_test_split"
-        )
+        held_out = {**(sources[0] if sources else {}), "path": hub, "split": split or usual}
+        hold_out(ledger, held_out, "dataset_test_split", split=usual)
     elif split is not None:
         ledger.leave("dataset_test_split", split, "not read there without eval_strategy")
 
