@@ -108,8 +108,8 @@ def leaves(toolkit, content):
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_key_is_carried_or_listed(tmp_path, toolkit, data):
-    """Planted bugs caught: a key that is taken and thrown away; false inside an entry of rows let go in silence; the
-    key `weight` or `columns` at the top, which was written over data.train and ended in a traceback."""
+    """Planted bugs caught: a key that is taken and thrown away; the key `weight` or `columns` at the top, which was written
+    over data.train and ended in a traceback."""
     drawn = data.draw(st.dictionaries(st.sampled_from(NAMES[toolkit]), VALUES, min_size=1, max_size=8))
     content = written(toolkit, drawn)
     (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(content))

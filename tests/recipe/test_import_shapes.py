@@ -313,7 +313,7 @@ CATALOGUE = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_shape_trains_here_what_it_trains_there(tmp_path, monkeypatch, shape):
     """Planted bugs caught: booleans of YAML 1.2; an expression of targets made a list; warmup before a constant schedule;
-    epochs that end before max_steps; the q of qwen2 taken for quantized; a mixture without its splits."""
+    epochs that end before max_steps; a mixture without its splits; a data set's samples beside max_samples left out."""
     text, expected, listed = SHAPES[shape]
     (tmp_path / "data").mkdir()
     (tmp_path / "data/dataset_info.json").write_text(json.dumps(CATALOGUE))
@@ -378,6 +378,15 @@ def test_another_method_is_refused(tmp_path, text, key):
     (tmp_path / "theirs.yaml").write_text(text)
     with pytest.raises(RecipeError, match=f"{key}: .* asks for another (method than|objective)"):
         import_recipe(tmp_path / "theirs.yaml")
+
+
+def test_what_asks_for_nothing_is_said(tmp_path):
+    """Planted bug caught: false or null inside an entry of rows let go in silence."""
+    rows = "datasets: [{path: org/rows, drop_system_message: false, shards: null, train_on_eos: turn}]\nstrict: false\n"
+    (tmp_path / "theirs.yaml").write_text(AXOLOTL_ROWS + rows)
+    result = import_recipe(tmp_path / "theirs.yaml")
+    inside = {"datasets.drop_system_message", "datasets.shards", "datasets.train_on_eos"}
+    assert inside | {"strict"} <= set(result.empty) and result.left == []
 
 
 def test_without_rows_nothing_is_made_up(tmp_path, monkeypatch):

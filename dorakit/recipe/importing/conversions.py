@@ -23,9 +23,9 @@ def set_mode(ledger: Ledger, *names: str, adapter: bool, dora: bool, four_bit: b
     source = ledger.said(*names)
     if not adapter:
         if four_bit:
-            ledger.leave("load_in_4bit", True, "full fine-tuning needs a base that is not quantized")
+            ledger.leave(source, "4 bits", "full fine-tuning needs a base that is not quantized")
         if dora:
-            ledger.leave("use_dora", True, "no adapter is asked for")
+            ledger.leave(source, "DoRA", "no adapter is asked for")
         ledger.set("adapter.mode", "full", source)
         return
     ledger.set("adapter.mode", ("q" if four_bit else "") + ("dora" if dora else "lora"), source)
