@@ -38,7 +38,11 @@ SHAPES = {
         {"adapter.mode": "full", "training.max_grad_norm": 1.0, "training.epochs": 10, "optimizer.warmup_ratio": 0.03},
         set(),
     ),
-    "LLaMA-Factory, no clipping": (FACTORY + "max_grad_norm: null\n", {"training.max_grad_norm": 0.0}, set()),
+    "LLaMA-Factory, no clipping": (
+        FACTORY + "max_grad_norm: null\npure_bf16: true\n",
+        {"training.max_grad_norm": 0.0, "model.dtype": "bfloat16"},
+        set(),
+    ),
     "torchtune, nothing said of clipping or decay": (
         TUNE + "model: {_component_: torchtune.models.qwen2.qwen2_7b}\nclip_grad_norm: null\n",
         {"adapter.mode": "full", "training.max_grad_norm": 0.0, "optimizer.weight_decay": 0.01},
@@ -200,15 +204,16 @@ SHAPES = {
         {"dataset_mixture.seed"},
     ),
     "TRL, the mixer of older handbooks": (
-        "model_name_or_path: org/model\ndataset_mixer:\n  org/name.v1: 0.25\ndataset_splits: [train_sft, test_sft]\n",
+        "model_name_or_path: org/model\ndataset_mixer:\n  org/none: 0\n  org/name.v1: 0.25\n"
+        "dataset_splits: [train_sft, test_sft]\n",
         {
             "data.train.0.path": "org/name.v1",
             "data.train.0.split": "train_sft",
             "data.train.0.weight": 0.25,
-            "data.validation.path": "org/name.v1",
+            "data.validation.path": "org/none",
             "data.validation.split": "test_sft",
         },
-        {"dataset_mixer"},
+        {"dataset_mixer", "data.train.weight", "dataset_splits"},
     ),
     "TRL, its own list": (
         "model_name_or_path: org/model\ndatasets: [{path: org/rows, name: en, columns: [prompt, completion]}]\n",
@@ -279,8 +284,14 @@ SHAPES = {
         {"optimizer", "fp16", "neftune_noise_alpha", "data_seed", "pad_to_sequence_len"},
     ),
     "axolotl, the batch as a whole": (
-        AXOLOTL + "micro_batch_size: 2\nbatch_size: 16\nexcess_length_strategy: raise\nlora_model_dir: ./out\n",
-        {"training.batch_size": 16, "training.micro_batch_size": 2, "data.overlength": "error"},
+        AXOLOTL + "micro_batch_size: 2\nbatch_size: 16\nexcess_length_strategy: raise\nlora_model_dir: ./out\n"
+        "gradient_checkpointing: unsloth\n",
+        {
+            "training.gradient_checkpointing": True,
+            "training.batch_size": 16,
+            "training.micro_batch_size": 2,
+            "data.overlength": "error",
+        },
         {"lora_model_dir"},
     ),
     "TRL, a template as text": (

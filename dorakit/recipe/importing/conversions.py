@@ -146,9 +146,13 @@ def hold_out(ledger: Ledger, source: dict[str, Any], key: str, *, split: str) ->
     elif not str(source["path"]).lower().endswith(ROW_FILES):
         ledger.set_default("data.validation.split", split)
     first = (ledger.recipe.get("data.train") or [{}])[0]
+    is_another = source["path"] != first.get(
+        "path"
+    )  # of another data set, the first one's name and revision say nothing
     for field in ("format", "columns", "name", "revision", "prompt"):
-        if source.get(field) != first.get(field):
-            what = f"the form of the first training source: {field} {first.get(field) or 'none'}"
+        usual = None if is_another and field in ("name", "revision") else first.get(field)
+        if source.get(field) != usual:
+            what = f"the form of the first training source: {field} {usual or 'none'}"
             ledger.leave(f"{key}.{field}", source.get(field), f"validation rows are read in {what}")
     for field in ("limit", "offset"):
         if source.get(field):

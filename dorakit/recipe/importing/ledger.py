@@ -108,14 +108,14 @@ class Ledger(Keys):
 
     def _check_sources(self, sources: list[dict[str, Any]]) -> None:
         """Take out of the sources of rows what no source takes; a source without a path is none."""
+        for source in [source for source in sources if source.get("weight") == 0]:
+            self.leave("data.train.weight", f"0 of {source.get('path')}", "none of its rows are read")
+            sources.remove(source)
         for source in sources:
             for name, value in list(source.items()):
                 if problem := refused("data.train", [{"path": "x", "format": "chat", name: value}]):
                     self.leave(f"data.train.{name}", value, problem)
                     del source[name]
-        for source in [source for source in sources if source.get("weight") == 0]:
-            self.leave("data.train.weight", f"0 of {source.get('path')}", "none of its rows are read")
-            sources.remove(source)
         kept = [source for source in sources if source.get("path")]
         if kept:
             self.recipe["data.train"] = kept

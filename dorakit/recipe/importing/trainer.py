@@ -51,6 +51,7 @@ def carry_trainer(
     betas = ledger.number("adam_beta1"), ledger.number("adam_beta2")
     if betas != (None, None):
         ledger.set("optimizer.betas", [betas[0] or 0.9, betas[1] or 0.999], "adam_beta1, adam_beta2")
+    _set_checkpointing(ledger)
     set_dtype(ledger)
     set_attention(ledger)
 
@@ -68,6 +69,17 @@ def set_steps(ledger: Ledger, steps_key: str, *names: str, epochs: float) -> Non
     name, asked = ledger.pick(*names)
     if asked is not None:
         ledger.leave(name, asked, f"{steps_key} stands beside it, and goes before")
+
+
+def _set_checkpointing(ledger: Ledger) -> None:
+    """training.gradient_checkpointing; a word names a way of it, such as axolotl's offload."""
+    way = ledger.take("gradient_checkpointing")
+    if isinstance(way, str) and way not in ("none", "off", "no"):
+        ledger.leave(
+            "gradient_checkpointing", way, "carried as true: activations are computed again, and not moved away"
+        )
+    if way is not None:
+        ledger.set("training.gradient_checkpointing", way not in (False, "none", "off", "no"), "gradient_checkpointing")
 
 
 def _set_intervals(ledger: Ledger) -> None:
@@ -144,12 +156,12 @@ def _set_warmup(ledger: Ledger, value: float, source: str) -> None:
 
 def set_dtype(ledger: Ledger) -> None:
     """model.dtype: float16 is not trained in, so a wish for it is listed."""
-    for name in ("bf16", "bfloat16", "fp16", "float16", "torch_dtype", "dtype"):
+    for name in ("bf16", "pure_bf16", "bfloat16", "fp16", "float16", "torch_dtype", "dtype"):
         value = ledger.take(name)
         if value is None:
             continue
         word = str(value).lower().removeprefix("torch.")
-        on = {"true": name, "full": name, "apex": name}.get(word, word)
+        on = name.removeprefix("pure_") if word in ("true", "full", "apex") else word
         if on in ("bf16", "bfloat16", "float32", "fp32"):
             dtype = "bfloat16" if on.startswith("b") else "float32"
             if ledger.recipe.get("model.dtype", dtype) == dtype:
