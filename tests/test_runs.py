@@ -17,10 +17,13 @@ def listed(*arguments):
 
 
 def test_runs_are_listed_the_latest_first(tmp_path):
-    """Planted bugs caught: the base's accuracy taken for the run's; a symbolic link listed as one more run."""
+    """Planted bugs caught: the base's accuracy taken for the run's; the lowest for the best; a symbolic link listed as one more
+    run.
+    """
     done = made_run(tmp_path / "done", mode="dora", best_validation_loss=0.5)
     write(done / "eval" / "base.json", evaluation("base", correct=9, answered=10))
-    write(done / "eval" / "adapter.json", evaluation("adapter", correct=7, answered=10))
+    for name, correct in (("a-first-try", 5), ("adapter", 7), ("with-beams", 6)):
+        write(done / "eval" / f"{name}.json", evaluation("adapter", correct=correct, answered=10))
     later = made_run(tmp_path / "comparison" / "lora-r8", state="training")
     os.utime(done / "run.json", (1, 1))
     (tmp_path / "latest").symlink_to(done)

@@ -17,6 +17,7 @@ SECRETS = {
     "key": "sk" + "-" + "proj-" + CANARY,
     "forge": "gh" + "p_" + CANARY,
     "cloud": "AK" + "IA" + "ABCDEFGHIJKLMNOP",
+    "cloud for an hour": "AS" + "IA" + "ABCDEFGHIJKLMNOP",
     "address": "somebody:" + CANARY,
 }
 

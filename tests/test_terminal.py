@@ -1,5 +1,6 @@
 """Text of a model, a file or a row is shown on the terminal and does not steer it."""
 
+import itertools
 import json
 
 import pytest
@@ -109,6 +110,16 @@ def test_lines_while_training(tmp_path, capsys):
     assert not steers(err) and err.replace("\n", "") == SHOWN * 2
     assert not steers(run.log_file.read_text()) and not steers(run.metrics_file.read_text())
     assert json.loads(run.metrics_file.read_text())["samples"] == [{"text": HOSTILE}]
+
+
+def test_the_time_that_is_left(tmp_path, capsys, monkeypatch):
+    """Planted bugs caught: the time of all steps, or of those that are done."""
+    monkeypatch.setattr("dorakit.training.metrics.time.monotonic", itertools.count(0, 6).__next__)  # 6 s a step
+    with Metrics(Run(tmp_path), tiny_recipe(tmp_path, "lora"), total_steps=40, start_step=0, quiet=False) as metrics:
+        for step in (1, 2, 3):
+            metrics.step(step, 100)
+        metrics.train(3, loss=1.0, rate=1e-3, grad_norm=1.0, num_tokens=300, memory_bytes=0)
+    assert "step 3/40  loss 1.0000  lr 1.00e-03  17 tok/s  0.0 GB  ETA 3:42" in capsys.readouterr().err
 
 
 def test_values_of_a_recipe(tmp_path):

@@ -1,4 +1,4 @@
-"""Plain scalars of YAML 1.2: which text is a number, a boolean, nothing, or just text."""
+"""Plain scalars: which text is a number, a boolean, nothing, or just text. Recipes are YAML 1.2."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ _WORDS: dict[str, bool | float | None] = {
     **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
     **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
 }
+_WORDS_1_1 = {
+    **{form(word): True for word in ("yes", "on") for form in (str.lower, str.capitalize, str.upper)},
+    **{form(word): False for word in ("no", "off") for form in (str.lower, str.capitalize, str.upper)},
+}
+_WITH_UNDERSCORES = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
 # More digits than this are no setting, and Python refuses to convert some thousands of them.
 _MAX_DIGITS = 400
 
@@ -38,3 +43,13 @@ def scalar(text: str) -> Scalar:
     if is_int:
         return int(text)
     return float(text) if is_float else int(text, 0)
+
+
+def scalar_1_1(text: str) -> Scalar:
+    """Resolve a plain scalar as the toolkits that read with PyYAML do: `yes`, `no`, `on`, `off` and `1_000` of YAML 1.1.
+
+    `2e-4`, which PyYAML takes for text, stays a number: each of them makes one of it.
+    """
+    if text in _WORDS_1_1:
+        return _WORDS_1_1[text]
+    return scalar(text.replace("_", "") if _WITH_UNDERSCORES.fullmatch(text) else text)

@@ -28,7 +28,7 @@ _ADAPTER = (
     "magnitude",
 )
 # Settings that say the same thing in different ways, with the value that says nothing.
-_ALTERNATIVES: tuple[tuple[tuple[PathKey, Any], ...], ...] = (
+ALTERNATIVES: tuple[tuple[tuple[PathKey, Any], ...], ...] = (
     ((("optimizer", "warmup_ratio"), 0), (("optimizer", "warmup_steps"), None)),
     (
         (("data", "validation", "fraction"), 0),
@@ -168,7 +168,7 @@ def _is_row_file(path: Any) -> bool:
 
 def _outvoted(root: Node) -> Iterator[Unread]:
     """Of settings that say the same thing, the one set last stands; set in one place they contradict."""
-    for alternatives in _ALTERNATIVES:
+    for alternatives in ALTERNATIVES:
         given = [
             (node.place.layer, path)
             for path, nothing in alternatives

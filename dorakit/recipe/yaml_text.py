@@ -9,7 +9,7 @@ Nothing is expanded, and size and depth are bounded, so hostile text costs no mo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -47,18 +47,19 @@ def decode(content: bytes, file: str, size: int) -> tuple[str, list[Problem]]:
         return "", [Problem(message, file, hint="save it as UTF-8")]
 
 
-def parse(text: str, template: Place) -> tuple[Node | None, list[Problem]]:
+def parse(text: str, template: Place, resolve: Callable[[str], Scalar] = scalar) -> tuple[Node | None, list[Problem]]:
     """Parse one YAML document.
 
     Args:
         text: The document.
         template: Where the text comes from; every place is this one with a line and a column.
+        resolve: What a plain scalar is.
 
     Returns:
         The tree, None where the text is empty or broken, and all problems found.
     """
     lines = _LINE_BREAK.split(text)
-    builder = _Builder(lines, template)
+    builder = _Builder(lines, template, resolve)
     if bad := _UNPRINTABLE.search(text):
         before = _LINE_BREAK.split(text[: bad.start()])
         place = builder.place(len(before) - 1, len(before[-1]), 1)
@@ -109,8 +110,8 @@ class _Open:
 class _Builder:
     """Builds the tree from parser events without recursion."""
 
-    def __init__(self, lines: list[str], template: Place):
-        self.lines, self.template = lines, template
+    def __init__(self, lines: list[str], template: Place, resolve: Callable[[str], Scalar]):
+        self.lines, self.template, self.resolve = lines, template, resolve
         self.root: Node | None = None
         self.problems: list[Problem] = []
         self.stack: list[_Open] = []
@@ -199,7 +200,7 @@ class _Builder:
         value: Scalar = text
         if is_plain:
             try:
-                value = scalar(text)
+                value = self.resolve(text)
             except ValueError as error:
                 self.problems.append(place.problem(str(error)))
         self.put(value, place, text, not is_plain)

@@ -68,6 +68,7 @@ class Training:
         return {
             "base": sum(tensor.nbytes for tensor in tensors if not tensor.requires_grad),
             "trained": sum(tensor.nbytes for tensor in trained_tensors(self.model).values()),
+            "gradients": sum(gradient.nbytes for gradient in self.updater.gradients),
             "optimizer": sum(tensor.nbytes for tensor in self.updater.state()[0].values()),
             "activations": saved,
         }

@@ -209,8 +209,10 @@ def test_a_hub_data_set_offline_names_the_switch(tmp_path, monkeypatch):
 
 
 def test_copies_follow_the_weight():
+    """Planted bug caught: a share of rows cut to a whole number, 28 of 100 at 0.29, which is a little less in binary."""
     assert num_copies(4, 1.0, 0, 0).tolist() == [1, 1, 1, 1]
     assert num_copies(4, 2.0, 0, 0).tolist() == [2, 2, 2, 2]
+    assert [int(num_copies(100, weight, 0, 0).sum()) for weight in (0.29, 1.07, 2.999)] == [29, 107, 300]
     half = num_copies(100, 0.5, 7, 0)
     assert sorted(half.tolist()) == [0] * 50 + [1] * 50
     more = num_copies(100, 1.5, 7, 0)

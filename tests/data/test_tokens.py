@@ -68,6 +68,14 @@ def test_weights_repeat_training_rows_and_never_held_out_ones(section, write, by
     assert encode(section({**INSTRUCTION, "weight": 0.5}), bytes_only, seed=3).fingerprint != other
 
 
+@pytest.mark.parametrize(("fraction", "rows"), [(0.001, 1), (0.19, 8), (0.2, 8)])
+def test_a_fraction_holds_out_at_least_a_row(section, write, bytes_only, fraction, rows):
+    """Planted bugs caught: a fraction rounded down to nothing; 0.19 of 40 cut to 7."""
+    write("a.jsonl", ADD)
+    data = section(INSTRUCTION, validation=ValidationSection(fraction=fraction))
+    assert len(encode(data, bytes_only, seed=3).validation) == rows
+
+
 def test_held_out_rows_depend_on_the_seed_alone(section, write, bytes_only):
     write("a.jsonl", ADD)
 

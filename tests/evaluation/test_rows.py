@@ -9,6 +9,7 @@ from tiny_runs import tiny_recipe
 from dorakit import evaluate
 from dorakit.data.tokens import encode
 from dorakit.errors import DataError, RunError
+from dorakit.evaluation.rows import settings_of
 from dorakit.evaluation.task import rows_to_measure
 from dorakit.model.tiny import tiny_tokenizer
 
@@ -120,6 +121,15 @@ def test_offset_and_limit_belong_to_the_recipes_rows(recipe, tmp_path):
         "not read: evaluation.limit 3",
         "not read: evaluation.split train",
     ]
+
+
+@pytest.mark.parametrize(("own", "asked_for", "measured"), [(2, 3, 2), (3, 2, 2), (None, 3, 3), (3, None, 3)])
+def test_of_two_limits_the_smaller_counts(recipe, own, asked_for, measured):
+    """Planted bug caught: the larger one in the settings by which results are told apart."""
+    plan = recipe(f"evaluation.limit={'null' if own is None else own}")
+    rows = rows_to_measure(plan, tiny_tokenizer(), limit=asked_for)
+    assert len(rows.documents) == measured
+    assert settings_of(plan, rows, asked_for, of_recipe=True)["limit"] == measured
 
 
 def test_the_prompt_of_test_rows_is_that_of_validation_rows_too(recipe):

@@ -98,7 +98,7 @@ def test_config_and_what_stays_in_16_bit(run_of):
 
 @pytest.mark.parametrize("mode", ["lora", "dora", "full"])
 def test_a_run_with_and_without_its_merged_directory_gives_the_same_bytes(run_of, mode):
-    """Planted bugs caught: the adapter left out of the quantized weights; a stale merged directory used."""
+    """Planted bugs caught: the adapter left out of the quantized weights; a stale merged directory used, or of another dtype."""
     run = run_of(mode)
     direct = load_file(quantize(run, quiet=True) / "model.safetensors")
     if mode == "full":
@@ -113,11 +113,12 @@ def test_a_run_with_and_without_its_merged_directory_gives_the_same_bytes(run_of
         assert content["source"] == "merged directory"
         assert content["adapter_sha256"] == json.loads((run.merged / "merge.json").read_text())["adapter_sha256"]
         assert direct.keys() == again.keys() and all(torch.equal(direct[name], again[name]) for name in direct)
-        (run.merged / "merge.json").write_text(
-            (run.merged / "merge.json").read_text().replace(content["adapter_sha256"], "0" * 64)
-        )
-        quantize(run, quiet=True)
-        assert receipt(run.quantized)["source"] == "adapter, merged in memory"
+        merged = (run.merged / "merge.json").read_text()
+        for known, other in ((content["adapter_sha256"], "0" * 64), ('"dtype": "float32"', '"dtype": "float16"')):
+            assert known in merged
+            (run.merged / "merge.json").write_text(merged.replace(known, other))
+            quantize(run, quiet=True)
+            assert receipt(run.quantized)["source"] == "adapter, merged in memory"
     layers = dict(load_base(str(run.quantized), dtype="float32").model.named_modules())
     errors = receipt(run.quantized)["relative_error"]["layers"]
     assert len(errors) == 14

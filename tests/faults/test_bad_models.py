@@ -141,6 +141,13 @@ def linked_outside(files: Files) -> None:
     files.weights.symlink_to(files.tmp / "elsewhere.safetensors")
 
 
+def linked_to_a_neighbour(files: Files) -> None:
+    neighbour = files.model.with_name(files.model.name + "-2")
+    neighbour.mkdir()
+    files.weights.rename(neighbour / files.weights.name)
+    files.weights.symlink_to(neighbour / files.weights.name)
+
+
 def linked_to_nothing(files: Files) -> None:
     files.weights.unlink()
     files.weights.symlink_to(files.model / "absent")
@@ -269,6 +276,7 @@ CASES = [
     Case(57, "unread index leads out", lambda f: write_index(f.model, {"a": "../x.safetensors"}), r"names what is no .* beside it \(1\)"),
     Case(57, "no weight_map", index(lambda m: [1]), r"index.json: expected the objects metadata and weight_map"),
     Case(57, "no index", lambda f: (shard(f.model), (f.model / "model.safetensors.index.json").unlink()), r"has neither model.safetensors nor model.safetensors.index.json; it holds model-00001"),
+    Case(57, "link to a directory whose name goes on", linked_to_a_neighbour, r"model.safetensors is a link to .*-2/model.safetensors, outside its directory"),
     Case(57, "link outside", linked_outside, r"model.safetensors is a link to .*elsewhere.safetensors, outside its directory"),
     Case(57, "link to nothing", linked_to_nothing, r"model.safetensors is a link to nothing: .*absent"),
     Case(57, "FIFO", as_fifo, r"model.safetensors is not a regular file"),

@@ -7,6 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from dorakit import attach_, load_adapter, merge_, save_adapter
 from dorakit.adapters.attach import base_only
 from dorakit.adapters.peft_format import base_storage
+from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
@@ -29,10 +30,11 @@ def base(architecture="llama"):
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_ours_in_peft(tmp_path, method, architecture):
-    """Planted bugs that die here: the magnitude not written; rank_pattern not written; rsLoRA not written."""
+    """Planted bugs that die here: the magnitude not written; rank_pattern or alpha_pattern not written; rsLoRA not written."""
     model = base(architecture)
     before = model(IDS).logits
-    attach_(model, method=method, rank=4, alpha=8, rslora=True, rank_pattern={"q_proj": 2}, target_modules="all-linear")
+    patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 20}}
+    attach_(model, method=method, rank=4, alpha=8, rslora=True, **patterns, target_modules="all-linear")
     torch.testing.assert_close(model(IDS).logits, before, rtol=0, atol=1e-6)
     perturb_(model)
     live = model(IDS).logits
@@ -71,13 +73,21 @@ def test_peft_in_ours(tmp_path, use_dora, targets):
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"], ids=["untied", "tied"])
 @pytest.mark.parametrize("modules", [["embed_tokens"], ["lm_head"], ["norm"]])
 def test_modules_to_save(tmp_path, architecture, modules):
-    """Planted bug that dies here: an embedding trained apart from the head that is tied to it."""
+    """Planted bugs that die here: an embedding trained apart from the head that is tied to it; a trained copy that answers
+    for the base; a copy's weight that is the base's.
+    """
     model = base(architecture)
+    before = model(IDS).logits
     is_tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert is_tied == (architecture == "gemma2")
     attach_(model, method="dora", rank=4, target_modules=["q_proj"], modules_to_save=modules)
     perturb_(model)
     live = model(IDS).logits
+    copies = [module for module in model.modules() if isinstance(module, TrainedCopy)]
+    assert copies and all(module.weight is module.copy.weight for module in copies)
+    with base_only(model):
+        assert torch.equal(model(IDS).logits, before)
+        assert all(module.weight is module.base.weight for module in copies)
     save_adapter(model, tmp_path, base_name_or_path="x")
     again = base(architecture)
     load_adapter(again, tmp_path)

@@ -60,7 +60,7 @@ def test_a_model_without_torchs_kernel_stays_as_it_is():
 def test_packed_documents_stay_apart(case, slow_kernel, monkeypatch):
     """In training with dropout on the weights, and in layers with a window shorter than the row.
 
-    Planted bug that dies here: with dropout, no mask and no borders.
+    Planted bugs that die here: with dropout, no mask and no borders; a mask that lets a token see those after it.
     """
     monkeypatch.setattr(attention, "_kernel_is_slow", lambda _: slow_kernel)
     model = load_base("tiny:mistral", dtype="float32", attention="sdpa").model
@@ -75,8 +75,9 @@ def test_packed_documents_stay_apart(case, slow_kernel, monkeypatch):
     embedded = torch.randn(1, 24, model.config.hidden_size, requires_grad=True)
     positions = torch.tensor([[*range(10), *range(14)]])
     logits = model(inputs_embeds=embedded, position_ids=positions, use_cache=False).logits
-    logits[0, 10:].square().sum().backward()
-    assert not embedded.grad[0, :10].any() and embedded.grad[0, 10:].any(dim=-1).all()
+    logits[0, 10:20].square().sum().backward()
+    assert not embedded.grad[0, :10].any() and not embedded.grad[0, 20:].any()
+    assert embedded.grad[0, 10:20].any(dim=-1).all()
 
 
 def test_a_model_that_asks_for_torchs_kernel_by_name_stays_as_it_is(monkeypatch):

@@ -33,13 +33,17 @@ def planned(recipe):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
 def test_bytes_are_those_of_a_real_step(tmp_path, mode, tokens, optimizer):
-    """Dies of a storage counted twice or not at all, of a state's forgotten absmax, of absmax without its second level."""
+    """Dies of a storage counted twice or not at all, of a state's forgotten absmax, of absmax without its second level,
+    of half the gradients, of a checkpoint without the optimizer.
+    """
     recipe = tiny_recipe(tmp_path, mode, (f"data.max_seq_len={tokens}", f"optimizer.name={optimizer}"))
     plan, found = planned(recipe), Training(recipe).step(tokens)
     norms = 12_288 if "dora" in mode else 0  # kept outside of the module's buffers: 3 float32 for each of 1,024 rows
     assert plan.base == found["base"] + norms
     assert plan.trained == found["trained"]
+    assert plan.gradients == found["gradients"]
     assert plan.optimizer == found["optimizer"]
+    assert plan.checkpoint == found["trained"] + found["optimizer"]
     assert plan.activations + plan.logits == pytest.approx(found["activations"], rel=0.1)
 
 

@@ -1,129 +1,181 @@
-"""Conversions that several toolkits need: method, targets, batch, held-out rows, the settings of transformers' trainer."""
+"""Conversions that several toolkits need: method, targets, batch, rows, templates, held-out rows."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import re
+from collections.abc import Sequence
+from typing import Any
 
+from dorakit.recipe.importing.keys import Keys, asks_for_nothing
 from dorakit.recipe.importing.ledger import Ledger
-from dorakit.recipe.schema import LoggingSection
+from dorakit.recipe.paths import ROW_FILES, is_template_text
 
-TRACKERS: tuple[str, ...] = get_args(get_args(LoggingSection.model_fields["to"].annotation)[0])
-_PROJECT = "which project is said by the environment: WANDB_PROJECT (docs/trackers.md)"
-_TRACKER_PLACES = (  # key, its tracker, what says this here
-    ("wandb_project", "wandb", _PROJECT),
-    ("logging.wandb_project", "wandb", _PROJECT),
-    ("metric_logger.project", "wandb", _PROJECT),
-    ("wandb_entity", "wandb", "whose account is said by the environment: WANDB_ENTITY"),
-    ("mlflow_tracking_uri", "mlflow", "which store is said by the environment: MLFLOW_TRACKING_URI (docs/trackers.md)"),
-    ("mlflow_experiment_name", "mlflow", "which experiment is said by the environment: MLFLOW_EXPERIMENT_NAME"),
-)
 ALL_LINEAR = ("all", "all-linear", "all_linear")
+PEFT_DEFAULT = ["q_proj", "v_proj"]
+_NAMES = re.compile(r"[\w.]+(\s*,\s*[\w.]+)*,?")
+_NO_ADAPTER = ("lm_head", "embed_tokens", "output_layer")
+_TEMPLATE = "the tokenizer's own chat template is used; another goes into data.chat_template as Jinja"
+_PAPER_START = (True, "true", "True", "default", "kaiming")
 
 
-def set_mode(ledger: Ledger, *, adapter: bool, dora: bool, four_bit: bool, source: str) -> None:
-    """adapter.mode from the three switches that others have for it."""
+def set_mode(ledger: Ledger, *names: str, adapter: bool, dora: bool, four_bit: bool) -> None:
+    """adapter.mode from the three switches that others have for it, in the keys `names`."""
+    source = ledger.said(*names)
     if not adapter:
         if four_bit:
-            ledger.leave("load_in_4bit", True, "full fine-tuning needs a base that is not quantized")
+            ledger.leave(source, "4 bits", "full fine-tuning needs a base that is not quantized")
+        if dora:
+            ledger.leave(source, "DoRA", "no adapter is asked for")
         ledger.set("adapter.mode", "full", source)
         return
     ledger.set("adapter.mode", ("q" if four_bit else "") + ("dora" if dora else "lora"), source)
 
 
 def set_targets(ledger: Ledger, value: Any, source: str) -> None:
-    """adapter.target_modules from a list, a text with commas, or a word for all of them."""
-    if isinstance(value, str) and value not in ALL_LINEAR and "," in value:
-        value = [name.strip() for name in value.split(",")]
-    if value in ALL_LINEAR or (isinstance(value, list) and len(value) == 1 and value[0] in ALL_LINEAR):
-        value = "all-linear"
-    elif isinstance(value, str):
-        value = [value]
+    """adapter.target_modules from a list of names, a text of names with commas, a word for all, or a regular expression.
+
+    PEFT reads a text as an expression over whole names; one that is nothing but names would match none.
+    """
+    if isinstance(value, str) and value not in ALL_LINEAR and _NAMES.fullmatch(value.strip()):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        value = value[0] if value[0] in ALL_LINEAR or not _NAMES.fullmatch(value[0]) else value
+    if isinstance(value, str):
+        ledger.set("adapter.target_modules", "all-linear" if value in ALL_LINEAR else value, source)
+        return
+    if isinstance(value, list):
+        for name in (name for name in _NO_ADAPTER if name in value):
+            ledger.leave(source, name, "takes no adapter here; name it in adapter.modules_to_save to train it whole")
+        value = [name for name in value if name not in _NO_ADAPTER]
     ledger.set("adapter.target_modules", value, source)
 
 
+def set_peft_targets(ledger: Ledger, *names: str) -> None:
+    """Targets as PEFT takes them, with those that it chooses where none are named."""
+    name, value = ledger.pick(*names)
+    if not asks_for_nothing(value):
+        set_targets(ledger, value, name)
+    else:
+        ledger.set_default("adapter.target_modules", PEFT_DEFAULT, ": PEFT's for llama, mistral, qwen and gemma")
+
+
 def carry_adapter(ledger: Ledger, *, rank: int | None, alpha: float | None, dropout: float | None) -> None:
-    """Rank, alpha and dropout with the toolkit's defaults."""
+    """Rank, alpha, dropout and the rest of an adapter, with the toolkit's defaults."""
     ledger.carry("adapter.rank", "lora_r", "lora_rank", default=rank)
     ledger.carry("adapter.alpha", "lora_alpha", default=alpha)
     ledger.carry("adapter.dropout", "lora_dropout", default=dropout)
     ledger.carry("adapter.rslora", "use_rslora", "peft_use_rslora")
+    for name in ("init_lora_weights", "peft_init_lora_weights"):
+        start = ledger.take(name)
+        if start in _PAPER_START:
+            ledger.settle(name)
+        elif start is not None:
+            ledger.leave(name, start, "A and B start as in the LoRA paper here")
+    for name in ("lora_task_type", "task_type"):
+        ledger.drop_if(name, "CAUSAL_LM")
 
 
-def set_batch(ledger: Ledger, micro: str, accumulation: str, *, defaults: tuple[int, int]) -> None:
-    """Documents per optimizer step are the product that other toolkits leave to the reader. On one device."""
-    size, steps = int(ledger.number(micro) or defaults[0]), int(ledger.number(accumulation) or defaults[1])
-    ledger.set("training.batch_size", size * steps, f"{micro} {size} x {accumulation} {steps}, one device")
-    ledger.set("training.micro_batch_size", size, micro)
-
-
-def carry_trainer(
-    ledger: Ledger, *, learning_rate: float | None, epochs: float, schedule: str, warmup_ratio: float
+def set_batch(
+    ledger: Ledger, micro: str, accumulation: str, *, defaults: tuple[int, int], whole: str | None = None
 ) -> None:
-    """The settings of transformers' TrainingArguments; arguments are what the toolkit uses where none is given."""
-    ledger.carry("training.epochs", "num_train_epochs", "num_epochs", default=epochs)
-    ledger.drop_if("max_steps", -1, 0)
-    ledger.carry("training.max_grad_norm", "max_grad_norm")
-    ledger.carry("training.seed", "seed", "random_seed")
-    ledger.carry("training.log_every", "logging_steps")
-    for key, name in (("training.eval_every", "eval_steps"), ("training.save_every", "save_steps")):
-        value = ledger.number(name)
-        if isinstance(value, float) and value < 1:
-            ledger.leave(name, value, f"{key} is a number of steps here, not a share of them")
-        elif value is not None:
-            ledger.set(key, int(value), name)
-    ledger.carry("optimizer.learning_rate", "learning_rate", default=learning_rate)
-    ledger.carry("optimizer.name", "optim", "optimizer", default="adamw")
-    ledger.carry("optimizer.schedule", "lr_scheduler_type", "lr_scheduler", default=schedule)
-    ledger.carry("optimizer.weight_decay", "weight_decay")
-    steps, ratio = ledger.number("warmup_steps"), ledger.number("warmup_ratio")
-    if steps:
-        ledger.set("optimizer.warmup_steps", steps, "warmup_steps")
-        if ratio:
-            ledger.leave("warmup_ratio", ratio, "warmup_steps stands beside it, and goes before")
-    elif ratio:
-        ledger.set("optimizer.warmup_ratio", ratio, "warmup_ratio")
-    elif ratio is None and warmup_ratio:
-        ledger.set_default("optimizer.warmup_ratio", warmup_ratio)
-    betas = ledger.take("adam_beta1"), ledger.take("adam_beta2")
-    if betas != (None, None):
-        ledger.set("optimizer.betas", [betas[0] or 0.9, betas[1] or 0.999], "adam_beta1, adam_beta2")
-    for name, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
-        value = ledger.take(name)
-        if value in (True, "true", "full"):
-            ledger.set("model.dtype", dtype, name)
-        elif value is not None:
-            ledger.empty.append(name)
+    """Documents per optimizer step are the product that other toolkits leave to the reader. On one device.
+
+    `whole` is a key that gives the product instead.
+    """
+    size = int(ledger.number(micro) or defaults[0])
+    steps = ledger.number(accumulation)
+    total = ledger.number(whole) if whole and steps is None else None
+    if total:
+        ledger.set("training.batch_size", int(total), f"{whole}, one device")
+    else:
+        count = int(steps or defaults[1])
+        ledger.set("training.batch_size", size * count, f"{micro} {size} x {accumulation} {count}, one device")
+    ledger.set("training.micro_batch_size", size, micro)
+    if ledger.recipe.get("data.packing"):
+        reason = "with packing these are packed rows of many documents; training.batch_size counts documents: raise it"
+        ledger.leave(micro, size, reason)
 
 
-def set_trackers(ledger: Ledger) -> None:
-    """logging.to from the trackers' names, their switches, and the keys that say where in them."""
-    sources: dict[str, str] = {}
-    for key in ("report_to", "metric_logger._component_"):
-        for name in ledger.texts(key):
-            word = name.rsplit(".", 1)[-1].lower().removesuffix("logger")
-            if word in TRACKERS:
-                sources.setdefault(word, key)
-            elif word in ("none", "disk", "stdout"):  # metrics.jsonl and the terminal are always told
-                ledger.empty.append(key)
-            else:
-                ledger.leave(key, name, f"the trackers here are {', '.join(TRACKERS)}")
-    for tracker in TRACKERS:
-        for key in (f"use_{tracker}", f"logging.enable_{tracker}"):
-            if value := ledger.take(key):
-                sources.setdefault(tracker, key)
-            elif value is not None:
-                ledger.empty.append(key)
-    for key, tracker, where in _TRACKER_PLACES:
-        if value := ledger.take(key):
-            sources.setdefault(tracker, key)
-            ledger.leave(key, value, where)
-    if sources:
-        ledger.set("logging.to", list(sources), ", ".join(dict.fromkeys(sources.values())))
+def set_length(ledger: Ledger, *names: str, default: int | None, overlength: str | None) -> None:
+    """data.max_seq_len and what becomes of longer rows; null, or no default, is no limit there."""
+    null = any(ledger.is_null(name) for name in names) and all(ledger.peek(name) is None for name in names)
+    if null or (default is None and all(ledger.peek(name) is None for name in names)):
+        ledger.set_default("data.overlength", "error", ", no limit: a row that is too long is never cut here unseen")
+        ledger.leave(names[0], None, "no limit there; data.max_seq_len has one, and a longer row is an error: raise it")
+        return
+    ledger.carry("data.max_seq_len", *names, default=default)
+    if overlength and "data.overlength" not in ledger.recipe:
+        ledger.set_default("data.overlength", overlength)
+
+
+def set_template(ledger: Ledger, name: str) -> None:
+    """data.chat_template from Jinja; a template that only the toolkit knows by its name is listed."""
+    template = ledger.take(name)
+    if template in ("tokenizer_default", "default"):
+        ledger.settle(name)
+    elif template == "jinja" and ledger.peek("chat_template_jinja"):
+        ledger.settle(name)
+    elif isinstance(template, str) and is_template_text(template):
+        ledger.set("data.chat_template", template, name)
+    elif template is not None:
+        ledger.leave(name, template, _TEMPLATE)
+
+
+def carry_place(row: Keys, source: dict[str, Any], **names: str) -> None:
+    """Fields of a source of rows that are only named differently: field=their name."""
+    for field, name in names.items():
+        value = row.take(name)
+        if not asks_for_nothing(value):
+            source[field] = value
+
+
+def hold_out(ledger: Ledger, source: dict[str, Any], key: str, *, split: str) -> None:
+    """data.validation from a source of rows, which is read in the form of the first training source.
+
+    `split` is the one that the toolkit reads where none is named, which is `validation` here.
+    """
+    if ledger.recipe.get("data.validation.path"):
+        ledger.leave(key, source.get("path"), "there is one source of validation rows")
+        return
+    if not source.get("path"):
+        ledger.leave(key, source, "names no rows")
+        return
+    ledger.set("data.validation.path", source["path"], key)
+    if source.get("split"):
+        ledger.set("data.validation.split", source["split"], key)
+    elif not str(source["path"]).lower().endswith(ROW_FILES):
+        ledger.set_default("data.validation.split", split)
+    first = (ledger.recipe.get("data.train") or [{}])[0]
+    is_another = source["path"] != first.get(
+        "path"
+    )  # of another data set, the first one's name and revision say nothing
+    for field in ("format", "columns", "name", "revision", "prompt"):
+        usual = None if is_another and field in ("name", "revision") else first.get(field)
+        if source.get(field) != usual:
+            what = f"the form of the first training source: {field} {usual or 'none'}"
+            ledger.leave(f"{key}.{field}", source.get(field), f"validation rows are read in {what}")
+    for field in ("limit", "offset"):
+        if source.get(field):
+            ledger.leave(f"{key}.{field}", source[field], "all rows of data.validation.path are read")
 
 
 def set_validation(ledger: Ledger, *names: str) -> None:
     """Rows held out: a share below 1, else a number of rows."""
     value = ledger.number(*names)
-    if value:
-        key = "data.validation.fraction" if value < 1 else "data.validation.rows"
-        ledger.set(key, value if value < 1 else int(value), names[0])
+    if value is None:
+        return
+    name = ledger.said(*names)
+    if not value:
+        ledger.settle(name)
+    elif ledger.recipe.get("data.validation.path"):
+        ledger.leave(name, value, f"validation rows come from {ledger.sources['data.validation.path']}")
+    elif value < 1:
+        ledger.set("data.validation.fraction", value, name)
+    else:
+        ledger.set("data.validation.rows", int(value), name)
+
+
+def named(keys: Sequence[str], rows: Sequence[Keys]) -> str:
+    """What data.train came from: the keys, and those inside each of the rows' mappings."""
+    inside = list(dict.fromkeys(name for row in rows for name in row.read))
+    return ", ".join(keys) + (f" ({', '.join(inside)})" if inside else "")

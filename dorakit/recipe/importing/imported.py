@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dorakit.errors import Problem, RecipeError, UsageError
-from dorakit.recipe.importing.conversions import set_trackers
-from dorakit.recipe.importing.ledger import Ledger, Left, recipe_text
+from dorakit.recipe.importing.keys import Left
+from dorakit.recipe.importing.ledger import Ledger
 from dorakit.recipe.importing.objectives import other_objectives
 from dorakit.recipe.importing.toolkits import TOOLKITS, toolkit_of
+from dorakit.recipe.importing.torchtune import without_references
+from dorakit.recipe.importing.trackers import set_trackers
+from dorakit.recipe.importing.written import recipe_text
+from dorakit.recipe.paths import is_path
+from dorakit.recipe.scalars import scalar_1_1
 from dorakit.recipe.tree import Place
 from dorakit.recipe.yaml_text import decode, parse
 
@@ -43,25 +48,27 @@ def import_recipe(file: Path | str, *, toolkit: str | None = None, directory: Pa
     name, path = os.fspath(file), Path(file)
     content = path.read_bytes()
     text, problems = decode(content, name, len(content))
-    root, found = (None, problems) if problems else parse(text, Place(name))
+    root, found = (None, problems) if problems else parse(text, Place(name), scalar_1_1)
     if found or root is None or not root.entries:
         raise RecipeError(found or [Problem("no keys in this file", name)])
     plain = root.plain()
     toolkit = toolkit or toolkit_of(plain)
+    if toolkit is None:
+        message = f"{name}: its keys are none of those that tell toolkits apart"
+        raise UsageError(f"{message}\n  there are {', '.join(TOOLKITS)}: say which with --from")
     if toolkit not in TOOLKITS:
-        known = ", ".join(TOOLKITS)
-        asked = (
-            "its keys are none of those that tell toolkits apart" if toolkit is None else f"--from {toolkit}: unknown"
+        raise UsageError(
+            f"{name}: a configuration of {toolkit}, which is not converted\n  begin with `dorakit init`, and carry over "
+            "what docs/recipes.md has a setting for"
         )
-        raise UsageError(f"{name}: {asked}\n  there are {known}: say which with --from")
+    if toolkit == "torchtune":
+        plain = without_references(plain, plain)
     if found := other_objectives(toolkit, root):
         raise RecipeError(found)
     ledger = Ledger(toolkit, plain)
     TOOLKITS[toolkit](ledger, path.parent)
     set_trackers(ledger)
-    here = directory or Path()
-    if here.resolve() != Path().resolve():
-        ledger.set("data.root", os.path.relpath(Path(), here), "the working directory, where their paths start")
+    _settle_paths(ledger, directory or Path())
     ledger.finish()
     ordered = {key: ledger.recipe[key] for section in _SECTIONS for key in ledger.recipe if key.startswith(section)}
     ordered |= ledger.recipe
@@ -70,6 +77,17 @@ def import_recipe(file: Path | str, *, toolkit: str | None = None, directory: Pa
     head += [f"#   not carried over: {one_line(item)}" for item in ledger.left]
     body = recipe_text(ordered, comments)
     return Imported("\n".join([*head, "version: 1", body]), toolkit, ledger.sources, ledger.left, ledger.empty)
+
+
+def _settle_paths(ledger: Ledger, here: Path) -> None:
+    """Their relative paths start from the working directory; a directory that is there goes before a hub id of its name."""
+    base = str(ledger.recipe.get("model.base", ""))
+    if not base or base.startswith(("/", "~", "pkg:", "tiny:")):
+        pass
+    elif is_path(base) or base.count("/") > 1 or Path(base).is_dir():
+        ledger.recipe["model.base"] = f"./{os.path.relpath(base, here)}"
+    if here.resolve() != Path().resolve():
+        ledger.set("data.root", os.path.relpath(Path(), here), "the working directory, where their paths start")
 
 
 def one_line(item: Left) -> str:

@@ -1,4 +1,6 @@
-"""Configurations with another objective than supervised fine-tuning are refused: a recipe would train something else.
+"""Configurations with another objective than supervised fine-tuning, or another method, are refused by name.
+
+A recipe made of them would train something else.
 
 axolotl, LLaMA-Factory and torchtune have keys that choose the objective. Settings of an objective that is not chosen have
 no effect there, and are listed as not carried over. In TRL the command chooses, so its settings are all there is to see.
@@ -16,7 +18,7 @@ from dorakit.recipe.tree import Node, PathKey
 
 _OFF = (None, False, "", "none", "null", "false", "no", "off")
 # "beta" is not in KEYS: in a recipe it is a slip for optimizer.betas.
-_OBJECTIVE_KEYS = {"beta", *(key for key, hint in KEYS.items() if hint == OBJECTIVE)}
+_OBJECTIVE_KEYS = {"beta", "teacher_model_name_or_path", *(key for key, hint in KEYS.items() if hint == OBJECTIVE)}
 # `type: chat_template` is a conversation in axolotl, `type: chat_template.NAME` a pair of answers.
 _PREFERENCE_TYPES = (
     "chat_template",
@@ -28,14 +30,23 @@ _PREFERENCE_TYPES = (
     "orpo",
     "bradley_terry",
 )
+# What chooses the method, and the methods that there are here: any other trains other weights.
+_METHODS = {"axolotl": ("adapter", ("lora", "qlora")), "llamafactory": ("finetuning_type", ("lora", "full"))}
+_NO_METHOD = "dorakit trains all weights, or LoRA and DoRA adapters: adapter.mode full, lora, dora, qlora or qdora"
 _SFT_LOSSES = ("nll", "dft", "chunked_nll")  # of TRL's SFTConfig; every other loss_type is another trainer's
 _PREFERENCE_ROWS = ("preference", "paired", "hh_rlhf")
 
 
 def other_objectives(toolkit: str, root: Node) -> list[Problem]:
-    """A problem for every key that asks for another objective than supervised fine-tuning."""
+    """A problem for every key that asks for another objective than supervised fine-tuning, or another method."""
     found = {"axolotl": _axolotl, "llamafactory": _llamafactory, "torchtune": _torchtune, "trl": _trl}.get(toolkit)
-    return [] if found is None else [_problem(root, path) for path in found(root)]
+    problems = [] if found is None else [_problem(root, path) for path in found(root)]
+    key, methods = _METHODS.get(toolkit, ("", ()))
+    asked = root.at((key,))
+    if asked is not None and _is_on(asked) and asked.value not in methods:
+        message = f"{key}: {' '.join(asked.text.split())[:60]} asks for another method than those here"
+        problems.append(asked.key_place.problem(message, _NO_METHOD))
+    return problems
 
 
 def _problem(root: Node, path: PathKey) -> Problem:
@@ -46,7 +57,7 @@ def _problem(root: Node, path: PathKey) -> Problem:
 
 
 def _axolotl(root: Node) -> Iterator[PathKey]:
-    for key in ("rl", "reward_model", "process_reward_model"):
+    for key in ("rl", "reward_model", "process_reward_model", "kd_trainer"):
         if _is_on(root.at((key,))):
             yield (key,)
     for section in ("datasets", "test_datasets"):
@@ -68,6 +79,8 @@ def _llamafactory(root: Node) -> Iterator[PathKey]:
     stage = root.at(("stage",))
     if _is_on(stage) and stage is not None and stage.value not in ("sft", "pt"):
         yield ("stage",)
+    if _is_on(root.at(("do_predict",))) and not _is_on(root.at(("do_train",))):
+        yield ("do_predict",)
 
 
 def _torchtune(root: Node) -> Iterator[PathKey]:
