@@ -1,5 +1,6 @@
 """The commands of dorakit in a text that it prints or writes."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -18,10 +19,49 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 CLI = typer.main.get_command(app)
 PLACES = {"data", "base", "template"}  # what --accept-change takes beside keys
 
+# Modules that `dorakit export` alone goes through.
+EXPORT_MODULES = (
+    "trained",
+    "outputs",
+    "to_gguf",
+    "gguf_file",
+    "gguf_rope",
+    "gguf_vocabulary",
+    "plain_lora",
+    "rank_search",
+)
+
+# Of a message: a command in backquotes, after a colon, or on a line of its own. \0 stands for what is put in at run time,
+# and \1 for a whole command.
+_HINT = re.compile(
+    r"`dorakit (?:--\w+ )?[a-z.\0\x01]|(?:^ +|: +)dorakit [a-z\0]|^dorakit (?:\0|[a-z]+) (?:\0|--)", re.MULTILINE
+)
+
 
 def commands_in(text):
-    """Commands between backquotes, and on indented lines of their own."""
-    return [*re.findall(r"`(dorakit [^`]+)`", text), *re.findall(r"^ +(dorakit .+)$", text, re.MULTILINE)]
+    """Commands between backquotes, after a colon, and on indented lines of their own."""
+    return re.findall(r"`(dorakit [^`]+)`", text) + re.findall(r"(?:^ +|: +)(dorakit [^;\n]+)", text, re.MULTILINE)
+
+
+def hints(file: Path) -> Iterator[str]:
+    """A regular expression for each message of a module that names a command; help and other docstrings are none."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    inside |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if id(node) in inside:
+            continue
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        texts = [part.value if isinstance(part, ast.Constant) else _put_in(part) for part in parts]
+        if all(isinstance(text, str) for text in texts) and _HINT.search("".join(texts)):
+            yield re.sub(r"dorakit\\ \x01|\0", ".*", re.escape("".join(texts)))
+
+
+def _put_in(part: ast.AST) -> str | None:
+    if not isinstance(part, ast.FormattedValue):
+        return None
+    is_command = isinstance(part.value, ast.Call) and getattr(part.value.func, "attr", "") == "command"
+    return "dorakit \x01" if is_command else "\0"
 
 
 def parse(command):
