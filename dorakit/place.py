@@ -12,16 +12,15 @@ from dorakit.run import Run
 from dorakit.terminal import typed
 
 Kind = Literal["run", "adapter", "model"]
-# Directories of a run, and the command that makes each.
+# Directories of a finished run, and the command that makes each.
 _MAKERS = {
     "merged": "merge",
     "quantized": "quantize",
-    "adapter": "train --resume",
-    "model": "train --resume",
     "peft": "export --to peft",
     "gguf": "export --to gguf",
     "lora": "export --to lora",
 }
+_RESULTS = ("adapter", "model")
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ def find_target(text: str) -> Place:
         return Place(text, "model", None, None)
     if not path.is_dir():
         if "/" in text and (run := run_around(text)) is not None:
-            hint = f"\n  `dorakit {_MAKERS[path.name]} {run.path}` makes it" if path.name in _MAKERS else ""
-            raise RunError(f"no such directory: {text}{hint}")
+            raise RunError(f"no such directory: {text}{_how_to_make(run, path.name)}")
         beside = sorted(file.parent.name for file in path.parent.glob("*/run.json") if not file.parent.is_symlink())
         if "/" in text and beside:
             raise RunError(f"no such run: {text}\n  {path.parent} holds {', '.join(beside[:8])}")
@@ -89,6 +87,16 @@ def find_target(text: str) -> Place:
     raise ModelError(
         f"{text} is not a run (run.json), an adapter (adapter_config.json) or a model (config.json); it holds {inside}"
     )
+
+
+def _how_to_make(run: Run, name: str) -> str:
+    if name not in (*_MAKERS, *_RESULTS):
+        return ""
+    if run.state != "finished":
+        return f"\n  training did not finish: `dorakit train --resume {typed(run.path)}`"
+    if name in _RESULTS or (run.recipe.method is None and name in ("merged", "peft", "lora")):
+        return f"\n  the result is {run.result}"
+    return f"\n  `dorakit {_MAKERS[name]} {typed(run.path)}` makes it"
 
 
 def run_around(text: str) -> Run | None:

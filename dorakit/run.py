@@ -217,14 +217,14 @@ class Run:
         """Directory of the trained weights: adapter/, or model/ for full fine-tuning.
 
         Raises:
-            RunError: Training has not finished.
+            RunError: Training has not finished, or the result was removed.
         """
-        for directory in (self.adapter, self.model):
-            if directory.is_dir():
-                return directory
-        raise RunError(
-            f"{self.path} has no result yet: training did not finish.\n  dorakit train --resume {typed(self.path)}"
-        )
+        if found := [directory for directory in (self.adapter, self.model) if directory.is_dir()]:
+            return found[0]
+        if self.state == "finished":
+            raise RunError(f"{self.path} has lost its result, {self.adapter.name}/ or {self.model.name}/; train anew")
+        command = f"dorakit train --resume {typed(self.path)}"
+        raise RunError(f"{self.path} has no result yet: training did not finish.\n  {command}")
 
     def row_digests(self, fingerprint: str) -> Path:
         """File with the digests of the rows of the data that has this fingerprint."""

@@ -2,111 +2,28 @@
 
 import ast
 import re
-import shlex
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import typer
-from typer.exceptions import Exit, TyperException
+from printed_commands import CLI, PAGES, ROOT, blocks, calls, fault, inline, is_setting, text_of
 
 from dorakit import Recipe
-from dorakit.cli.app import app
 from dorakit.errors import RecipeError
-from dorakit.recipe.fields import is_free_mapping, type_at
 from dorakit.recipe.schema import Recipe as Schema
-
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "recipes/README.md"]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
-CLI = typer.main.get_command(app)
 
 # What is written on purpose though it would not parse, with the reason. One that parses must go.
 EXCEPTIONS = {
     "--offline COMMAND ...": "COMMAND stands for any command",
 }
-PLACES = {"data", "base", "template"}  # what --accept-change takes beside keys
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-
-
-def blocks(text: str) -> Iterator[str]:
-    """The lines of fenced and indented code, those that end in a backslash joined."""
-    for fenced, indented in re.findall(r"^```\w*\n(.*?)^```|((?:^    [^\n]*\n)+)", text, re.MULTILINE | re.DOTALL):
-        yield from re.sub(r"\\\n", " ", fenced or indented).splitlines()
-
-
-def inline(text: str) -> list[str]:
-    """What stands between backticks in running text."""
-    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```|^    [^\n]*$", "", text, flags=re.MULTILINE | re.DOTALL))
-
-
-def calls(line: str) -> list[list[str]]:
-    """The arguments of each call of dorakit in a line of shell; of alternatives the first, of what is optional all."""
-    line = re.split(r"(?:^|\s)#(?:\s|$)|(?<![|&;\s])\s{3,}(?![-\s])", line.strip())[
-        0
-    ]  # a comment, or an explanation in a column
-    line = re.sub(r"\[(--[^\]]*)\]", r"\1", line.replace("\\|", "|"))
-    line = re.sub(r"(?<=[\w-])\|[^\s`]+", "", line)
-    if "dorakit" not in line:
-        return []
-    shell = shlex.shlex(line, posix=True, punctuation_chars=True)
-    shell.whitespace_split, shell.commenters = True, ""
-    simple: list[list[str]] = [[]]
-    for token in shell:
-        if token.strip("();<>|&"):
-            simple[-1].append(token)
-        else:
-            simple.append([])
-    found = []
-    for words in simple:
-        while words and (words[0] in ("if", "then", "else", "do", "$", "-", "run:") or re.match(r"\w+=", words[0])):
-            words = words[1:]
-        if words[:1] and Path(words[0]).name == "dorakit":
-            found.append(words[1:])
-        elif "-m" in words[:-1] and words[words.index("-m") + 1] == "dorakit":
-            found.append(words[words.index("-m") + 2 :])
-    return found
-
-
-def fault(arguments: list[str], *, is_mention: bool) -> str:
-    """Why the command line refuses to be parsed; "" where it does not. A mention in running text may leave arguments out."""
-    if not arguments:
-        return ""
-    try:
-        context = CLI.make_context("dorakit", list(arguments))
-        rest = [*context._protected_args, *context.args]
-        if not rest:
-            return ""
-        _, command, rest = CLI.resolve_command(context, rest)
-        command.make_context(command.name, rest, parent=context)
-    except Exit:  # --help, --version
-        return ""
-    except TyperException as error:
-        is_short = type(error).__name__ in ("MissingParameter", "BadOptionUsage")  # `dorakit train --from`
-        return "" if is_short and is_mention else error.format_message() or type(error).__name__
-    return "" if all(map(is_setting, settings(arguments))) else f"{settings(arguments)} is not all in the schema"
-
-
-def settings(arguments: list[str]) -> list[str]:
-    """The keys that --set and --accept-change name."""
-    return [value.partition("=")[0] for option, value in pairwise(arguments) if option in ("--set", "--accept-change")]
-
-
-def is_setting(key: str) -> bool:
-    """Whether the schema has a dotted key; KEY, section.key and the like stand for any."""
-    path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
-    free = any(is_free_mapping(path[:end]) for end in range(1, len(path)))
-    return key in PLACES or key.isupper() or key == "section.key" or free or type_at(path) is not None
 
 
 @each_page
 def test_commands_parse(page):
     """Planted bug caught: an option that was renamed, left in a page."""
-    text = page.read_text(encoding="utf-8")
-    if page.name == "cli.md":  # how a command is used, as Typer writes it
-        text = re.sub(r"^\$ dorakit.*$", "", text, flags=re.MULTILINE)
+    text = text_of(page)
     wrong = []
     for lines, is_mention in ((blocks(text), False), (inline(text), True)):
         for line in lines:

@@ -243,7 +243,9 @@ def test_a_card_that_nothing_fits_is_said(mid_size):
     report = json.loads(
         run("--data", "my.jsonl", "--model", "org/mid", "--mode", "full", "--gpu", "2GB", "--json").stdout
     )
-    assert report["memory"].endswith("(a card of 2 GiB); it does not fit, and `dorakit plan` says what helps")
+    assert report["memory"].endswith(
+        "(a card of 2 GiB); it does not fit, and `dorakit plan my.yaml --gpu 2GB` says what helps"
+    )
     assert (report["micro_batch_size"], report["gradient_checkpointing"], report["max_seq_len"]) == (4, False, 896)
 
 

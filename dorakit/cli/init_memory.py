@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dorakit.errors import DorakitError
 from dorakit.memory import gib
+from dorakit.terminal import typed
 
 if TYPE_CHECKING:
     from dorakit.plan.fitting import Fitted
@@ -47,13 +48,14 @@ def planned(recipe: Recipe, gpu: str | None) -> tuple[Fitted | None, str]:
     from dorakit.plan.fitting import fitted
 
     base = recipe.model.base
+    command = f"dorakit plan {typed(recipe.origin.path)}" + (f" --gpu {typed(gpu)}" if gpu else "")
     if gpu is None and gguf_file(base) is None and at_hand(base) is None:
-        return None, f"not estimated: {base} is not here; --gpu, and `dorakit plan`, fetch its config.json"
+        return None, f"not estimated: {base} is not here; --gpu, or `{command}`, fetches its config.json"
     try:
         found = fitted(recipe, gpu=gpu)
     except DorakitError as error:
         return None, f"not estimated: {str(error).splitlines()[0]}"
-    fits = "" if found.fits else "; it does not fit, and `dorakit plan` says what helps"
+    fits = "" if found.fits else f"; it does not fit, and `{command}` says what helps"
     return found, in_words(found) + fits
 
 

@@ -46,6 +46,7 @@ from dorakit.place import Place, find_target
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run
 from dorakit.target import Target, open_target
+from dorakit.terminal import typed
 from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
 
@@ -119,7 +120,7 @@ def quantize(
                 raise ModelError(f"{place.text} is NF4 already: there is nothing to quantize")
             raise ModelError(
                 f"{place.text}: the weights of its base exist as NF4 only, and quantizing again would round the update away\n"
-                "  `dorakit merge` writes it in 16 bit"
+                f"  `dorakit merge {typed(place.text)}{'' if place.run else ' --output DIR'}` writes it in 16 bit"
             )
         rows, reason = _rows(opened)
         before = _perplexity(opened, rows, quiet=quiet)

@@ -15,6 +15,7 @@ from dorakit.errors import ModelError
 from dorakit.model.configs import check_configs, read_object
 from dorakit.model.prequantized import refuse_quantized
 from dorakit.model.weights_check import Stored, check_weights
+from dorakit.terminal import typed
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What is read from a model directory, by us or by transformers.
@@ -71,7 +72,8 @@ def _check_kind(directory: Path) -> None:
     if is_adapter and not has_config:
         raise ModelError(
             f"{directory} is an adapter, not a base model: it has adapter_config.json and no config.json\n"
-            "  its base is what its base_model_name_or_path names; `dorakit merge` makes one model of both"
+            "  its base is what its base_model_name_or_path names; "
+            f"`dorakit merge {typed(directory)} --output DIR` makes one model of both"
         )
     if is_adapter:  # transformers, where PEFT is installed, would put the adapter onto the weights unasked
         raise ModelError(

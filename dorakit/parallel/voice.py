@@ -105,7 +105,7 @@ def _ended(error: BaseException, member: Member, store: Store) -> BaseException:
         return MachineError(
             "another process of this run is gone without a word: killed, out of memory, or out of reach "
             f"({str(error).splitlines()[0]:.200})\n"
-            "  a training goes on from its last checkpoint with dorakit train --resume RUN, an evaluation of tasks with the "
+            "  a training goes on from its last checkpoint with `dorakit train --resume RUN`, an evaluation of tasks with the "
             "same command"
         )
     return error

@@ -114,8 +114,20 @@ def room_said(run: Run, path: Path, tensors: Iterable[Tensor]) -> Iterator[None]
         raise ResourceError(
             f"{error.filename or path} could not be written: {error.strerror}; it needs {needed:,} bytes, "
             f"{shutil.disk_usage(run.path).free:,} are free; {left}.\n"
-            f"  make room, then: dorakit train --resume {typed(run.path)}"
+            f"  make room, then: {_how_to_go_on(run, has_checkpoint=bool(whole))}"
         ) from error
+
+
+def _how_to_go_on(run: Run, *, has_checkpoint: bool) -> str:
+    start = run.read("run.json").get("from")
+    if has_checkpoint or start is None:
+        return f"dorakit train --resume {typed(run.path)}"
+    return how_to_begin_again(run, start["adapter"])
+
+
+def how_to_begin_again(run: Run, adapter: str) -> str:
+    """The commands for a run that began with an adapter and has no checkpoint with it, which cannot be resumed."""
+    return f"rm -r {typed(run.path)}, then: dorakit train RECIPE --from {typed(adapter)}"
 
 
 def best_weights(run: Run, step: int) -> Path:

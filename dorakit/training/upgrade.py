@@ -32,8 +32,7 @@ from dorakit.recipe.paths import is_path
 from dorakit.recipe.schema import Recipe
 from dorakit.recipe.where import problem_at
 from dorakit.run import Run
-from dorakit.terminal import typed
-from dorakit.training.checkpoint import named_checkpoint
+from dorakit.training.checkpoint import how_to_begin_again, named_checkpoint
 from dorakit.training.trained import restore_trained
 
 _LAYER = re.compile(r"(.+?)\.(\d+)\.(.+)")  # what is before, the number of a layer, what is in it
@@ -149,7 +148,7 @@ def refuse_lost_beginning(run: Run) -> None:
     if (start := run.read("run.json").get("from")) is not None:
         raise RunError(
             f"{run.path} began with the adapter {start['adapter']} and was stopped before it had a copy of it\n"
-            f"  begin again: rm -r {typed(run.path)}, then: dorakit train RECIPE --from {typed(start['adapter'])}"
+            f"  begin again: {how_to_begin_again(run, start['adapter'])}"
         )
 
 

@@ -302,7 +302,7 @@ def test_no_run_and_no_result(run_of, tmp_path):
     with pytest.raises(UsageError, match="nothing to export: no such run"):
         export_gguf("nowhere", quiet=True)
     shutil.rmtree(run.adapter)
-    with pytest.raises(RunError, match="has no result yet"):
+    with pytest.raises(RunError, match="has lost its result"):
         export_gguf(run, quiet=True)
 
 

@@ -174,7 +174,7 @@ def check_processes(names: str, processes: int) -> None:
     if processes > 1 and names.startswith(HARNESS):
         raise UsageError(
             f"--task {names}: measured by one process; leave --nproc (or the launcher) out, or share the rows out by the\n"
-            "  harness itself: dorakit merge RUN, then accelerate launch -m lm_eval --model hf --model_args "
+            "  harness itself: `dorakit merge RUN`, then accelerate launch -m lm_eval --model hf --model_args "
             f"pretrained=RUN/merged --tasks {names.removeprefix(HARNESS)}"
         )
 
