@@ -98,7 +98,7 @@ def test_config_and_what_stays_in_16_bit(run_of):
 
 @pytest.mark.parametrize("mode", ["lora", "dora", "full"])
 def test_a_run_with_and_without_its_merged_directory_gives_the_same_bytes(run_of, mode):
-    """Planted bugs caught: the adapter left out of the quantized weights; a stale merged directory used, or one of another dtype."""
+    """Planted bugs caught: the adapter left out of the quantized weights; a stale merged directory used, or of another dtype."""
     run = run_of(mode)
     direct = load_file(quantize(run, quiet=True) / "model.safetensors")
     if mode == "full":
