@@ -139,7 +139,7 @@ def test_what_cells_are_measured_on_may_not_change_in_between(recipe, tmp_path, 
     rows = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
     rows[0]["completion"] = "no"
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(RunError, match=r"lora-r4-lr0.01-seed42 and dora-r4-lr0.01-seed42 were measured on other rows"):
+    with pytest.raises(RunError, match=r"test.jsonl: other rows than when this comparison began"):
         compare(recipe, **asked, modes=["lora", "dora"])
 
 
@@ -258,9 +258,14 @@ def test_bad_axes_are_refused_before_anything_is_trained(recipe, tmp_path, asked
 @pytest.mark.parametrize("keep_best", ["false", "true"])
 def test_a_rate_is_chosen_by_the_weights_that_are_tested(recipe, tmp_path, commands, keep_best):
     """Planted bug caught: the lowest loss on the way, where the last step's weights are tested."""
-    settings = (f"training.keep_best={keep_best}", "training.eval_every=1", "optimizer.learning_rate=0.3")
+    settings = (
+        f"training.keep_best={keep_best}",
+        "training.eval_every=1",
+        "optimizer.learning_rate=0.1",
+        "adapter.mode=full",
+    )
     findings, place = compare(recipe, overrides=settings, output=tmp_path / "cmp", quiet=True)
-    run = Run.open(next(place.glob("lora-*")))
+    run = Run.open(next(place.glob("full-*")))
     losses = [entry["validation/loss"] for entry in map(json.loads, run.metrics_file.read_text().splitlines())
               if "validation/loss" in entry]  # fmt: skip
     assert losses[-1] > 1.1 * min(losses)
@@ -283,7 +288,7 @@ def test_a_name_that_output_dir_would_fill_in_is_refused(recipe, tmp_path):
 def test_changed_rows_are_refused_before_anything_is_trained(recipe, tmp_path, commands, changed):
     """Between seeds too. Planted bug caught: rows compared within a seed alone."""
     (tmp_path / "test.jsonl").write_text((tmp_path / "rows.jsonl").read_text())
-    settings = ("evaluation.path=test.jsonl", "training.max_steps=1")
+    settings = (f"evaluation.path={tmp_path}/test.jsonl", "training.max_steps=1")
     how = {"overrides": settings, "output": tmp_path / "cmp", "quiet": True}
     compare(recipe, **how)
     done = len(commands)
