@@ -11,7 +11,7 @@ import typer
 
 from dorakit.cli import completion, options
 from dorakit.cli.failures import failure, problem_dict
-from dorakit.errors import Problem, RecipeError, UsageError, shown
+from dorakit.errors import DataError, Problem, RecipeError, UsageError, shown
 from dorakit.terminal import json_line, printable, typed
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def validate(
         try:
             recipe = load_recipe(path, set_ or [], twin=twin)
             seen = look(recipe)
+            _judge_first(recipe, seen)
             if seen.problems:
                 is_elsewhere |= bool(seen.absent)
                 raise RecipeError(seen.problems)
@@ -79,6 +80,17 @@ def validate(
             if is_elsewhere:
                 print("files that are not on this machine: --twin checks a recipe without them", file=sys.stderr)
         raise typer.Exit(RecipeError.exit_code)
+
+
+def _judge_first(recipe: Recipe, seen: Look) -> None:
+    from dorakit.evaluation.taught import check_first_rows
+    from dorakit.recipe.where import problem_at
+
+    try:
+        seen.notes += check_first_rows(recipe, seen)
+    except DataError as error:
+        message, *hint = str(error).splitlines()
+        seen.problems.append(problem_at(recipe, "evaluation.metric", message, " ".join(line.strip() for line in hint)))
 
 
 def schema(

@@ -30,7 +30,10 @@ class Cell:
     def name(self) -> str:
         """Name of its run directory."""
         rank = "" if self.rank is None else f"-r{self.rank}"
-        return f"{self.mode}{rank}-lr{self.learning_rate:g}-seed{self.seed}"
+        rate = f"{self.learning_rate:g}"
+        if float(rate) != self.learning_rate:  # of two that are equal to six digits, each has its own name
+            rate = repr(self.learning_rate)
+        return f"{self.mode}{rank}-lr{rate}-seed{self.seed}"
 
     def overrides(self, scale: float, output: Path) -> list[str]:
         """What makes the recipe this cell's; `scale` is alpha / rank, which is the same in all cells."""

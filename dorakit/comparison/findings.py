@@ -77,9 +77,9 @@ def find(results: Sequence[CellResult], *, fixed_rate: float, measure: Measure =
         measure: What the rows of the cells hold.
 
     Raises:
-        RunError: Two cells of one seed were measured on other rows.
+        RunError: Two cells of one seed, or on test rows any two, were measured on other rows.
     """
-    _check_same_rows(results)
+    _check_same_rows(results, measure)
     methods = by_method(results)
     # The lowest loss along the way says less of the finished model than its own loss on the same rows.
     has_own = measure.is_loss and measure.is_on_validation
@@ -104,10 +104,11 @@ def find(results: Sequence[CellResult], *, fixed_rate: float, measure: Measure =
     return Findings(methods, best, fixed, fixed_rate, chosen_by, winner, against, sentence, measure=measure)
 
 
-def _check_same_rows(results: Sequence[CellResult]) -> None:
+def _check_same_rows(results: Sequence[CellResult], measure: Measure) -> None:
+    """Of one seed; test rows are those of all seeds."""
     first: dict[int, CellResult] = {}
     for result in results:
-        one = first.setdefault(result.cell.seed, result)
+        one = first.setdefault(result.cell.seed if measure.is_on_validation else 0, result)
         if one.rows.keys() != result.rows.keys():
             raise RunError(
                 f"{one.cell.name} and {result.cell.name} were measured on other rows\n  remove their eval/ and compare again"

@@ -20,7 +20,7 @@ class CellResult:
 
     Attributes:
         rows: For each measured row, by its place, its value and how much it counts (`execution.row_scores`).
-        validation_loss: The lowest; None where the recipe holds no rows out.
+        validation_loss: Of the weights that were tested; None where the recipe holds no rows out.
         seconds: Of training.
         peak_memory_bytes: Of the training process.
         forgotten: Rise of the loss on a general text over the cell's own base, in nats a token; None if not measured.

@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from dorakit.comparison.cells import Cell, cell_recipe, check_alike, environment_notes, grid
+from dorakit.comparison.data_files import check_files
 from dorakit.comparison.execution import measure_cell, row_scores, train_cell
 from dorakit.comparison.findings import Findings, find
 from dorakit.comparison.measure import Measure, measure_of
 from dorakit.comparison.methods import CellResult
 from dorakit.comparison.page import Comparison, write_comparison
+from dorakit.data.first_look import look
 from dorakit.errors import UsageError
+from dorakit.evaluation.taught import check_first_rows
 from dorakit.files import write_json
 from dorakit.recipe.schema import Recipe
+from dorakit.report.content import read_content
 from dorakit.report.page import write_report
 from dorakit.run import Run
 
@@ -66,12 +70,19 @@ def compare(
     """
     plan = Recipe.from_yaml(str(recipe), list(overrides), twin=twin)
     measure = measure_of(plan)
+    for note in check_first_rows(plan, look(plan)):
+        say(f"note: {note}")
     if general is not None and not general.is_file():
         raise UsageError(f"--general {general}: no such file; name a plain text")
     place = (output or Path("runs") / f"{plan.origin.name}-comparison").absolute()
+    if "{name}" in str(place):
+        raise UsageError(
+            f"--output {output}: {{name}} stands for a recipe's name in output_dir only; write the name itself"
+        )
     cells = grid(plan, modes=modes, ranks=ranks, learning_rates=learning_rates, seeds=seeds)
     # All at once, so that a mistake in the last is known before the first is trained.
     recipes = {cell: cell_recipe(recipe, cell, place, overrides, twin=twin) for cell in cells}
+    check_files(place, plan)
     results: list[CellResult] = []
     runs: dict[Cell, Run] = {}
     for number, cell in enumerate(cells, 1):
@@ -133,13 +144,21 @@ def result_of(cell: Cell, run: Run, measure: Measure = Measure(), *, with_genera
         cell=cell,
         rows=row_scores(run, "comparison", measure),
         unparsed=int(measured["unparsed"] or 0),
-        validation_loss=facts["best_validation_loss"],
+        validation_loss=_validation_loss(run),
         seconds=float(facts["seconds"]),
         peak_memory_bytes=int(facts["peak_memory_bytes"]),
         trained_parameters=int(facts["trained_parameters"]),
         forgotten=forgotten,
         trained_on=measured.get("rows_trained_on"),  # absent in results of an earlier dorakit
     )
+
+
+def _validation_loss(run: Run) -> float | None:
+    """Of the weights that are tested: those of the last step, or with keep_best those of the lowest."""
+    if run.recipe.training.keep_best:
+        best: float | None = run.read("run.json")["best_validation_loss"]
+        return best
+    return read_content(run).last("validation/loss")
 
 
 def _measure_forgetting(cell: Cell, run: Run, text: Path, *, quiet: bool) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dorakit.data.formats import read_samples
+from dorakit.data.formats import Sample, read_samples
 from dorakit.data.hub import check_saved, missing
 from dorakit.data.sources import like_first, read_file, selected
 from dorakit.errors import DataError, ModelError, Problem
@@ -31,11 +31,14 @@ class Look:
     """The findings of `look`.
 
     `problems` have their place in the recipe, `absent` are paths at which nothing is, and `notes` are lines to print.
+    `trained` and `asked` are the rows that were read of data.train, and of what an evaluation judges.
     """
 
     problems: list[Problem] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    trained: list[Sample] = field(default_factory=list)
+    asked: list[Sample] = field(default_factory=list)
 
 
 def look(recipe: Recipe) -> Look:
@@ -127,4 +130,5 @@ def _look_at_rows(recipe: Recipe, source: SourceSection, found: Look, *, evaluat
         file = read_file(path, source.path, most_rows=source.offset + MOST_ROWS, most_bytes=MOST_BYTES)
         found.notes += file.notes
         rows = selected(file.rows, source) if file.is_whole else file.rows[source.offset :][: source.limit]
-        read_samples(rows, source, evaluation=evaluation, is_whole=file.is_whole)
+        samples = read_samples(rows, source, evaluation=evaluation, is_whole=file.is_whole)
+        (found.asked if evaluation else found.trained).extend(samples)

@@ -43,6 +43,11 @@ class Passage:
     answer: str
     row: str
 
+    @property
+    def reply(self) -> str:
+        """What training teaches to write here."""
+        return self.completion
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -52,6 +57,12 @@ class Conversation:
     tools: list[dict[str, Any]] | None
     answer: str
     row: str
+
+    @property
+    def reply(self) -> str:
+        """What training teaches to write at the end; "" where the last turn is not the assistant's, or holds calls alone."""
+        last = self.messages[-1]
+        return str(last.get("content") or "") if last["role"] == "assistant" else ""
 
 
 Sample = Passage | Conversation

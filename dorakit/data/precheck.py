@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dorakit.data.formats import read_samples
+from dorakit.data.formats import Sample, read_samples
 from dorakit.data.hub import missing
 from dorakit.data.sources import like_first, read_rows
 from dorakit.errors import DataError
@@ -36,24 +36,28 @@ def check_rows(recipe: Recipe) -> None:
             raise DataError(f"data.chat_template: {missing(path, template)}")
 
 
-def check_test_rows(recipe: Recipe, path: str | None = None) -> None:
+def check_test_rows(recipe: Recipe, path: str | None = None) -> list[Sample]:
     """Read a file of rows that an evaluation will read: `path`, which is absolute, else evaluation.path.
+
+    Returns:
+        The rows; none where they are left for later.
 
     Raises:
         DataError: As `check_rows`.
     """
     section = recipe.evaluation
-    if (asked := path or section.path) is not None:
-        source = like_first(recipe.data, asked, prompt=section.prompt)
-        is_judged = section.metric != "none"
-        _check_source(source, recipe.data.root, twin=recipe.origin.is_twin, evaluation=is_judged)
+    if (asked := path or section.path) is None:
+        return []
+    source = like_first(recipe.data, asked, prompt=section.prompt)
+    is_judged = section.metric != "none"
+    return _check_source(source, recipe.data.root, twin=recipe.origin.is_twin, evaluation=is_judged)
 
 
-def _check_source(source: SourceSection, root: str, *, twin: bool, evaluation: bool = False) -> None:
+def _check_source(source: SourceSection, root: str, *, twin: bool, evaluation: bool = False) -> list[Sample]:
     path = Path(root, os.path.expanduser(source.path))
     is_there = path.exists()
     if (twin and not is_there) or is_hub_id(source.path, path) or path.is_dir():
-        return
+        return []
     if is_there and path.suffix.lower() in ROW_FILES and path.stat().st_size > _MAX_BYTES:
-        return
-    read_samples(read_rows(source, root)[0], source, evaluation=evaluation)
+        return []
+    return read_samples(read_rows(source, root)[0], source, evaluation=evaluation)

@@ -23,12 +23,13 @@ __all__ = ["Document", "Encoded", "Question", "encode", "encode_prompts", "encod
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt to answer. `text` is the prompt as text, `answer` what to compare with."""
+    """A prompt to answer. `text` is the prompt as text, `answer` what to compare with, `reply` what training would teach."""
 
     prompt_ids: list[int]
     answer: str
     row: str
     text: str
+    reply: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def encode_prompts(
         texts = [sample.prompt for sample in samples if isinstance(sample, Passage)]
         ids = encoder.beginnings(texts)
     return [
-        Question(prompt.tolist(), sample.answer, sample.row, text)
+        Question(prompt.tolist(), sample.answer, sample.row, text, sample.reply)
         for prompt, sample, text in zip(ids, samples, texts, strict=True)
     ]
 

@@ -41,7 +41,9 @@ def choose_options(
     keep: Callable[[int, Prediction], None] | None = None,
     world: World = ALONE,
 ) -> list[Prediction]:
-    """Choose for each question the likeliest among its expected answer with each option in the place of the right one.
+    """Choose for each question the likeliest among what training teaches, with each option in the place of the right one.
+
+    Of a question without such a text, or whose text names another option first, it is the expected answer.
 
     Only options that the prompt itself names are candidates, where it names the right one: "answer5" is none where four
     answers are given. `keep` receives the number of a question and its prediction, as soon as there is one. Every rank of
@@ -57,10 +59,11 @@ def choose_options(
     for question, right in zip(questions, rights, strict=True):
         named = set(pattern.findall(question.text))
         offered.append([option for option in options if option in named] if right in named else options)
-    texts = [
-        [pattern.sub(lambda _, option=option: option, question.answer, count=1) for option in some]  # type: ignore[misc]
-        for question, some in zip(questions, offered, strict=True)
-    ]
+    texts = []
+    for question, right, some in zip(questions, rights, offered, strict=True):
+        first = pattern.search(question.reply)
+        written = question.reply if first is not None and first.group() == right else question.answer
+        texts.append([pattern.sub(lambda _, option=option: option, written, count=1) for option in some])  # type: ignore[misc]
     encoded = iter(Encoder(tokenizer).continuations([text for some in texts for text in some]))
     candidates = [[next(encoded).tolist() for _ in some] for some in texts]
 

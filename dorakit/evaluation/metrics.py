@@ -53,7 +53,7 @@ def option_judge(options: list[str]) -> Judge:
     def first_option(expected: str, generated: str, row: str) -> Verdict:
         right = wanted.search(expected)
         if right is None:
-            raise DataError(f"{row}: the answer {_short(expected)} holds none of the options {', '.join(options)}")
+            raise DataError(f"{row}: the answer {short(expected)} holds none of the options {', '.join(options)}")
         found = wanted.search(generated)
         parsed = found.group() if found else None
         return Verdict(parsed == right.group(), right.group(), parsed)
@@ -94,10 +94,11 @@ def _exact_match(expected: str, generated: str, row: str) -> Verdict:
 def _last_number(expected: str, generated: str, row: str) -> Verdict:
     right = last_number(expected)
     if right is None:
-        raise DataError(f"{row}: the answer {_short(expected)} holds no number, but evaluation.metric is last_number")
+        raise DataError(f"{row}: the answer {short(expected)} holds no number, but evaluation.metric is last_number")
     found = last_number(generated)
     return Verdict(found is not None and same_number(found, right), right, found)
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """The text in quotes, cut to 60 characters."""
     return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dorakit.evaluation.metrics import judge_of
 from dorakit.evaluation.perplexity import perplexity, row_losses
 from dorakit.evaluation.progress import say
 from dorakit.evaluation.rows import HeldOut, file_rows, settings_of, validation_rows
+from dorakit.evaluation.taught import check_taught, expected_of
 from dorakit.evaluation.written import beside, losses_beside, output_file, place_of
 from dorakit.files import write_json, write_whole
 from dorakit.model.generate import check_prompts
@@ -118,7 +120,8 @@ def evaluate(
     destination = output_file(output)
     quiet = quiet or not this_process().is_first
     known = recipe if recipe is not None else place.run.recipe  # type: ignore[union-attr]
-    check_test_rows(known, None if data is None else os.path.abspath(os.path.expanduser(data)))
+    tested = check_test_rows(known, None if data is None else os.path.abspath(os.path.expanduser(data)))
+    check_taught(tested, known.evaluation)  # before the model is loaded
     with joined() as world:  # before the model is loaded: each rank has a GPU of its own
         opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
         assert opened.recipe is not None
@@ -192,6 +195,8 @@ def rows_to_measure(
     if section.split is not None and (path is None or Path(str(rows.path)).is_file()):
         unread.append(f"evaluation.split {section.split} ({rows.name} has no splits)")
     rows.notes += [f"not read: {setting}" for setting in unread]
+    rows.notes += check_taught(rows.questions, section)
+    rows.questions = [replace(question, answer=expected_of(question, section)) for question in rows.questions]
     return rows
 
 

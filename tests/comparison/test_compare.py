@@ -14,7 +14,7 @@ from dorakit import Run
 from dorakit.comparison import execution
 from dorakit.comparison.cells import Cell, cell_recipe, check_alike, environment_notes, grid
 from dorakit.comparison.sweep import compare
-from dorakit.errors import Interrupted, RunError, UsageError
+from dorakit.errors import DataError, Interrupted, RunError, UsageError
 from dorakit.recipe.schema import Recipe
 
 RECIPE = """\
@@ -139,7 +139,7 @@ def test_what_cells_are_measured_on_may_not_change_in_between(recipe, tmp_path, 
     rows = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
     rows[0]["completion"] = "no"
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(RunError, match=r"lora-r4-lr0.01-seed42 and dora-r4-lr0.01-seed42 were measured on other rows"):
+    with pytest.raises(RunError, match=r"test.jsonl: other rows than when this comparison began"):
         compare(recipe, **asked, modes=["lora", "dora"])
 
 
@@ -253,3 +253,57 @@ def test_bad_axes_are_refused_before_anything_is_trained(recipe, tmp_path, asked
     with pytest.raises(UsageError) as caught:
         compare(recipe, output=tmp_path / "out", quiet=True, **asked)
     assert message in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("keep_best", ["false", "true"])
+def test_a_rate_is_chosen_by_the_weights_that_are_tested(recipe, tmp_path, commands, keep_best):
+    """Planted bug caught: the lowest loss on the way, where the last step's weights are tested."""
+    settings = (
+        f"training.keep_best={keep_best}",
+        "training.eval_every=1",
+        "optimizer.learning_rate=0.1",
+        "adapter.mode=full",
+    )
+    findings, place = compare(recipe, overrides=settings, output=tmp_path / "cmp", quiet=True)
+    run = Run.open(next(place.glob("full-*")))
+    losses = [entry["validation/loss"] for entry in map(json.loads, run.metrics_file.read_text().splitlines())
+              if "validation/loss" in entry]  # fmt: skip
+    assert losses[-1] > 1.1 * min(losses)
+    assert findings.best[0].mean(lambda cell: cell.validation_loss) == (
+        min(losses) if keep_best == "true" else losses[-1]
+    )
+
+
+def test_rates_that_are_equal_to_six_digits_have_names_of_their_own():
+    names = {Cell("lora", 4, rate, 1).name for rate in (1e-3, 1.0000001e-3)}
+    assert names == {"lora-r4-lr0.001-seed1", "lora-r4-lr0.0010000001-seed1"}
+
+
+def test_a_name_that_output_dir_would_fill_in_is_refused(recipe, tmp_path):
+    with pytest.raises(UsageError, match=r"--output .*\{name\}: "):
+        compare(recipe, output=tmp_path / "cmp-{name}", quiet=True)
+
+
+@pytest.mark.parametrize("changed", ["rows.jsonl", "test.jsonl"])
+def test_changed_rows_are_refused_before_anything_is_trained(recipe, tmp_path, commands, changed):
+    """Between seeds too. Planted bug caught: rows compared within a seed alone."""
+    (tmp_path / "test.jsonl").write_text((tmp_path / "rows.jsonl").read_text())
+    settings = (f"evaluation.path={tmp_path}/test.jsonl", "training.max_steps=1")
+    how = {"overrides": settings, "output": tmp_path / "cmp", "quiet": True}
+    compare(recipe, **how)
+    done = len(commands)
+    rows = (tmp_path / changed).read_text().splitlines(keepends=True)
+    (tmp_path / changed).write_text("".join(rows[:-1]))
+    with pytest.raises(RunError, match=rf"{changed}: other rows than when this comparison began"):
+        compare(recipe, seeds=2, **how)
+    assert len(commands) == done
+    (tmp_path / changed).write_text("".join(rows))
+    compare(recipe, seeds=2, **how)
+
+
+def test_a_metric_that_judges_what_is_taught_wrong_is_refused_first(recipe, tmp_path, commands):
+    rows = [{"prompt": f"Is {i} even? ", "completion": f"It is {i % 2}.", "answer": "yes"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="would judge every answer wrong"):
+        compare(recipe, output=tmp_path / "cmp", quiet=True)
+    assert not commands
