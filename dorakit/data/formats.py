@@ -86,6 +86,13 @@ def read_samples(
     return [_instruction(row, columns, prompt, evaluation) for row in rows]
 
 
+def needs_turns(rows: Sequence[Row], source: SourceSection) -> bool:
+    """Whether rows can only be written as turns: chats, and instructions with a system text or a history."""
+    columns = [source.columns.get(name, name) for name in ("system", "history")]
+    is_more = source.format == "instruction" and any(row.fields.get(column) for row in rows for column in columns)
+    return source.format == "chat" or is_more
+
+
 def _columns(rows: Sequence[Row], source: SourceSection, evaluation: bool, is_whole: bool) -> dict[str, str]:
     expected = EXPECTED[source.format]
     for name, column in source.columns.items():
