@@ -218,9 +218,9 @@ class ChatRenderer:
         if not text.startswith(before) and text.startswith(asked) and before.startswith(asked):
             prompt = before[len(asked) :]
             return _RewrittenError(
-                f"{conversation.row}: the generation prompt of the chat template is {prompt!r}, and turn {turn + 1} is "
-                f"written as {quoted(text[len(asked) :], len(prompt) + 20)!r}, so the model would be asked in a way that "
-                "it never learned to answer.\n"
+                f"{conversation.row}: the generation prompt of the chat template is '{quoted(prompt)}', and turn "
+                f"{turn + 1} is written as '{quoted(text[len(asked) :], len(prompt) + 20)}', so the model would be asked "
+                "in a way that it never learned to answer.\n"
                 "  set data.chat_template to one whose generation prompt is how the answers of these rows begin"
             )
         is_last = self._train_on == "last" or turn == len(conversation.messages) - 1

@@ -106,9 +106,10 @@ class Tally:
                 "the same rows give a run that begins on another day other tokens"
             )
         if count := self.counts["endless"]:
+            way_out = "" if data.train_on == "last" else "; train_on: last leaves them out"
             notes.append(
                 f"the chat template ends {count} turns of the assistant before the last without a stop token, "
-                "so they do not teach it to stop; train_on: last leaves them out (docs/faq.md#it-never-stops)"
+                f"so they do not teach it to stop{way_out} (docs/faq.md#it-never-stops)"
             )
         return notes
 
@@ -120,9 +121,10 @@ class Tally:
         """The error for when no row became a document."""
         if len(self.unsupervised) >= len(self.over):
             first = ", ".join(self.unsupervised[:3])
+            way_out = "" if data.train_on == "all" else "; or set data.train_on: all"
             return DataError(
                 f"no supervised token in any of the {which} rows, the first are {first}: nothing would be learned.\n"
-                "  conversations need a turn of the assistant; or set data.train_on: all"
+                f"  conversations need a turn of the assistant that is trained on{way_out}"
             )
         first = ", ".join(self.over[:3])
         left = "keeps a supervised token in" if self.bare else "fits into"

@@ -75,7 +75,7 @@ def check_answer(conversation: Conversation, turn: int, written: str) -> None:
         field, said = missed
         raise DataError(
             f"{conversation.row}: the chat template leaves out part of what turn {turn + 1} says, so the model would "
-            f"never learn it: {field} {quoted(said.strip(), 60)!r}\n  {_WAYS_OUT}"
+            f"never learn it: {field} '{quoted(said.strip(), 60)}'\n  {_WAYS_OUT}"
         )
 
 
