@@ -273,10 +273,11 @@ def _about_rows(rows: list[Row], sniffed: Sniffed) -> str:
 
 def _first_row(row: Row, source: SourceSection) -> str:
     """The first row in short: what is asked, and what is answered."""
-    from dorakit.data.formats import Passage, read_samples
+    from dorakit.data.formats import Passage, needs_turns, read_samples
     from dorakit.data.quoting import quoted
 
-    (sample,) = read_samples([row], source.model_copy(update={"prompt": "{instruction} {input}"}))
+    prompt = "chat" if needs_turns([row], source) else "{instruction} {input}"
+    (sample,) = read_samples([row], source.model_copy(update={"prompt": prompt}))
     if isinstance(sample, Passage):
         texts = [sample.prompt, sample.completion]
     else:

@@ -2,35 +2,36 @@
 
 Where a template marks the assistant's text ({% generation %}), its marks are used. Most do not; then a turn's span is
 the difference between two renderings: the turns before it, with the generation prompt, and the turns up to it. That
-holds only if both are beginnings of the whole rendering, and this is checked for every trained turn: a template that
-rewrites earlier turns is an error, never a wrong mask.
+holds only if both are beginnings of the whole rendering, and this is checked for every trained turn. A template that
+rewrites earlier answers is used in its training form (training_form.py); one that rewrites more than these is an
+error, never a wrong mask. So is one that leaves out what a trained turn says.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from dataclasses import dataclass, replace
-from functools import partial
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from dorakit.data.formats import Conversation
 from dorakit.data.hub import missing
+from dorakit.data.left_out import check_answer, check_questions, check_tools, holds_any, left_out
 from dorakit.data.quoting import quoted
-from dorakit.data.trial import MAX_TEXT, line_of, try_template
-from dorakit.data.turns import fault_in
+from dorakit.data.rendering import Template
+from dorakit.data.training_form import training_form
+from dorakit.data.trial import try_template
 from dorakit.errors import DataError
 from dorakit.recipe.paths import is_template_text
 from dorakit.recipe.schema import DataSection
 
 _MAX_TEMPLATE = 1024 * 1024  # bytes; the longest that models come with have some twenty thousand
-_GROWTH = 4  # characters written for one of the conversation; tools may be written once as schema and once as text
-_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class _RewrittenError(DataError):
+    """A turn is not written in the whole conversation as it is when it is the newest."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,16 @@ class Rendered:
     """A conversation as text.
 
     `spans` carry the loss. `is_open` says that the text ends with a span and without a stop token; `num_endless` counts
-    the spans further up that end without one, where none can be added.
+    the spans further up that end without one, where none can be added. `is_in_training_form` says that each answer is
+    written as if it were the newest; `greets` that the first turn, an answer to nothing, is not trained on.
     """
 
     text: str
     spans: list[tuple[int, int]]
     is_open: bool
-    num_endless: int
+    num_endless: int = 0
+    is_in_training_form: bool = False
+    greets: bool = False
 
 
 def install_template_(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> None:
@@ -96,7 +100,7 @@ class ChatRenderer:
         DataError: The tokenizer has no chat template, or one that cannot be used.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataSection):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataSection, *, today: datetime | None = None):
         if not tokenizer.chat_template:
             raise DataError(
                 "the rows are conversations and the tokenizer has no chat template.\n"
@@ -104,84 +108,145 @@ class ChatRenderer:
             )
         try_template_of(tokenizer, data)
         self._tokenizer = tokenizer
+        self._template = Template(tokenizer, today)
         self._train_on = data.train_on
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._specials = tuple({token for token in [*tokenizer.all_special_tokens, *special] if token})
 
     def document(self, conversation: Conversation) -> Rendered:
-        """The whole conversation, with the spans to train on: never those of turns with `weight: 0`."""
-        self._check_tools(conversation)
+        """The whole conversation, with the spans to train on: never those of turns with `weight: 0`.
+
+        Raises:
+            DataError: The template refuses it, leaves out what it says, or writes no turn as if it were the newest.
+        """
+        conversation = self._template.with_fitting_arguments(conversation)
+        check_tools(self._template, conversation)
         answers = [i for i, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
-        weightless = [i for i in answers if conversation.messages[i].get("weight") == 0]
+        trained = [i for i in answers if conversation.messages[i].get("weight") != 0]
         if self._train_on == "all":
-            text = self._render(conversation, len(conversation.messages))
-            spans = self._without([(0, len(text))] if text else [], conversation, text, weightless)
-            return Rendered(text, spans, bool(spans) and spans[-1][1] == len(text) and not self._is_stopped(text), 0)
-        if _GENERATION_MARK.search(self._tokenizer.get_chat_template(tools=conversation.tools)):
-            text, spans = self._render_marked(conversation)
-            spans = spans[-1:] if self._train_on == "last" else spans
-            spans = self._without(spans, conversation, text, weightless)
+            rendered = self._everything(conversation, answers, trained)
+        elif self._template.is_marked(conversation):
+            rendered = self._marked(conversation, answers, trained)
         else:
-            text = self._render(conversation, len(conversation.messages))
-            wanted = answers[-1:] if self._train_on == "last" else answers
-            spans = [self._span(conversation, text, turn) for turn in wanted if turn not in weightless]
-        spans = [self._to_stop(text, start, end) for start, end in spans]
-        endless = [end for _, end in spans if not self._is_stopped(text[:end])]
-        is_open = bool(endless) and not text[endless[-1] :].strip()
-        return Rendered(text, spans, is_open, len(endless) - is_open)
+            rendered = self._compared(conversation, answers, trained)
+        check_questions(self._template, conversation, rendered.text)
+        return rendered
 
     def prompt(self, conversation: Conversation) -> str:
         """The turns before the assistant's last one, with the generation prompt."""
         answers = [i for i, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
         count = answers[-1] if answers else len(conversation.messages)
-        self._check_tools(replace(conversation, messages=conversation.messages[:count]))
-        return self._render(conversation, count, add_generation_prompt=True)
+        asked = replace(conversation, messages=conversation.messages[:count])
+        asked = self._template.with_fitting_arguments(asked)
+        check_tools(self._template, asked)
+        return self._template.render(asked, count, add_generation_prompt=True)
 
-    def _check_tools(self, conversation: Conversation) -> None:
-        """Refuse tools and tool calls that the template drops: of a call nothing but the stop token would be left."""
-        messages = conversation.messages
-        bare = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in messages]
-        others = {"tool calls": replace(conversation, messages=bare), "tools": replace(conversation, tools=None)}
-        for what, other in others.items():
-            if other == conversation or not messages:
-                continue
-            text = self._render(conversation, len(messages))
-            try:
-                is_dropped = text == self._render(other, len(messages))
-            except DataError:
-                continue  # a template that cannot do without them reads them
-            if is_dropped:
-                raise DataError(
-                    f"{conversation.row}: the chat template writes no {what}, so the model would never see them.\n"
-                    "  set data.chat_template to one that does, use a base whose template does, or leave the row out"
-                )
+    def reply(self, conversation: Conversation, prompt: str) -> str:
+        """What training teaches behind `prompt`, up to the end of what the turn says; a template may put a think block first."""
+        said = conversation.reply.strip()
+        if not said:
+            return ""
+        try:
+            text = self.document(conversation).text
+        except DataError:  # it can be asked and not trained on
+            return conversation.reply
+        end = text.rfind(said)
+        return (
+            text[len(prompt) : end + len(said)]
+            if text.startswith(prompt) and end >= len(prompt)
+            else conversation.reply
+        )
 
-    def _without(
-        self, spans: list[tuple[int, int]], conversation: Conversation, text: str, turns: list[int]
-    ) -> list[tuple[int, int]]:
-        """The spans with those of some turns cut out."""
-        for turn in turns:
-            left, right = self._to_stop(text, *self._span(conversation, text, turn))
-            parts = [part for start, end in spans for part in ((start, min(end, left)), (max(start, right), end))]
-            spans = [(start, end) for start, end in parts if start < end]
-        return spans
+    def _everything(self, conversation: Conversation, answers: list[int], trained: list[int]) -> Rendered:
+        text = self._template.render(conversation, len(conversation.messages))
+        where: dict[int, tuple[int, int]] = {}
+        is_cut = any(left_out(conversation.messages[turn], text) for turn in trained)
+        if is_cut and (form := self._training_form(conversation, answers)) is not None:
+            text, where = form
+        for turn in trained:
+            check_answer(conversation, turn, text)
+        spans = [(0, len(text))] if text else []
+        for turn in set(answers) - set(trained):
+            spans = _without(spans, self._to_stop(text, *(where.get(turn) or self._span(conversation, text, turn))))
+        is_open = bool(spans) and spans[-1][1] == len(text) and not self._is_stopped(text)
+        return Rendered(text, spans, is_open, is_in_training_form=bool(where))
+
+    def _marked(self, conversation: Conversation, answers: list[int], trained: list[int]) -> Rendered:
+        text, marks = self._template.render_marked(conversation)
+        spans = marks[-1:] if self._train_on == "last" else marks
+        for turn in set(answers) - set(trained):
+            spans = _without(spans, self._to_stop(text, *self._span(conversation, text, turn)))
+        for turn in trained[-1:] if self._train_on == "last" else trained:
+            is_each = len(marks) == len(answers)
+            written = [marks[answers.index(turn)]] if is_each else spans
+            told = "".join(text[start:end] for start, end in written)
+            if holds_any(conversation.messages[turn], told):  # otherwise the marks say that it is not trained
+                check_answer(conversation, turn, told)
+        return self._ended(text, spans)
+
+    def _compared(self, conversation: Conversation, answers: list[int], trained: list[int]) -> Rendered:
+        text = self._template.render(conversation, len(conversation.messages))
+        wanted = set(answers[-1:]) if self._train_on == "last" else set(answers)
+        asked = [turn for turn in trained if turn in wanted and turn > 0]
+        is_rewritten = False
+        try:
+            where = {turn: self._span(conversation, text, turn) for turn in asked}
+        except _RewrittenError:
+            form = None if self._train_on == "last" else self._training_form(conversation, answers)
+            if form is None:
+                raise
+            (text, where), is_rewritten = form, True
+        for turn in asked:
+            check_answer(conversation, turn, text[slice(*where[turn])])
+        rendered = self._ended(text, [where[turn] for turn in asked])
+        return replace(rendered, is_in_training_form=is_rewritten, greets=0 in trained and 0 in wanted)
+
+    def _ended(self, text: str, spans: list[tuple[int, int]]) -> Rendered:
+        spans = [self._to_stop(text, start, end) for start, end in spans]
+        endless = [end for _, end in spans if not self._is_stopped(text[:end])]
+        is_open = bool(endless) and not text[endless[-1] :].strip()
+        return Rendered(text, spans, is_open, len(endless) - is_open)
+
+    def _training_form(
+        self, conversation: Conversation, answers: list[int]
+    ) -> tuple[str, dict[int, tuple[int, int]]] | None:
+        try:
+            return training_form(self._template, conversation, answers, is_stopped=self._is_stopped)
+        except DataError:  # it refuses the turns that it is tried with
+            return None
 
     def _span(self, conversation: Conversation, text: str, turn: int) -> tuple[int, int]:
-        before = self._render(conversation, turn, add_generation_prompt=True)
-        through = text if turn == len(conversation.messages) - 1 else self._render(conversation, turn + 1)
+        before = self._template.render(conversation, turn, add_generation_prompt=True) if turn else ""
+        through = text if turn == len(conversation.messages) - 1 else self._template.render(conversation, turn + 1)
         eos = self._tokenizer.eos_token or ""
         if not text.startswith(through) and through.rstrip().endswith(eos):
             # Some templates (Phi-3's) end every rendering with the end-of-text token, after the turn's own stop token.
             shorter = through.rstrip().removesuffix(eos)
             through = shorter if self._is_stopped(shorter) else through
         if not text.startswith(before) or not text.startswith(through) or len(through) < len(before):
-            raise DataError(
-                f"{conversation.row}: the chat template does not write turn {turn + 1} in the whole conversation as it "
-                f"does when that turn is the newest, so the model would train on a text that it never meets.\n"
-                f"  {_difference(text, before if not text.startswith(before) else through)}\n"
-                "  use train_on: last with one conversation per answer, or another data.chat_template"
-            )
+            raise self._rewritten(conversation, text, turn, before, through)
         return len(before), len(through)
+
+    def _rewritten(
+        self, conversation: Conversation, text: str, turn: int, before: str, through: str
+    ) -> _RewrittenError:
+        asked = self._template.render(conversation, turn)
+        if not text.startswith(before) and text.startswith(asked) and before.startswith(asked):
+            prompt = before[len(asked) :]
+            return _RewrittenError(
+                f"{conversation.row}: the generation prompt of the chat template is '{quoted(prompt)}', and turn "
+                f"{turn + 1} is written as '{quoted(text[len(asked) :], len(prompt) + 20)}', so the model would be asked "
+                "in a way that it never learned to answer.\n"
+                "  set data.chat_template to one whose generation prompt is how the answers of these rows begin"
+            )
+        is_last = self._train_on == "last" or turn == len(conversation.messages) - 1
+        way_out = "use" if is_last else "use train_on: last with one conversation per answer, or"
+        return _RewrittenError(
+            f"{conversation.row}: the chat template does not write turn {turn + 1} in the whole conversation as it "
+            f"does when that turn is the newest, so the model would train on a text that it never meets.\n"
+            f"  {_difference(text, before if not text.startswith(before) else through)}\n"
+            f"  {way_out} another data.chat_template"
+        )
 
     def _to_stop(self, text: str, start: int, end: int) -> tuple[int, int]:
         """Move a span's end to just behind the turn's stop token: not a newline further, and not one token less."""
@@ -196,53 +261,11 @@ class ChatRenderer:
     def _is_stopped(self, text: str) -> bool:
         return text.rstrip().endswith(self._specials)
 
-    def _render(self, conversation: Conversation, count: int, *, add_generation_prompt: bool = False) -> str:
-        render = partial(self._tokenizer.apply_chat_template, tools=conversation.tools, tokenize=False)
-        try:
-            text = str(render(conversation.messages[:count], add_generation_prompt=add_generation_prompt))
-        except Exception as error:  # a template raises what it likes
-            raise _failure(conversation, count, error) from None
-        return _checked(text, conversation)
 
-    def _render_marked(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
-        options: dict[str, Any] = {
-            "tools": conversation.tools,
-            "chat_template": self._tokenizer.get_chat_template(tools=conversation.tools),
-            "return_assistant_tokens_mask": True,
-            **self._tokenizer.special_tokens_map,
-        }
-        try:
-            texts, marks = render_jinja_template([conversation.messages], **options)
-        except Exception as error:  # a template raises what it likes
-            raise _failure(conversation, len(conversation.messages), error) from None
-        return _checked(texts[0], conversation), [(start, end) for start, end in marks[0] if end > start]
-
-
-def _checked(text: str, conversation: Conversation) -> str:
-    """The text, unless it is none: templates also write names, tools and arguments, which nobody has looked at.
-
-    Nor one that is far longer than what was said, though the template behaved in its trial.
-    """
-    if len(text) > MAX_TEXT and len(text) > MAX_TEXT + _GROWTH * (said := _length(conversation)):
-        raise DataError(
-            f"{conversation.row}: the chat template writes {len(text):,} characters for a conversation of {said:,}\n"
-            "  mend it, or set data.chat_template to another one"
-        )
-    if fault := fault_in(text):
-        raise DataError(f"{conversation.row}: the chat template writes a field that holds {fault}, which is no text")
-    return text
-
-
-def _length(conversation: Conversation) -> int:
-    return len(json.dumps([conversation.messages, conversation.tools], default=str))
-
-
-def _failure(conversation: Conversation, count: int, error: Exception) -> DataError:
-    roles = ", ".join(turn["role"] for turn in conversation.messages[:count]) or "none"
-    reason = quoted((str(error).strip() or type(error).__name__).splitlines()[0], 200)
-    return DataError(
-        f"{conversation.row}: the chat template cannot render the turns ({roles}): {reason}{line_of(error)}"
-    )
+def _without(spans: list[tuple[int, int]], cut: tuple[int, int]) -> list[tuple[int, int]]:
+    """The spans with one cut out."""
+    parts = [part for start, end in spans for part in ((start, min(end, cut[0])), (max(start, cut[1]), end))]
+    return [(start, end) for start, end in parts if start < end]
 
 
 def _difference(whole: str, part: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -14,6 +16,8 @@ from dorakit.data.chat import ChatRenderer
 from dorakit.data.encoder import Encoder, Ids, Mask
 from dorakit.data.formats import Conversation, Passage, Sample
 from dorakit.data.kept_tokens import Counts, Pairs, kept_between_runs
+from dorakit.data.left_out import says_anything
+from dorakit.data.rendering import writes_date
 from dorakit.errors import DataError, ModelError
 from dorakit.recipe.schema import DataSection
 
@@ -57,17 +61,17 @@ class Tally:
     """What became of the rows that did not simply become documents: their places, or how many there were.
 
     `over` were longer than max_seq_len, of which `bare` had no supervised token left after the cut; `unsupervised` had
-    none to begin with; `open_ended` conversations got a stop token that their template does not write, and `endless`
-    turns before the last did not. `conversations` counts the rows that went through the chat template. `remarks` are lines
-    about the making itself.
+    none to begin with; `empty` answers have nothing but a stop token. `counts` are of what the chat template did:
+    `conversations` went through it, `open_ended` ones got a stop token that it does not write, and `endless` turns before
+    the last did not; `in_training_form` are those of training_form.py, and `greeting` those whose first turn is not
+    trained on. `remarks` are lines about the making itself.
     """
 
     over: list[str] = field(default_factory=list)
     bare: int = 0
     unsupervised: list[str] = field(default_factory=list)
-    open_ended: int = 0
-    endless: int = 0
-    conversations: int = 0
+    empty: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     remarks: list[str] = field(default_factory=list)
 
     def notes(self, num_rows: int, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -82,31 +86,45 @@ class Tally:
             first = ", ".join(self.unsupervised[:3])
             count = len(self.unsupervised)
             notes.append(f"{count} of {num_rows} documents have no supervised token: dropped ({first})")
-        if self.open_ended:
+        if self.empty:
+            notes.append(f"{self.empty} answers are empty: nothing but the stop token is trained of them")
+        if count := self.counts["in_training_form"]:
             notes.append(
-                f"the chat template ends {self.open_ended} conversations without a stop token: "
+                f"the chat template writes earlier answers otherwise than the newest: in {count} conversations each one "
+                "is trained as it is written when it is the newest (docs/recipes.md#rows-of-conversations)"
+            )
+        if count := self.counts["greeting"]:
+            notes.append(f"{count} conversations begin with a turn of the assistant, which is not trained on")
+        if count := self.counts["open_ended"]:
+            notes.append(
+                f"the chat template ends {count} conversations without a stop token: "
                 f"{tokenizer.eos_token} was appended and is trained"
             )
         if self.is_dated(tokenizer):
-            notes.append("the chat template writes today's date: the same rows give other tokens on another day")
-        if self.endless:
             notes.append(
-                f"the chat template ends {self.endless} turns of the assistant before the last without a stop token, "
-                "so they do not teach it to stop; train_on: last leaves them out (docs/faq.md#it-never-stops)"
+                "the chat template writes the date of the day that a run begins: "
+                "the same rows give a run that begins on another day other tokens"
+            )
+        if count := self.counts["endless"]:
+            way_out = "" if data.train_on == "last" else "; train_on: last leaves them out"
+            notes.append(
+                f"the chat template ends {count} turns of the assistant before the last without a stop token, "
+                f"so they do not teach it to stop{way_out} (docs/faq.md#it-never-stops)"
             )
         return notes
 
     def is_dated(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether today's date is in the documents."""
-        return self.conversations > 0 and "strftime_now" in str(tokenizer.chat_template)
+        return self.counts["conversations"] > 0 and writes_date(tokenizer)
 
     def nothing_left(self, data: DataSection, which: str) -> DataError:
         """The error for when no row became a document."""
         if len(self.unsupervised) >= len(self.over):
             first = ", ".join(self.unsupervised[:3])
+            way_out = "" if data.train_on == "all" else "; or set data.train_on: all"
             return DataError(
                 f"no supervised token in any of the {which} rows, the first are {first}: nothing would be learned.\n"
-                "  conversations need a turn of the assistant; or set data.train_on: all"
+                f"  conversations need a turn of the assistant that is trained on{way_out}"
             )
         first = ", ".join(self.over[:3])
         left = "keeps a supervised token in" if self.bare else "fits into"
@@ -142,9 +160,17 @@ def check_documents_fit(documents: Sequence[Document], config: PretrainedConfig)
 
 
 def make_documents(
-    samples: Sequence[Sample], data: DataSection, tokenizer: PreTrainedTokenizerBase, tally: Tally, *, twin: bool
+    samples: Sequence[Sample],
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    tally: Tally,
+    *,
+    twin: bool,
+    today: datetime | None = None,
 ) -> list[Document | None]:
     """One document per sample, or None where nothing of it is left; `tally` counts those.
+
+    `today` is what a chat template that writes the date is told.
 
     Raises:
         DataError: A sample that the chat template cannot take, or that is too long with `overlength: error`.
@@ -154,15 +180,14 @@ def make_documents(
     def make() -> tuple[Pairs, Counts]:
         conversations = [sample for sample in samples if isinstance(sample, Conversation)]
         if conversations:
-            return _encode_conversations(conversations, ChatRenderer(tokenizer, data), encoder)
+            return _encode_conversations(conversations, ChatRenderer(tokenizer, data, today=today), encoder)
         passages = [sample for sample in samples if isinstance(sample, Passage)]
         return _encode_passages(passages, encoder, train_on_all=data.train_on == "all"), {}
 
     pairs, counts, remarks = kept_between_runs(samples, tokenizer, train_on=data.train_on, make=make)
     tally.remarks += remarks
-    tally.conversations += counts.get("conversations", 0)
-    tally.endless += counts.get("endless", 0)
-    tally.open_ended += counts.get("open_ended", 0)
+    tally.counts.update(counts)
+    tally.empty += sum(_num_empty(sample, data) for sample in samples)
     limit = data.max_seq_len * (TWIN_STRETCH if twin else 1)
     return [
         _fitted(ids, mask, sample.row, data, limit, tally) for (ids, mask), sample in zip(pairs, samples, strict=True)
@@ -201,8 +226,19 @@ def _encode_conversations(
         "conversations": len(rendered),
         "endless": sum(one.num_endless for one in rendered),
         "open_ended": sum(one.is_open for one in rendered),
+        "in_training_form": sum(one.is_in_training_form for one in rendered),
+        "greeting": sum(one.greets for one in rendered),
     }
     return pairs, counts
+
+
+def _num_empty(sample: Sample, data: DataSection) -> int:
+    """How many of a sample's answers say nothing."""
+    if isinstance(sample, Passage):
+        return int(not sample.completion.strip())
+    answers = [turn for turn in sample.messages if turn["role"] == "assistant"]
+    trained = [turn for turn in (answers[-1:] if data.train_on == "last" else answers) if turn.get("weight") != 0]
+    return sum(not says_anything(turn) for turn in trained)
 
 
 def _fitted(ids: Ids, mask: Mask, row: str, data: DataSection, limit: int, tally: Tally) -> Document | None:

@@ -19,7 +19,7 @@ from dorakit.recipe.schema import SourceSection
 # The names that a format looks for; the first is the one it cannot do without.
 EXPECTED = {
     "chat": ("messages", "conversations", "system", "tools", "answer"),
-    "instruction": ("instruction", "input", "output", "answer"),
+    "instruction": ("instruction", "input", "output", "system", "history", "answer"),
     "completion": ("prompt", "completion", "answer"),
     "text": ("text",),
 }
@@ -97,6 +97,13 @@ def read_samples(
     return [_instruction(row, columns, prompt, evaluation) for row in rows]
 
 
+def needs_turns(rows: Sequence[Row], source: SourceSection) -> bool:
+    """Whether rows can only be written as turns: chats, and instructions with a system text or a history."""
+    columns = [source.columns.get(name, name) for name in ("system", "history")]
+    is_more = source.format == "instruction" and any(row.fields.get(column) for row in rows for column in columns)
+    return source.format == "chat" or is_more
+
+
 def _columns(rows: Sequence[Row], source: SourceSection, evaluation: bool, is_whole: bool) -> dict[str, str]:
     expected = EXPECTED[source.format]
     for name, column in source.columns.items():
@@ -119,6 +126,12 @@ def _columns(rows: Sequence[Row], source: SourceSection, evaluation: bool, is_wh
 def _instruction(row: Row, columns: dict[str, str], prompt: Prompt, evaluation: bool) -> Passage:
     instruction, context = _text(row, columns, "instruction"), _optional(row, columns, "input")
     output, answer = _target(row, columns, "output", evaluation)
+    for name, said in (("system", _optional(row, columns, "system")), ("history", _history(row, columns))):
+        if said:
+            raise DataError(
+                f"{row.place}: the row has a {columns[name]!r} and the prompt has no place for it.\n"
+                "  use prompt: chat, which makes turns of it, or take it out of the rows"
+            )
     return Passage(prompt.fill(instruction, context, row.place), output, answer, row.place)
 
 
@@ -126,8 +139,20 @@ def _instruction_turns(row: Row, columns: dict[str, str], evaluation: bool) -> C
     instruction, context = _text(row, columns, "instruction"), _optional(row, columns, "input")
     output, answer = _target(row, columns, "output", evaluation)
     user = f"{instruction}\n\n{context}" if context else instruction
-    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": output}]
+    system = _optional(row, columns, "system")
+    turns = [{"role": "system", "content": system}] if system else []
+    for asked, replied in [*_history(row, columns), (user, output)]:
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": replied}]
     return Conversation(turns, None, answer, row.place)
+
+
+def _history(row: Row, columns: dict[str, str]) -> list[tuple[str, str]]:
+    """Earlier questions with their answers, as LLaMA-Factory writes them: a list of pairs."""
+    column = columns["history"]
+    value = row.fields.get(column) or []
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise DataError(f"{row.place}: field {column!r} holds {seen(value)}, expected pairs: [[question, answer], ...]")
+    return [(_checked(asked, row, column), _checked(replied, row, column)) for asked, replied in value]
 
 
 def _completion(row: Row, columns: dict[str, str], evaluation: bool) -> Passage:
@@ -144,13 +169,16 @@ def _conversation(row: Row, columns: dict[str, str], evaluation: bool) -> Conver
         if messages[0]["role"] == "system":
             raise DataError(f"{row.place}: a system text is both in {columns['system']!r} and in {columns[key]!r}")
         messages.insert(0, {"role": "system", "content": system})
+    tools = read_tools(row.fields.get(columns["tools"]), row.place)
+    if tools is None and (functions := read_tools(row.fields.get("functions"), row.place, "functions")):
+        tools = [{"type": "function", "function": function} for function in functions]  # OpenAI's form until 2023
     answer = _answer(row, columns)
     if answer is None:
         replies = [turn.get("content") for turn in messages if turn["role"] == "assistant"]
         if evaluation and not replies:
             raise DataError(f"{row.place}: no turn of the assistant and no answer, so nothing to compare with")
         answer = str(replies[-1] or "") if replies else ""
-    return Conversation(messages, read_tools(row.fields.get(columns["tools"]), row.place), answer, row.place)
+    return Conversation(messages, tools, answer, row.place)
 
 
 def _target(row: Row, columns: dict[str, str], name: str, evaluation: bool) -> tuple[str, str]:

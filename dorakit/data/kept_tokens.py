@@ -22,11 +22,12 @@ from transformers import PreTrainedTokenizerBase
 from dorakit import cache
 from dorakit.data.encoder import Ids, Mask
 from dorakit.data.formats import Passage, Sample
+from dorakit.data.rendering import writes_date
 from dorakit.errors import MachineError
 
 MANY = 20_000  # fewer samples are tokenised in seconds
 _FILE, _COUNTS, _DIGEST = "tokens.safetensors", "counts.json", "blake2b.txt"
-_CODE = ("chat.py", "documents.py", "encoder.py", "kept_tokens.py")
+_CODE = ("chat.py", "documents.py", "encoder.py", "kept_tokens.py", "rendering.py", "left_out.py", "training_form.py")
 
 Pairs = list[tuple[Ids, Mask]]
 Counts = dict[str, int]
@@ -44,8 +45,7 @@ def kept_between_runs(
     The third value holds lines to print and record: a damaged entry was replaced, or the cache was left aside. One that
     cannot be read or written costs time and no training.
     """
-    template = str(tokenizer.chat_template)
-    if len(samples) < MANY or "strftime_now" in template or not tokenizer.is_fast:
+    if len(samples) < MANY or writes_date(tokenizer) or not tokenizer.is_fast:
         return *make(), []
     name, notes, entry = f"tokens-{_key(samples, tokenizer, train_on)}", [], None
     with contextlib.suppress(MachineError):  # which is met again below

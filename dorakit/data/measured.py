@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dorakit.data.formats import Passage, read_samples
+from dorakit.data.formats import Passage, needs_turns, read_samples
 from dorakit.data.sniff import spread
 from dorakit.data.sources import Row
 from dorakit.errors import DataError
@@ -61,18 +61,20 @@ def measure(rows: Sequence[Row], source: SourceSection, base: str) -> Measured:
     from dorakit.model.load import local_tokenizer
 
     some = [rows[index] for index in spread(len(rows), _MOST)]
+    takes_turns = needs_turns(rows, source)
+    least = "chat" if source.format == "instruction" and takes_turns else "default"
     tokenizer = local_tokenizer(base)
     if tokenizer is None:
-        return _estimated(some, source)
+        return _estimated(some, source, least)
     has_template = bool(tokenizer.chat_template)
-    prompt = "chat" if source.format == "instruction" and has_template else "default"
-    template = _PLAIN_TEMPLATE if source.format == "chat" and not has_template else None
+    prompt = "chat" if source.format == "instruction" and has_template else least
+    template = _PLAIN_TEMPLATE if takes_turns and not has_template else None
     source = source.model_copy(update={"prompt": prompt})
     section = DataSection(train=[source], max_seq_len=_NO_LIMIT, chat_template=template)
     try:
         lengths = [len(document) for document in encode_rows(some, source, section, tokenizer)]
     except DataError as error:  # the recipe is written all the same: it is where this is mended
-        return _estimated(some, source.model_copy(update={"prompt": "default"}), note=str(error))
+        return _estimated(some, source, least, str(error))
     limit = tokenizer.model_max_length  # an absurdly large one says that nothing is known
     return Measured(
         *_percentiles(lengths),
@@ -84,15 +86,16 @@ def measure(rows: Sequence[Row], source: SourceSection, base: str) -> Measured:
     )
 
 
-def _estimated(rows: Sequence[Row], source: SourceSection, note: str = "") -> Measured:
+def _estimated(rows: Sequence[Row], source: SourceSection, prompt: str, note: str = "") -> Measured:
     lengths = []
-    for sample in read_samples(rows, source):
+    for sample in read_samples(rows, source.model_copy(update={"prompt": prompt})):
         if isinstance(sample, Passage):
             characters, turns = len(sample.prompt) + len(sample.completion), 0
         else:
             characters, turns = sum(len(turn["content"]) for turn in sample.messages), len(sample.messages)
         lengths.append(math.ceil(characters / _CHARACTERS_PER_TOKEN) + turns * _TOKENS_PER_TURN + 1)
-    return Measured(*_percentiles(lengths), len(rows), is_counted=False, notes=(note,) if note else ())
+    notes = (note,) if note else ()
+    return Measured(*_percentiles(lengths), len(rows), is_counted=False, prompt=prompt, notes=notes)
 
 
 def _percentiles(lengths: list[int]) -> tuple[int, int]:

@@ -68,7 +68,9 @@ def sniff(rows: Sequence[Row], path: str) -> Sniffed:
         columns["input"] = context
     taken = {columns.get(name, name) for name in EXPECTED[form]}
     columns = {name: column for name, column in columns.items() if name != column}
-    read_samples(rows, SourceSection(path=path, format=form, columns=columns))
+    read_samples(
+        rows, SourceSection(path=path, format=form, columns=columns, prompt="chat")
+    )  # takes all that rows have
     return Sniffed(form, columns, [name for name in names if name not in taken])
 
 

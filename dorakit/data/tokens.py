@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from dorakit.data.encoder import Encoder
 from dorakit.data.formats import Conversation, Passage, read_samples
 from dorakit.data.order import VALIDATION, shuffled
 from dorakit.data.sources import Row, like_first, num_copies, read_rows
+from dorakit.data.unread import unread_fields
 from dorakit.errors import DataError
 from dorakit.recipe.schema import DataSection, SourceSection
 
@@ -43,7 +45,7 @@ class Encoded:
             rows have a file of their own.
         notes: Lines to print and record.
         fingerprint: A sha256 over ids and masks.
-        is_dated: The chat template writes today's date, so the fingerprint is another one tomorrow.
+        date: What the chat template was told to be today; None where it does not ask.
     """
 
     train: list[Document]
@@ -51,10 +53,17 @@ class Encoded:
     held_out: list[tuple[int, Row]]
     notes: list[str]
     fingerprint: str
-    is_dated: bool
+    date: datetime | None
 
 
-def encode(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, twin: bool = False) -> Encoded:
+def encode(
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    twin: bool = False,
+    today: datetime | None = None,
+) -> Encoded:
     """Read and tokenise all of a recipe's rows.
 
     Held-out rows are chosen among the distinct rows, before weights repeat any, so that none is trained on as well; the
@@ -65,12 +74,14 @@ def encode(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, 
         tokenizer: The base's; `data.chat_template` is put into it.
         seed: Of the choice of rows.
         twin: Make rows where data is absent, and allow for a tokenizer with a token per byte.
+        today: What a chat template is told that asks for the date; now where it is None.
 
     Raises:
         DataError: Rows that cannot be used, or nothing to learn from.
         ResourceError: A hub data set cannot be reached.
     """
     install_template_(tokenizer, data)
+    today = today or datetime.now().replace(microsecond=0)
     notes = (
         [f"--twin: a token per byte, so documents may have {TWIN_STRETCH} x {data.max_seq_len} tokens"] if twin else []
     )
@@ -83,6 +94,7 @@ def encode(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, 
         kept = np.flatnonzero(copies)
         taken.append((source, [rows[i] for i in kept.tolist()], copies[kept].tolist()))
         notes += remarks or [_rows_note(source, len(rows), int(copies.sum()))]
+        notes += unread_fields(rows, source, str(tokenizer.chat_template))
     num_rows = sum(len(rows) for _, rows, _ in taken)
     chosen, remarks = choose_held_out(data, num_rows, seed, twin=twin)
     notes += remarks
@@ -93,7 +105,7 @@ def encode(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, 
     seen = 0
     tally = Tally()
     for index, (source, rows, counts) in enumerate(taken):
-        documents = make_documents(read_samples(rows, source), data, tokenizer, tally, twin=twin)
+        documents = make_documents(read_samples(rows, source), data, tokenizer, tally, twin=twin, today=today)
         for document, row, count in zip(documents, rows, counts, strict=True):
             if document is not None and seen in chosen:
                 validation.append(document)
@@ -107,11 +119,11 @@ def encode(data: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, 
     if chosen and not validation:
         raise tally.nothing_left(data, "validation")
     if data.validation.path is not None:
-        validation, remarks = _validation_file(data, data.validation.path, tokenizer, seed, twin=twin)
+        validation, remarks = _validation_file(data, data.validation.path, tokenizer, seed, twin=twin, today=today)
         notes += remarks
     notes += _overlap(train, validation)
     fingerprint = _fingerprint(train, validation)
-    return Encoded(train, validation, held_out, notes, fingerprint, tally.is_dated(tokenizer))
+    return Encoded(train, validation, held_out, notes, fingerprint, today if tally.is_dated(tokenizer) else None)
 
 
 def encode_rows(
@@ -152,14 +164,17 @@ def encode_prompts(
     encoder = Encoder(tokenizer)
     if any(isinstance(sample, Conversation) for sample in samples):
         renderer = ChatRenderer(tokenizer, data)
-        texts = [renderer.prompt(sample) for sample in samples if isinstance(sample, Conversation)]
+        talks = [sample for sample in samples if isinstance(sample, Conversation)]
+        texts = [renderer.prompt(talk) for talk in talks]
+        replies = [renderer.reply(talk, text) for talk, text in zip(talks, texts, strict=True)]
         ids = encoder.texts(texts)  # the template writes BOS itself
     else:
         texts = [sample.prompt for sample in samples if isinstance(sample, Passage)]
+        replies = [sample.reply for sample in samples]
         ids = encoder.beginnings(texts)
     return [
-        Question(prompt.tolist(), sample.answer, sample.row, text, sample.reply)
-        for prompt, sample, text in zip(ids, samples, texts, strict=True)
+        Question(prompt.tolist(), sample.answer, sample.row, text, reply)
+        for prompt, sample, text, reply in zip(ids, samples, texts, replies, strict=True)
     ]
 
 
@@ -182,16 +197,17 @@ def choose_held_out(data: DataSection, num_rows: int, seed: int, *, twin: bool =
 
 
 def _validation_file(
-    data: DataSection, path: str, tokenizer: PreTrainedTokenizerBase, seed: int, *, twin: bool
+    data: DataSection, path: str, tokenizer: PreTrainedTokenizerBase, seed: int, *, twin: bool, today: datetime
 ) -> tuple[list[Document], list[str]]:
     source = like_first(data, path, split=data.validation.split)
     rows, remarks = read_rows(source, data.root, split="validation", seed=seed, twin=twin)
     tally = Tally()
-    documents = make_documents(read_samples(rows, source), data, tokenizer, tally, twin=twin)
+    documents = make_documents(read_samples(rows, source), data, tokenizer, tally, twin=twin, today=today)
     kept = [document for document in documents if document is not None]
     if not kept:
         raise tally.nothing_left(data, "validation")
     notes = remarks or [_rows_note(source, len(rows), len(rows))]
+    notes += unread_fields(rows, source, str(tokenizer.chat_template))
     return kept, notes + [f"{path}: {line}" for line in tally.notes(len(rows), data, tokenizer)]
 
 

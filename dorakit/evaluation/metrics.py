@@ -33,16 +33,17 @@ def judge_of(section: EvaluationSection) -> Judge | None:
 
     exact_match compares the whole texts, stripped. last_number compares the last numbers by value: 1,234.50 equals
     $1234.5, and 3:4 only 3:4. option and
-    option_likelihood compare the first of the options in each text, as whole words and with case.
+    option_likelihood compare the first of the options in each text, as whole words and with case. Of a text with
+    reasoning in <think> tags, which some chat templates write even where there is none, what follows it is judged.
 
     The judge raises DataError where the expected text itself holds nothing to compare with.
     """
     if section.metric == "none":
         return None
     if section.metric == "exact_match":
-        return _exact_match
+        return _of_answers(_exact_match)
     if section.metric == "last_number":
-        return _last_number
+        return _of_answers(_last_number)
     return option_judge(section.options)
 
 
@@ -58,7 +59,7 @@ def option_judge(options: list[str]) -> Judge:
         parsed = found.group() if found else None
         return Verdict(parsed == right.group(), right.group(), parsed)
 
-    return first_option
+    return _of_answers(first_option)
 
 
 def option_pattern(options: list[str]) -> re.Pattern[str]:
@@ -85,6 +86,21 @@ def proportion(hits: int, total: int) -> tuple[float, float]:
     """A share and its standard error, sqrt(p (1 - p) / n)."""
     share = hits / total
     return share, math.sqrt(share * (1 - share) / total)
+
+
+def _of_answers(judge: Judge) -> Judge:
+    """A judge of what follows the reasoning in each text."""
+
+    def judged(expected: str, generated: str, row: str) -> Verdict:
+        return judge(answer_in(expected), answer_in(generated), row)
+
+    return judged
+
+
+def answer_in(text: str) -> str:
+    """What follows reasoning in <think> tags; nothing where that was cut off before its end."""
+    _, end, answer = text.rpartition("</think>")
+    return answer if end or not text.lstrip().startswith("<think>") else ""
 
 
 def _exact_match(expected: str, generated: str, row: str) -> Verdict:

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dorakit.data.rendering import template_date
 from dorakit.data.sources import Row, like_first, read_rows
 from dorakit.data.tokens import Document, Encoded, Question, encode, encode_prompts, encode_rows
 from dorakit.errors import DataError, RunError
@@ -110,7 +111,8 @@ def validation_rows(
             "  name a file with --data, or add one of them"
         )
     seed, twin = recipe.training.seed, recipe.origin.is_twin
-    encoded = encode(recipe.data, tokenizer, seed=seed, twin=twin)
+    today = None if run is None else template_date(run)
+    encoded = encode(recipe.data, tokenizer, seed=seed, twin=twin, today=today)
     held_out = HeldOut("validation", 0, [], [], [] if run is None else _check_unchanged(run, encoded))
     if offset >= len(encoded.held_out):
         raise DataError(f"evaluation.offset {offset} skips all of the {len(encoded.held_out)} validation rows")
@@ -154,8 +156,8 @@ def _check_unchanged(run: Run, encoded: Encoded) -> list[str]:
         return [f"{what}: its run.json has no fingerprint of the data"]
     if then == encoded.fingerprint:
         return []
-    if encoded.is_dated:
-        return [f"{what}: the chat template writes today's date, so the fingerprint of the data changes by itself"]
+    if encoded.date is not None and template_date(run) is None:
+        return [f"{what}: the chat template writes the date, and the run did not keep that of its beginning"]
     raise RunError(
         f"the data of {run.path} changed since training, so the rows that it held out cannot be drawn again:\n"
         f"  then {then}\n  now  {encoded.fingerprint}\n"

@@ -368,7 +368,8 @@ class EvaluationSection(Section):
     metric: Literal["exact_match", "last_number", "option", "option_likelihood", "none"] = setting(
         "none",
         reads="evaluation/metrics.py",
-        says="How a generated answer is judged: the whole text, its last number, or the first of `options` in it; "
+        says="How a generated answer (what follows its reasoning in <think> tags, if there is any) is judged: the whole "
+        "text, its last number, or the first of `options` in it; "
         "option_likelihood generates nothing and takes the likeliest of `options`; none computes loss and perplexity only.",
     )
     options: list[Annotated[str, Field(min_length=1)]] = setting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from dorakit.build import build_model
 from dorakit.data.batches import steps_per_epoch
 from dorakit.data.documents import check_documents_fit
+from dorakit.data.rendering import template_date
 from dorakit.data.tokens import Encoded, encode
 from dorakit.model.load import Base, pick_dtype
 from dorakit.model.shares import Share
@@ -19,6 +21,7 @@ from dorakit.model.streaming import shared_out
 from dorakit.parallel.sharding import shard_
 from dorakit.parallel.world import World
 from dorakit.recipe.schema import Recipe
+from dorakit.run import Run
 from dorakit.training.checks import check_packing, check_recomputed, check_room
 from dorakit.training.loss import SupervisedLoss
 from dorakit.training.optim import Updater, num_trained
@@ -43,7 +46,14 @@ class Prepared:
     predecessor: Predecessor | None
 
 
-def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Path | str | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    place: Path | None,
+    world: World,
+    *,
+    start_from: Path | str | None = None,
+    resume: Run | None = None,
+) -> Prepared:
     """Load the model, encode the rows, make the optimizer.
 
     What can fail fails here: a run that could not begin leaves nothing, and a row, a prompt or a disk that does not fit is
@@ -54,6 +64,7 @@ def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Pat
         place: Where the run is or will be; None on a rank that writes nothing.
         world: The group; with parallel.strategy fsdp the base is shared out over it.
         start_from: An adapter directory or a finished run whose adapter a new run begins with.
+        resume: The run that goes on, where one does.
 
     Raises:
         RecipeError, RunError, UsageError: As `find_predecessor`.
@@ -85,7 +96,15 @@ def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Pat
             )
     if recipe.training.gradient_checkpointing:
         check_recomputed(base.model)
-    data = encode(recipe.data, base.tokenizer, seed=recipe.training.seed, twin=recipe.origin.is_twin)
+    # The same on all ranks, and on the day of a resume: a chat template may write it.
+    today = world.from_first(lambda: ((resume and template_date(resume)) or datetime.now()).isoformat("T", "seconds"))
+    data = encode(
+        recipe.data,
+        base.tokenizer,
+        seed=recipe.training.seed,
+        twin=recipe.origin.is_twin,
+        today=datetime.fromisoformat(today),
+    )
     check_documents_fit([*data.train, *data.validation], base.model.config)
     # Of weights that are shared out the casts would be the whole model.
     loss = SupervisedLoss(base.model, dtype, keeps_casts=not (shards and trains_whole))

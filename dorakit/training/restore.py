@@ -173,7 +173,8 @@ def restore(
 
 def _record(run: Run, recipe: Recipe, base: dict[str, Any], data: Encoded) -> None:
     run.record(recipe)
-    run.update(base=base, state="training")
+    date = None if data.date is None else data.date.isoformat()
+    run.update(base=base, state="training", template_date=date)
     write_row_digests(run, data)
 
 

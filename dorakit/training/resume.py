@@ -17,6 +17,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from dorakit.data.rendering import template_date
 from dorakit.data.tokens import Document, Encoded
 from dorakit.errors import RunError, UsageError
 from dorakit.files import give_rights_of_new, naming
@@ -106,6 +107,8 @@ def compare(
         )
     if then["data"] != now.data:
         changes["data"] = "data: " + first_changed_row(run, then["data"], data)
+        if data.date is not None and template_date(run) is None:
+            changes["data"] += "; the chat template writes the date, and the run did not keep that of its beginning"
     if unknown := [key for key in accepted if key not in changes]:
         what = ", ".join(changes) or "nothing"
         raise UsageError(f"--accept-change {unknown[0]}: that did not change; what changed and is not free: {what}")

@@ -45,6 +45,15 @@ def test_a_base_without_a_template_gets_one_that_teaches_every_answer_to_stop(wi
     assert (measured.is_counted, measured.median, measured.most_of_99) == (True, len(document), len(document))
 
 
+def test_instructions_that_only_turns_can_hold(without_template):
+    """Planted bug caught: a prompt without a place for the history, which training then refuses."""
+    rows = [Row({"instruction": "c", "output": "d", "history": [["a", "b"]]}, "a.jsonl:1")]
+    source = SourceSection(path="a.jsonl", format="instruction")
+    measured = measure(rows, source, without_template)
+    assert (measured.prompt, measured.is_counted) == ("chat", True) and measured.chat_template
+    assert measure(rows, source, "nobody/not-here").prompt == "chat"
+
+
 def test_instructions_go_through_the_template_of_a_base_that_has_one(without_template):
     """Planted bug caught: prompt `chat` for a base without a template, which training then refuses."""
     source = SourceSection(path="a.jsonl", format="instruction")

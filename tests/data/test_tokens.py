@@ -172,7 +172,7 @@ def test_what_a_template_lacks_is_said(section, write):
     encoded = encode(section({"path": "a.jsonl", "format": "chat"}), byte_bpe(template=template), seed=0)
     assert [note.split(":")[0] for note in encoded.notes[1:]] == [
         "the chat template ends 1 conversations without a stop token",
-        "the chat template writes today's date",
+        "the chat template writes the date of the day that a run begins",
         "the chat template ends 1 turns of the assistant before the last without a stop token, so they do not teach it "
         "to stop; train_on",
     ]

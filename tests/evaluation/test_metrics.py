@@ -71,6 +71,22 @@ def test_exact_match_compares_stripped_text():
     assert judged("yes", "  ", metric="exact_match").parsed is None
 
 
+@pytest.mark.parametrize(
+    ("section", "expected", "generated", "correct"),
+    [
+        ({"metric": "exact_match"}, "blue", "<think>\n\n</think>\n\nblue", True),
+        ({"metric": "exact_match"}, "<think>The sky.</think>blue", "I look up.</think> blue", True),
+        ({"metric": "exact_match"}, "blue", "<think>blue", False),
+        ({"metric": "last_number"}, "7", "<think>7</think>It is seven.", False),
+        ({"metric": "option", "options": ["A", "B"]}, "B", "<think>A or B</think>B", True),
+        ({"metric": "option", "options": ["A", "B"]}, "<think>A?</think>B", "A", False),
+    ],
+)
+def test_what_follows_the_reasoning_is_judged(section, expected, generated, correct):
+    """Planted bug caught: a task that is learned perfectly scores 0 %, for the template's empty <think> block."""
+    assert judged(expected, generated, **section).correct is correct
+
+
 def test_last_number_compares_by_value_and_reports_what_it_read():
     verdict = judged("The answer is 1,200", "so 1200.0 in total", metric="last_number")
     assert (verdict.correct, verdict.expected, verdict.parsed) == (True, "1200", "1200.0")

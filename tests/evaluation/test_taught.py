@@ -6,6 +6,7 @@ import pytest
 from tiny_runs import tiny_recipe
 from typer.testing import CliRunner
 
+from dorakit import Recipe
 from dorakit.cli.app import app
 from dorakit.data.formats import read_samples
 from dorakit.data.sources import Row
@@ -98,3 +99,20 @@ def test_validate_says_it_before_anything_is_trained(tmp_path):
     assert refused.exit_code == 2 and "evaluation.metric" in refused.stderr and "teaches ' it is 2'" in refused.stderr
     maybe = [*asked, "--set", "evaluation.metric=option", "--set", 'evaluation.options=["2", "maybe"]']
     assert "no training row that was read teaches 'maybe'" in CliRunner().invoke(app, maybe).stdout
+
+
+def test_a_think_block_of_the_template_is_part_of_what_is_scored(tmp_path):
+    """As Qwen3's template writes the newest answer. Planted bug caught: the bare answer scored, which never follows so."""
+    template = (
+        "{% for m in messages %}{{ '<' + m['role'] + '>' }}{% if m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}"
+        "{% endif %}{{ m['content'] + eos_token }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+    )
+    tiny_recipe(tmp_path, "lora")
+    (tmp_path / "template.jinja").write_text(template)
+    (tmp_path / "test.jsonl").write_text(json.dumps({**FORMS["chat"], "answer": "true"}) + "\n")
+    plan = Recipe.from_yaml(str(tmp_path / "lora.yaml"), [
+        "data.train=[{path: test.jsonl, format: chat}]", f"data.chat_template={tmp_path}/template.jinja",
+        "evaluation.metric=option", "evaluation.options=[\"true\", \"false\"]",
+    ])  # fmt: skip
+    (question,) = rows_to_measure(plan, tiny_tokenizer()).questions
+    assert question.reply == f"<think>\n\n</think>\n\n{TAUGHT}" and question.text.endswith("<assistant>")

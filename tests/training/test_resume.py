@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from datetime import datetime, timedelta
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dorakit import Run, train
+from dorakit.build import build_tokenizer
 from dorakit.errors import GateError, Interrupted, ResourceError, RunError
+from dorakit.evaluation.rows import validation_rows
 from dorakit.training import checks, loop, loss, optim, result, validation
 from dorakit.training.checks import check_room
 from dorakit.training.trained import restore_trained
@@ -57,6 +60,38 @@ def test_paging_is_no_other_optimizer(stopped):
     run = stopped(2, "optimizer.name=adamw_8bit")
     paged = run.recipe_with(["optimizer.name=paged_adamw_8bit"])
     assert train(paged, resume=run, accept_changes=["optimizer.name"], quiet=True).state == "finished"
+
+
+def test_a_template_that_writes_the_date_is_told_that_of_the_beginning(stopped, tmp_path, monkeypatch):
+    """Planted bug caught: on the next day no row is what it was, and the resume is refused."""
+    template = tmp_path / "dated.jinja"
+    template.write_text(
+        "{{ strftime_now('%d') }}{% for m in messages %}{{ m['role'] + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
+    )
+    rows = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "Say one"}, {"role": "assistant", "content": "one"}]
+    rows.write_text((json.dumps({"messages": turns}) + "\n") * 40)
+    settings = [f"data.train=[{{path: {rows}, format: chat}}]", f"data.chat_template={template}"]
+    run = stopped(2, *settings, "data.validation.rows=2")
+    began = datetime.fromisoformat(run.read("run.json")["template_date"])
+    monkeypatch.setattr("dorakit.training.prepare.datetime", _later(began))
+    train(run.recipe, resume=run, quiet=True)
+    assert "changed" not in notes(run)
+    monkeypatch.setattr("dorakit.data.tokens.datetime", _later(began))
+    assert validation_rows(run.recipe, build_tokenizer(run.recipe), run=run).notes == []  # the same rows, drawn again
+    run.update(template_date=None)  # a run of an earlier version
+    (note,) = validation_rows(run.recipe, build_tokenizer(run.recipe), run=run).notes
+    assert note.endswith("the chat template writes the date, and the run did not keep that of its beginning")
+
+
+def _later(began):
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return began + timedelta(days=1)
+
+    return Later
 
 
 def test_fewer_steps_than_done(stopped):
