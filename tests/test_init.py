@@ -115,7 +115,7 @@ def test_a_recipe_for_a_file_can_be_tried_with_a_twin(here):
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        (("--data", "mi.jsonl"), DataError, r"no such file: mi\.jsonl (.|\n)*did you mean my\.jsonl"),
+        (("--data", "my.json"), DataError, r"no such file: my\.json (.|\n)*did you mean my\.jsonl"),
         (("--data", "empty.jsonl"), DataError, r"empty\.jsonl is empty"),
         (("--data", "rows.xml"), DataError, r"rows\.xml is of no known kind"),
         (("--data", "broken.jsonl"), DataError, r"broken\.jsonl:2: not JSON"),
@@ -157,7 +157,7 @@ def test_what_is_not_given_is_asked_on_a_terminal(here):
         env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     os.close(its_end)
-    answers = [("rows (", "mi.jsonl"), ("did you mean my.jsonl", ""), ("rows (", "my.jsonl")]
+    answers = [("rows (", "my.json"), ("did you mean my.jsonl", ""), ("rows (", "my.jsonl")]
     answers += [("base model (", "tiny:llama"), ("mode (", ""), ("card to train on (", "8 bananas")]
     answers += [("'8 bananas' is not known", ""), ("card to train on (", "8GB"), ("dorakit train my.yaml", "")]
     seen, begin = "", 0

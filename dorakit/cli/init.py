@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import os
 import sys
@@ -17,6 +16,7 @@ import typer
 from dorakit.cli import options
 from dorakit.errors import DataError, ModelError, RecipeError, UsageError, shown
 from dorakit.terminal import json_line, typed
+from dorakit.words import did_you_mean
 
 if TYPE_CHECKING:
     from dorakit.data.measured import Measured
@@ -220,9 +220,8 @@ def _known_mode(mode: str) -> str:
     from dorakit.recipe.schema import MODES
 
     if mode not in MODES:
-        near = difflib.get_close_matches(mode, MODES, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"mode {mode!r} is unknown\n  {meant}there are {', '.join(MODES)}")
+        hint = f"{did_you_mean(mode, MODES)} there are {', '.join(MODES)}".strip()
+        raise UsageError(f"mode {mode!r} is unknown\n  {hint}")
     return mode
 
 

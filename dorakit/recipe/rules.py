@@ -16,9 +16,9 @@ from typing import Any
 
 from dorakit.errors import Problem
 from dorakit.recipe.fields import default_of, dotted
-from dorakit.recipe.messages import nearest
 from dorakit.recipe.paths import is_path, is_template_text
 from dorakit.recipe.tree import Node, PathKey, Place
+from dorakit.words import near
 
 PROMPTS = ("default", "llm-adapters", "orca-math", "chat")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
@@ -187,7 +187,7 @@ def _prompts(root: Node) -> Iterator[Problem]:
         if node is None or not isinstance(node.value, str):
             continue
         if node.value not in PROMPTS and "{instruction}" not in node.value:
-            meant = nearest(node.value, list(PROMPTS))
+            meant = next(iter(near(node.value, PROMPTS)), "")
             message = (
                 f"{dotted(path)}: {node.value[:60]!r} is not one of {', '.join(PROMPTS)} and has no {{instruction}}"
             )
@@ -215,7 +215,7 @@ def _regexes(root: Node) -> Iterator[Problem]:
     node = root.at(("adapter", "target_modules"))
     if node is None or not isinstance(node.value, str) or node.value == "all-linear":
         return
-    if nearest(node.value, ["all-linear"]):
+    if near(node.value, ["all-linear"]):
         message = f"adapter.target_modules: {node.value!r} would match no module"
         yield node.place.problem(message, "did you mean 'all-linear'?")
         return
