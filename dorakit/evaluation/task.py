@@ -107,10 +107,8 @@ def evaluate(
     if scoring is not None:
         raise UsageError(f"--scoring {scoring} goes with --task; a recipe's rows are scored by its evaluation.metric")
     place = find_target(text)
-    if recipe is None and place.is_absent and "/" not in text:
-        raise UsageError(
-            f"no such run or directory: {text}\n  a model of the hub needs a recipe for its rows: --recipe FILE"
-        )
+    if recipe is None and "/" not in text:
+        place.refuse_absent(hint="a model of the hub needs a recipe for its rows: --recipe FILE")
     if recipe is None and place.run is None:
         raise UsageError(
             f"{text} belongs to no run, so nothing says what rows to measure on\n  name a recipe: --recipe FILE"

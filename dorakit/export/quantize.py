@@ -99,8 +99,8 @@ def quantize(
     if format != "nf4":
         raise UsageError(f"--format {format}: only nf4 can be written")
     place = find_target(str(target.path if isinstance(target, Run) else target))
-    if output is None and place.is_absent and "/" not in place.text:
-        raise UsageError(f"no such run or directory: {place.text}\n  a model of the hub needs a place: --output DIR")
+    if output is None and "/" not in place.text:
+        place.refuse_absent(hint="a model of the hub needs a place: --output DIR")
     if output is None and place.run is None:
         raise UsageError(f"{place.text} belongs to no run: say where the quantized model goes with --output DIR")
     directory = Path(os.path.expanduser(output)) if output is not None else place.run.quantized if place.run else Path()

@@ -107,8 +107,7 @@ def find_trained(target: Run | Path | str, *, base_model: str | None = None) -> 
         ModelError: The adapter cannot be read, or names no base.
     """
     place = find_target(str(target.path if isinstance(target, Run) else target))
-    if place.is_absent:
-        raise UsageError(f"nothing to export: no such run or directory: {place.text}")
+    place.refuse_absent("nothing to export: ")
     if place.run is not None:
         if base_model is not None:
             raise UsageError(

@@ -299,7 +299,7 @@ def test_no_run_and_no_result(run_of, tmp_path):
     run = run_of("lora")
     with pytest.raises(UsageError, match="model is a whole model, not a run or an adapter directory"):
         export_gguf(shutil.copytree(resolve("tiny:llama").directory, tmp_path / "model"), quiet=True)
-    with pytest.raises(UsageError, match="nothing to export: no such run"):
+    with pytest.raises(RunError, match="nothing to export: no such run"):
         export_gguf("nowhere", quiet=True)
     shutil.rmtree(run.adapter)
     with pytest.raises(RunError, match="has no result yet"):
