@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,14 @@ class Trained:
     def is_hub_base(self) -> bool:
         """Whether other programs find the base by its name."""
         return bool(self.revision)
+
+    @property
+    def served_base(self) -> str | None:
+        """The base as vLLM and PEFT load it, a hub id or a directory; None for what they cannot put an adapter on."""
+        if self.is_hub_base:
+            return self.base
+        path = Path(os.path.expanduser(self.base))
+        return str(path) if path.is_dir() else None
 
     @property
     def mode(self) -> str:
@@ -163,3 +172,13 @@ def is_hub_id(base: str) -> bool:
     """Whether a base's name is one of the hub: no path, nothing of this machine."""
     is_here = base.startswith(("pkg:", "tiny:")) or is_path(base) or Path(base).exists()
     return not is_here
+
+
+def is_raw(trained: Trained, directory: Path) -> bool:
+    """Whether prompts go in as they are: no row of the run's was a conversation; of an adapter, there is no template."""
+    if trained.recipe is not None:
+        return all(data.format != "chat" and data.prompt != "chat" for data in trained.recipe.data.train)
+    if (directory / "chat_template.jinja").is_file():
+        return False
+    settings = directory / "tokenizer_config.json"
+    return not (settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
