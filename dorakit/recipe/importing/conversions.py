@@ -17,6 +17,7 @@ _TRACKER_PLACES = (  # key, its tracker, what says this here
     ("mlflow_tracking_uri", "mlflow", "which store is said by the environment: MLFLOW_TRACKING_URI (docs/trackers.md)"),
     ("mlflow_experiment_name", "mlflow", "which experiment is said by the environment: MLFLOW_EXPERIMENT_NAME"),
 )
+_FOUR_BIT = ("load_in_4bit", "quantization_bit", "model.quantize_base")
 ALL_LINEAR = ("all", "all-linear", "all_linear")
 
 
@@ -24,7 +25,8 @@ def set_mode(ledger: Ledger, *, adapter: bool, dora: bool, four_bit: bool, sourc
     """adapter.mode from the three switches that others have for it."""
     if not adapter:
         if four_bit:
-            ledger.leave("load_in_4bit", True, "full fine-tuning needs a base that is not quantized")
+            switch = next(filter(ledger.has, _FOUR_BIT), _FOUR_BIT[0])
+            ledger.leave(switch, True, "full fine-tuning needs a base that is not quantized")
         ledger.set("adapter.mode", "full", source)
         return
     ledger.set("adapter.mode", ("q" if four_bit else "") + ("dora" if dora else "lora"), source)
@@ -52,7 +54,8 @@ def carry_adapter(ledger: Ledger, *, rank: int | None, alpha: float | None, drop
 def set_batch(ledger: Ledger, micro: str, accumulation: str, *, defaults: tuple[int, int]) -> None:
     """Documents per optimizer step are the product that other toolkits leave to the reader. On one device."""
     size, steps = int(ledger.number(micro) or defaults[0]), int(ledger.number(accumulation) or defaults[1])
-    ledger.set("training.batch_size", size * steps, f"{micro} {size} x {accumulation} {steps}, one device")
+    factors = [f"{name} {value}" for name, value in ((micro, size), (accumulation, steps)) if ledger.has(name)]
+    ledger.set("training.batch_size", size * steps, f"{' x '.join(factors) or 'defaults'}, one device")
     ledger.set("training.micro_batch_size", size, micro)
 
 

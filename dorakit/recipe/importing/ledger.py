@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from dorakit.recipe.unread import unread_settings
 from dorakit.recipe.yaml_text import parse
 
 _NO_COUNTERPART = "dorakit has no such setting"
+_KEY = re.compile(r"[A-Za-z_][\w.]*")
 _ARCHITECTURE = "the architecture is read from the base"
 # Keys that foreign.py takes to the right place for a hint, but whose value means something else there.
 _MEANS_ANOTHER_THING = {
@@ -53,7 +55,12 @@ class Ledger:
         self.left: list[Left] = []
         self.empty: list[str] = []
         self._pending = _flat(content)
+        self._given = tuple(self._pending)
         self._defaults: set[str] = set()
+
+    def has(self, name: str) -> bool:
+        """Whether the file has a key, or a section, of this name."""
+        return any(f".{key}.".find(f".{name}.") >= 0 for key in self._given)
 
     def take(self, *names: str) -> Any:
         """The value of the first of these keys that is set; None where none is. The others stay to be listed."""
@@ -93,7 +100,13 @@ class Ledger:
         return self._pending.get(name)
 
     def set(self, key: str, value: Any, source: str) -> None:
-        """Give a key of the recipe its value; `source` is the foreign key, or says what else it rests on."""
+        """Give a key of the recipe its value.
+
+        `source` says where from in words, or is the foreign key; of several, those that the file has are kept.
+        """
+        names = source.split(", ")
+        if all(map(_KEY.fullmatch, names)):
+            source = ", ".join(filter(self.has, names)) or f"{self.toolkit}'s default"
         self.recipe[key] = value
         self.sources[key] = source
 

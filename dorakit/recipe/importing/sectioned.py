@@ -30,14 +30,17 @@ def unsloth(ledger: Ledger, directory: Path) -> None:
         ledger.set_default("adapter.target_modules", "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
     form = ledger.take("data.format_type")
     formats = {"alpaca": "instruction", "raw": "text"}
-    if form in (None, "auto"):
-        ledger.leave("data.format_type", form, "the format is found from the rows there; chat is assumed: check it")
     hub, files = ledger.take("data.dataset"), ledger.texts("data.local_dataset")
     paths = [*([hub] if hub else []), *files]
+    if form in (None, "auto"):
+        names = ("data.format_type", "data.dataset", "data.local_dataset")
+        if (name := next(filter(ledger.has, names), None)) is not None:
+            value = form if name == "data.format_type" else ", ".join(map(str, paths))
+            ledger.leave(name, value, "the format is found from the rows there; chat is assumed: check it")
     ledger.set(
         "data.train",
         [{"path": path, "format": formats.get(str(form), "chat")} for path in paths],
-        "dataset, local_dataset, format_type",
+        "data.dataset, data.local_dataset, data.format_type",
     )
     ledger.set(
         "data.train_on",
@@ -69,7 +72,7 @@ def torchtune(ledger: Ledger, directory: Path) -> None:
     adapter = "lora" in builder or "dora" in builder
     dora = bool(ledger.take("model.use_dora")) or "dora" in builder
     four_bit = bool(ledger.take("model.quantize_base")) or builder.startswith("q")
-    set_mode(ledger, adapter=adapter, dora=dora, four_bit=four_bit, source=f"{builder}, use_dora, quantize_base")
+    set_mode(ledger, adapter=adapter, dora=dora, four_bit=four_bit, source="model._component_, use_dora, quantize_base")
     base = ledger.take("checkpointer.checkpoint_dir")
     if base:
         ledger.set("model.base", str(base).rstrip("/").removesuffix("/original"), "checkpointer.checkpoint_dir")
@@ -123,7 +126,7 @@ def _torchtune_rows(ledger: Ledger) -> None:
         source |= {"format": "completion", "columns": {"prompt": "input", "completion": "output"}}
     else:
         source["format"] = "chat"
-        if component != "chat_dataset":
+        if component not in ("chat_dataset", ""):
             ledger.leave("dataset._component_", component, "no such form of rows here: say it in data.train")
     if split := ledger.take("dataset.split"):
         source["split"] = split

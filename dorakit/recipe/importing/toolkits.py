@@ -186,7 +186,7 @@ def trl(ledger: Ledger, directory: Path) -> None:
     source: dict[str, Any] = {"path": ledger.take("dataset_name") or "", "format": "chat"}
     if field := ledger.take("dataset_text_field"):
         source |= {"format": "text"} | ({"columns": {"text": field}} if field != "text" else {})
-    else:
+    elif source["path"]:
         ledger.leave("dataset_name", source["path"], "TRL finds the format from the columns; chat is assumed: check it")
     for key, name in (("name", "dataset_config"), ("split", "dataset_train_split")):
         if value := ledger.take(name):
