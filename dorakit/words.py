@@ -1,4 +1,4 @@
-"""Words in messages: what is counted, and the name that was probably meant."""
+"""Words in messages: what is counted, how long it took, and the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ _LONGEST = 60  # characters of a name that is compared: the distance takes the s
 def counted(number: int, singular: str, plural: str = "") -> str:
     """A number with its noun: `1 row`, `1,200 rows`, `2 entries` where the plural is given."""
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as s, min or h: `4.2 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def near(word: str, candidates: Iterable[str]) -> list[str]:

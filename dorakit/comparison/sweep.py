@@ -12,6 +12,7 @@ from dorakit.comparison.findings import Findings, find
 from dorakit.comparison.measure import Measure, measure_of
 from dorakit.comparison.methods import CellResult
 from dorakit.comparison.page import Comparison, write_comparison
+from dorakit.data.precheck import check_rows, check_test_rows
 from dorakit.errors import UsageError
 from dorakit.files import write_json
 from dorakit.recipe.schema import Recipe
@@ -60,6 +61,7 @@ def compare(
 
     Raises:
         UsageError: The axes are wrong, or there are no rows to compare by.
+        DataError: A file of rows is not there, or holds rows that cannot be used.
         RunError: A cell on disk is of another comparison; cells differ in more than the axes.
         Interrupted: The same command goes on.
         DorakitError: A cell failed, with its exit code.
@@ -70,6 +72,8 @@ def compare(
         raise UsageError(f"--general {general}: no such file; name a plain text")
     place = (output or Path("runs") / f"{plan.origin.name}-comparison").absolute()
     cells = grid(plan, modes=modes, ranks=ranks, learning_rates=learning_rates, seeds=seeds)
+    check_rows(plan)
+    check_test_rows(plan)
     # All at once, so that a mistake in the last is known before the first is trained.
     recipes = {cell: cell_recipe(recipe, cell, place, overrides, twin=twin) for cell in cells}
     results: list[CellResult] = []

@@ -16,6 +16,7 @@ from dorakit.data.formats import Conversation, Passage, Sample
 from dorakit.data.kept_tokens import Counts, Pairs, kept_between_runs
 from dorakit.errors import DataError, ModelError
 from dorakit.recipe.schema import DataSection
+from dorakit.words import counted
 
 # The tiny bases of --twin have a token per byte, where other tokenizers have one per three or four.
 TWIN_STRETCH = 4
@@ -84,15 +85,15 @@ class Tally:
             notes.append(f"{count} of {num_rows} documents have no supervised token: dropped ({first})")
         if self.open_ended:
             notes.append(
-                f"the chat template ends {self.open_ended} conversations without a stop token: "
+                f"the chat template ends {counted(self.open_ended, 'conversation')} without a stop token: "
                 f"{tokenizer.eos_token} was appended and is trained"
             )
         if self.is_dated(tokenizer):
             notes.append("the chat template writes today's date: the same rows give other tokens on another day")
         if self.endless:
             notes.append(
-                f"the chat template ends {self.endless} turns of the assistant before the last without a stop token, "
-                "so they do not teach it to stop; train_on: last leaves them out (docs/faq.md#it-never-stops)"
+                f"the chat template ends {counted(self.endless, 'turn')} of the assistant before the last without a stop token, "
+                "which does not teach it to stop; train_on: last leaves them out (docs/faq.md#it-never-stops)"
             )
         return notes
 

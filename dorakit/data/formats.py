@@ -195,7 +195,7 @@ def _absent(row: Row, columns: dict[str, str], name: str) -> DataError:
     """The error for a row without the field of `name`: all that its format reads, and what the row has for it."""
     form, needed = next((form, names) for form, names in _NEEDED.items() if name in names)
     present = [field for field in map(str, row.fields) if field not in columns.values()]
-    meant = {}
+    meant: dict[str, str] = {}
     for wanted in (other for other in needed if columns[other] not in row.fields):
         left = [field for field in present if field not in meant.values()]
         found = near(columns[wanted], left) or [other for other in _OTHER_NAMES[wanted] if other in left]

@@ -89,9 +89,13 @@ def check_saved(directory: Path) -> bool:
 
 
 def missing(path: Path, written: str) -> DataError:
-    """The error for a file that is not there, with what is there."""
+    """The error for a file that is not there, with what is there, and where a relative path of a recipe starts."""
     place = f"{written} (looked for {path})" if path.parent.is_dir() else str(path)
-    return DataError(f"no such file: {place}\n  {nearby(path)}")
+    hint = nearby(path)
+    parts = Path(os.path.expanduser(written)).parts
+    if parts and not os.path.isabs(parts[0]) and (start := path.parents[len(parts) - 1]).resolve() != Path.cwd():
+        hint += f"\n  {written} starts from {start}: data.root, else the directory of the recipe that lists it"
+    return DataError(f"no such file: {place}\n  {hint}")
 
 
 def _unreachable(written: str, path: Path, error: Exception, reason: str) -> Exception:

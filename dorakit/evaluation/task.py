@@ -33,6 +33,7 @@ from dorakit.target import Target, open_target
 from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
 from dorakit.training.resume import rows_trained_on
+from dorakit.words import counted
 
 NUM_SAMPLES = 5
 _TAIL = 200
@@ -217,7 +218,7 @@ def _measure(
         loss = math.fsum(sums) / tokens
         if not math.isfinite(loss):
             raise GateError(
-                f"the loss over {tokens} tokens of {rows.name} is {loss}: the model computes no finite number",
+                f"the loss over {counted(tokens, 'token')} of {rows.name} is {loss}: the model computes no finite number",
                 Gate("loss", loss),
             )
         losses = [

@@ -48,6 +48,7 @@ from dorakit.run import Run
 from dorakit.target import Target, open_target
 from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
+from dorakit.words import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -234,7 +235,7 @@ def _write(target: Target, staging: Path, *, keep_row_norms: bool, quiet: bool) 
     plain = plain_model(model)
     skipped = _skipped(model, form)
     check_space(staging, int(sum(nf4_bytes(tensor, skipped, form) for tensor in plain.tensors)))
-    say(f"quantizing {len(plain.tensors)} tensors", quiet=quiet)
+    say(f"quantizing {counted(len(plain.tensors), 'tensor')}", quiet=quiet)
     ledger = Ledger()
     with torch.no_grad():
         written = write_shards(staging, nf4_tensors(plain.tensors, skipped, form, half, keep_row_norms, ledger))

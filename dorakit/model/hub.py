@@ -55,8 +55,7 @@ def _silence() -> str:
     found = [f"no answer in {_LONGEST:.0f} seconds"]
 
     def knock() -> None:
-        from huggingface_hub import constants
-        from huggingface_hub.utils import get_session
+        from huggingface_hub import constants, get_session
 
         try:
             get_session().head(constants.ENDPOINT, timeout=_LONGEST)

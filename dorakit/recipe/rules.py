@@ -48,6 +48,14 @@ def remarks(root: Node) -> Iterator[str]:
     # sgd takes rates a hundred times those of the others, which normalise the gradient.
     if _is_number(rate) and _MAX_USUAL_RATE < rate and _value(root, ("optimizer", "name")) != "sgd":
         yield f"optimizer.learning_rate {rate:g} is unusually large: most runs diverge above {_MAX_USUAL_RATE:g}"
+    train = root.at(("data", "train"))
+    for index, source in enumerate(train.items if train else ()):
+        form = source.at(("format",))
+        if form is not None and form.value == "instruction" and source.at(("prompt",)) is None:
+            yield (
+                f"data.train.{index}.prompt is not set, so its rows go into Alpaca's text (default); for a model with a chat "
+                "template, `prompt: chat` asks and answers in the model's own turns"
+            )
     if not _is_int(steps):
         return
     warmup = _value(root, ("optimizer", "warmup_steps"))

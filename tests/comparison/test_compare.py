@@ -14,7 +14,7 @@ from dorakit import Run
 from dorakit.comparison import execution
 from dorakit.comparison.cells import Cell, cell_recipe, check_alike, environment_notes, grid
 from dorakit.comparison.sweep import compare
-from dorakit.errors import Interrupted, RunError, UsageError
+from dorakit.errors import DataError, Interrupted, RunError, UsageError
 from dorakit.recipe.schema import Recipe
 
 RECIPE = """\
@@ -102,6 +102,16 @@ def test_a_whole_comparison(recipe, tmp_path, commands):
         runs[mode].update(is_twin=True)
     with pytest.raises(RunError, match="--twin: True there, False asked for"):
         compare(recipe, **asked)
+
+
+def test_rows_that_are_not_there_are_known_before_a_cell_is_trained(recipe, tmp_path, commands, monkeypatch):
+    """Planted bugs caught: an absent evaluation file found after the first training; no word on where its path starts."""
+    monkeypatch.chdir("/")
+    says = r"no such file: gone\.jsonl .*\n(.*\n)*  gone\.jsonl starts from /.*: data\.root, else the directory of the recipe"
+    for key in ("data.train.0.path", "evaluation.path"):
+        with pytest.raises(DataError, match=says):
+            compare(recipe, output=tmp_path / "out", overrides=[f"data.root={recipe.parent}", f"{key}=gone.jsonl"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_without_a_metric_is_compared_by_its_loss(recipe, tmp_path, commands):

@@ -44,7 +44,6 @@ def test_trained_text_is_marked_off_a_terminal(recipe):
         "",
         "train:      8 documents of 14 to 15 tokens (median 14); 113 tokens, 17 trained on (15.0%)",
         "validation: 2 documents of 14 to 14 tokens (median 14); 28 tokens, 4 trained on (14.3%)",
-        "note: a.jsonl: 10 rows",
     ]
 
 
