@@ -8,7 +8,6 @@ name stands for nothing. The old one then lies beside it as `.old-NAME-...`, and
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import json
 import os
@@ -25,11 +24,18 @@ from safetensors import SafetensorError
 
 from dorakit.errors import RunError
 from dorakit.failpoints import reach
+from dorakit.words import near
 
 # What a full disk, a quota, or a limit on the size of files says.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LISTED = 8
 _REPLACED = re.compile(r"\.old-(.+)-[0-9a-f]{8}")
+
+
+def names_a_place(text: str) -> bool:
+    """Whether a text can only be a path here: a hub id has at most one slash, and none of `runs`, where runs go."""
+    is_named = text.startswith(("tiny:", "pkg:"))
+    return not is_named and (text.startswith((".", "/", "~", "runs/")) or text.count("/") > 1)
 
 
 def nearby(path: Path) -> str:
@@ -40,9 +46,9 @@ def nearby(path: Path) -> str:
         names = sorted(entry.name for entry in above.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         return f"{above} cannot be listed: {error.strerror}"
-    close = [str(Path(name, *rest)) for name in difflib.get_close_matches(wanted, names, n=3)]
-    if meant := [name for name in close if Path(above, name).exists()]:
-        return f"did you mean {' or '.join(meant)}?"
+    there = {name: str(Path(name, *rest)) for name in names if Path(above, name, *rest).exists()}
+    if meant := near(wanted, there)[:3]:
+        return f"did you mean {' or '.join(there[name] for name in meant)}?"
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     listing = f"{', '.join(names[:_LISTED])}{more}" if names else "nothing"
     return f"nearest directory that exists: {above} (holds {listing})" if rest else f"the directory holds {listing}"

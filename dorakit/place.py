@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dorakit.errors import ModelError, RunError, UsageError
+from dorakit.files import names_a_place, nearby
 from dorakit.run import Run
 from dorakit.terminal import typed
 
@@ -42,6 +43,15 @@ class Place:
         is_named = self.text.startswith(("tiny:", "pkg:"))
         return self.path is None and not is_named and not Path(os.path.expanduser(self.text)).is_file()
 
+    def refuse_absent(self, why: str = "", hint: str = "") -> None:
+        """For what takes no hub id: refuse a target that is not on this machine.
+
+        Raises:
+            RunError: It is not.
+        """
+        if self.is_absent:
+            raise RunError(f"{why}no such run or directory: {self.text}" + (f"\n  {hint}" if hint else ""))
+
 
 def find_target(text: str) -> Place:
     """Say what a target is, from the files alone.
@@ -64,10 +74,10 @@ def find_target(text: str) -> Place:
         beside = sorted(file.parent.name for file in path.parent.glob("*/run.json") if not file.parent.is_symlink())
         if "/" in text and beside:
             raise RunError(f"no such run: {text}\n  {path.parent} holds {', '.join(beside[:8])}")
-        # A hub id has one slash at most; where a directory of the first name is here, it is what is meant.
-        if text.startswith((".", "/", "~")) or text.count("/") > 1 or ("/" in text and path.parent.is_dir()):
-            if not text.startswith(("tiny:", "pkg:")):
-                raise RunError(f"no such run or directory: {text}")
+        # Where a directory of a hub id's first name is here, it is what is meant.
+        is_named = text.startswith(("tiny:", "pkg:"))
+        if names_a_place(text) or ("/" in text and not is_named and path.parent.is_dir()):
+            raise RunError(f"no such run or directory: {text}\n  {nearby(path)}")
         return Place(text, "model", None, None)
     if (path / "run.json").is_file():
         return Place(text, "run", path, Run.open(path))

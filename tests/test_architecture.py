@@ -11,7 +11,7 @@ import dorakit
 ROOT = Path(dorakit.__file__).parent
 # A room may import from rooms before it and from itself. model and adapters know torch and no recipe.
 ORDER = [
-    {"secrets", "terminal"},
+    {"secrets", "terminal", "words"},
     {"errors"},
     {"recipe", "failpoints"},
     {"files", "cache", "lock", "machine", "versions"},

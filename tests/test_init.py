@@ -41,10 +41,12 @@ def test_flags_write_a_recipe_that_trains(here):
     """Planted bug caught: columns that are sniffed and not written, so that training finds no field `instruction`."""
     done = run("--data", "my.jsonl", "--model", "tiny:llama")
     said = done.stdout.splitlines()
-    needed, there = re.fullmatch(
-        r"memory: about (.*) MiB at the peak of training, (.*) GiB are there \(this machine, .*\)", said.pop(3)
+    needed, libraries, there = re.fullmatch(
+        r"memory: about (.*) GiB at the peak of training, (.*) GiB of it for Python and torch themselves; "
+        r"(.*) GiB are there \(this machine, .*\)",
+        said.pop(3),
     ).groups()
-    assert 1 < float(needed) < 1024 * float(there)
+    assert 0.5 < float(libraries) <= float(needed) < float(there)
     assert said == [
         "rows:   40 of format instruction (question as instruction, answer as output); not used: id",
         "first:  0 and one? -> 1",
@@ -61,7 +63,7 @@ def test_flags_write_a_recipe_that_trains(here):
 
 def test_nothing_is_asked_off_a_terminal(here):
     """Planted bug caught: a prompt that waits for ever in a script."""
-    with pytest.raises(UsageError, match="no --data and no --model given"):
+    with pytest.raises(UsageError, match=r"no --data and no --model given\n.* --data my\.jsonl --model \S+SmolLM2"):
         run()
     with pytest.raises(UsageError, match="no --model given"):
         run("--data", "my.jsonl")
@@ -115,7 +117,7 @@ def test_a_recipe_for_a_file_can_be_tried_with_a_twin(here):
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        (("--data", "mi.jsonl"), DataError, r"no such file: mi\.jsonl (.|\n)*did you mean my\.jsonl"),
+        (("--data", "my.json"), DataError, r"no such file: my\.json (.|\n)*did you mean my\.jsonl"),
         (("--data", "empty.jsonl"), DataError, r"empty\.jsonl is empty"),
         (("--data", "rows.xml"), DataError, r"rows\.xml is of no known kind"),
         (("--data", "broken.jsonl"), DataError, r"broken\.jsonl:2: not JSON"),
@@ -157,7 +159,7 @@ def test_what_is_not_given_is_asked_on_a_terminal(here):
         env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     os.close(its_end)
-    answers = [("rows (", "mi.jsonl"), ("did you mean my.jsonl", ""), ("rows (", "my.jsonl")]
+    answers = [("rows (", "my.json"), ("did you mean my.jsonl", ""), ("rows (", "my.jsonl")]
     answers += [("base model (", "tiny:llama"), ("mode (", ""), ("card to train on (", "8 bananas")]
     answers += [("'8 bananas' is not known", ""), ("card to train on (", "8GB"), ("dorakit train my.yaml", "")]
     seen, begin = "", 0
@@ -231,7 +233,10 @@ def test_the_plan_of_a_recipe_for_a_card_fits_it(mid_size, gpu, rows, is_checkpo
     planned = CliRunner().invoke(app, ["plan", "my.yaml", "--gpu", gpu, "--json"], catch_exceptions=False)
     assert json.loads(planned.stdout)["fits"] is True
     text, card = Path("my.yaml").read_text(encoding="utf-8"), f"a card of {gpu.removesuffix('GB')} GiB"
-    assert re.search(rf"# Memory, .*: about .* at the peak of training, .* are there \({re.escape(card)}\)\.", text)
+    assert re.search(
+        rf"# Memory, .*: about .* at the peak of training, .* for CUDA itself; .* are there \({re.escape(card)}\)\.",
+        text,
+    )
     assert (f"4 do not fit {card}; the result is the same" in text) == (rows < 4)
     assert (f"false does not fit {card}" in text) == is_checkpointed
     assert (f"; more do not fit {card}" in text) == is_shortened

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import threading
 
 import datasets
 import huggingface_hub
@@ -15,6 +16,7 @@ from dorakit.cli.app import app
 from dorakit.data.sources import read_rows
 from dorakit.errors import ResourceError
 from dorakit.evaluation.generation import answer_prompts
+from dorakit.model import hub
 from dorakit.model.source import resolve
 from dorakit.plan.estimate import estimate
 from dorakit.recipe.schema import SourceSection
@@ -61,7 +63,7 @@ def test_a_name_of_the_hub_is_asked_for_unless_offline(calls, online, monkeypatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ResourceError, match=r"owner/model is not in the hub cache .*\(HF_HUB_OFFLINE is set, or --offline\)"
+        ResourceError, match=r"owner/model is not in the hub cache .*: HF_HUB_OFFLINE is set, or --offline"
     ):
         resolve("owner/model")
     with pytest.raises(ResourceError, match=r"owner/rows .*HF_HUB_OFFLINE is set(.|\n)*unset HF_HUB_OFFLINE"):
@@ -79,21 +81,31 @@ def test_the_option_sets_what_the_libraries_read(monkeypatch):
     assert (os.environ["HF_HUB_OFFLINE"], os.environ["HF_DATASETS_OFFLINE"]) == ("1", "1")
 
 
-@pytest.mark.parametrize("what", ["config", "rows"])
-def test_retries_are_not_printed(calls, online, monkeypatch, tmp_path, what):
-    """Planted bug caught: a line of the hub client for each of its tries, before the one message that says what to do."""
+@pytest.mark.parametrize("what", ["base", "config", "rows"])
+@pytest.mark.parametrize("network", ["refuses", "is silent"])
+def test_a_hub_that_is_not_there_is_tried_once(calls, online, monkeypatch, tmp_path, capfd, what, network):
+    """Planted bugs caught: the hub client's own retries, half a minute of them; a wait for a silent hub without a line
+    that says so; a line of the hub client for each of its tries, before the one message that says what to do.
+    """
     recipe = tiny_recipe(tmp_path, "dora")
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": "owner/model"})})
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # as it was when datasets was imported
-    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: calls.append("a retry"))
+    monkeypatch.setattr(hub, "_SILENT", 0.05)
+    monkeypatch.setattr(hub, "_LONGEST", 0.4)
+    if network == "is silent":
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: threading.Event().wait(5))
+        monkeypatch.setattr(socket, "create_connection", lambda *_, **__: threading.Event().wait(5))
     lines: list[str] = []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", lambda record: lines.append(record.getMessage()))
     logger = logging.getLogger("huggingface_hub")
     logger.addHandler(handler)
     try:
-        with pytest.raises(ResourceError):
-            if what == "config":
+        with pytest.raises(ResourceError, match=r"huggingface\.co: (no answer in|.*unreachable)"):
+            if what == "base":
+                resolve("owner/model")
+            elif what == "config":
                 estimate(recipe, gpu="24GB")
             else:
                 read_rows(SourceSection(path="owner/rows", format="text"), str(tmp_path))
@@ -101,4 +113,6 @@ def test_retries_are_not_printed(calls, online, monkeypatch, tmp_path, what):
         logger.warning("as before")
     finally:
         logger.removeHandler(handler)
-    assert len(calls) > 1 and lines == ["as before"] and level != logging.ERROR
+    assert lines == ["as before"] and level != logging.ERROR
+    assert "a retry" not in calls and not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert ("waiting for huggingface.co, which is asked for" in capfd.readouterr().err) == (network == "is silent")

@@ -9,6 +9,7 @@ import typer
 from dorakit.cli import completion, options
 from dorakit.errors import shown
 from dorakit.terminal import json_line, printable
+from dorakit.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,7 +99,7 @@ def _counts(documents: list[Document]) -> dict[str, Any]:
 def _summary(name: str, counts: dict[str, Any]) -> str:
     lengths, share = counts["lengths"], counts["supervised_tokens"] / counts["tokens"]
     return (
-        f"{name + ':':11} {counts['documents']:,} documents of {lengths['min']} to {lengths['max']} tokens "
+        f"{name + ':':11} {counted(counts['documents'], 'document')} of {lengths['min']} to {lengths['max']} tokens "
         f"(median {lengths['median']}); {counts['tokens']:,} tokens, "
         f"{counts['supervised_tokens']:,} trained on ({share:.1%})"
     )
@@ -121,7 +122,7 @@ def _pieces(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[Piec
 def _show(console: Console, document: Document, pieces: list[Piece]) -> None:
     from rich.text import Text
 
-    heading = f"{shown(document.row)} · {len(document)} tokens, {document.num_labels} trained on"
+    heading = f"{shown(document.row)} · {counted(len(document), 'token')}, {document.num_labels} trained on"
     console.print(Text(heading, style="bold underline"))
     body = Text()
     for text, is_trained in pieces:

@@ -12,6 +12,7 @@ from dorakit.cli import completion, options
 from dorakit.cli.evaluate import asked_recipe
 from dorakit.place import run_around
 from dorakit.terminal import json_line, printable, typed
+from dorakit.words import counted
 
 
 class Format(enum.StrEnum):
@@ -126,7 +127,7 @@ def quantize(
     else:
         typer.echo(
             f"perplexity: {perplexity['before']:.4g} -> {perplexity['after']:.4g} "
-            f"({perplexity['tokens']} tokens of {printable(perplexity['data'])})"
+            f"({counted(perplexity['tokens'], 'token')} of {printable(perplexity['data'])})"
         )
     show_moved(content["compared"], "NF4")
     run = run_around(target)
@@ -174,5 +175,6 @@ def _show_receipt(receipt: Any) -> None:
     where = "the answers" if part == "supervised" else "prompts and answers"
     typer.echo(
         f"receipt: every weight proved; {learned}, KL(live || merged) {found['kl']:.2e}, top-1 agreement "
-        f"{found['top1_agreement']:.2%} over {where}: {found['positions']} positions of {printable(receipt['compared_on'])}"
+        f"{found['top1_agreement']:.2%} over {where}: {counted(found['positions'], 'position')} of "
+        f"{printable(receipt['compared_on'])}"
     )

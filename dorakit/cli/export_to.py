@@ -116,6 +116,10 @@ def export(
     typer.echo(printable(f"card: {directory / 'README.md'}; to publish it: {upload}"))
     for line in made.serve:
         typer.echo(printable(f"serve it: {line}"))
+    if made.instead:
+        typer.echo(
+            printable(f"no server loads this adapter on its base; for one they load: {' or '.join(made.instead)}")
+        )
 
 
 def _export(to: To, target: str, given: dict[str, Any], common: dict[str, Any]) -> Exported:

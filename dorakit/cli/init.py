@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import os
 import sys
@@ -17,6 +16,7 @@ import typer
 from dorakit.cli import options
 from dorakit.errors import DataError, ModelError, RecipeError, UsageError, shown
 from dorakit.terminal import json_line, typed
+from dorakit.words import counted, did_you_mean
 
 if TYPE_CHECKING:
     from dorakit.data.measured import Measured
@@ -33,7 +33,10 @@ T = TypeVar("T")
 def init(
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Rows: a .json, .jsonl, .csv, .parquet or .txt file, or a hub data set."),
+        typer.Option(
+            "--data",
+            help="Rows: a .json, .jsonl, .csv, .parquet or .txt file, a directory saved by datasets, or a hub data set.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -60,13 +63,12 @@ def init(
     may_ask = sys.stdin.isatty() and not as_json
     absent = [flag for flag, value in (("--data", data), ("--model", model)) if value is None]
     if absent and not may_ask:
-        raise UsageError(
-            f"no {' and no '.join(absent)} given\n  for example: dorakit init --data my.jsonl --model tiny:llama"
-        )
+        own = f"--data {typed(data or _only_row_file() or 'my.jsonl')} --model {typed(model or _usual_model())}"
+        raise UsageError(f"no {' and no '.join(absent)} given\n  for example: dorakit init {own}")
     mode = None if mode is None else _known_mode(mode)
     gpu = None if gpu is None else known_card(gpu)
     if data is None:
-        what = "rows (.json, .jsonl, .csv, .parquet, .txt; or a hub data set)"
+        what = "rows (.json, .jsonl, .csv, .parquet, .txt; a directory saved by datasets, or a hub data set)"
         data, rows, read_notes, sniffed = _asked(what, _only_row_file(), _sniffed)
     else:
         _refuse_existing(_target(output, data))  # before a large file is read
@@ -220,9 +222,8 @@ def _known_mode(mode: str) -> str:
     from dorakit.recipe.schema import MODES
 
     if mode not in MODES:
-        near = difflib.get_close_matches(mode, MODES, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"mode {mode!r} is unknown\n  {meant}there are {', '.join(MODES)}")
+        hint = f"{did_you_mean(mode, MODES)} there are {', '.join(MODES)}".strip()
+        raise UsageError(f"mode {mode!r} is unknown\n  {hint}")
     return mode
 
 
@@ -261,7 +262,7 @@ def _from(directory: Path, written: str, *, is_model: bool = False) -> str:
 def _counted_by(measured: Measured, num_rows: int) -> str:
     if not measured.is_counted:
         return "estimated at 4 characters a token"
-    return "counted" if measured.num_rows == num_rows else f"counted in {measured.num_rows:,} rows"
+    return "counted" if measured.num_rows == num_rows else f"counted in {counted(measured.num_rows, 'row')}"
 
 
 def _about_rows(rows: list[Row], sniffed: Sniffed) -> str:

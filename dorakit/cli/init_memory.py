@@ -60,9 +60,12 @@ def planned(recipe: Recipe, gpu: str | None) -> tuple[Fitted | None, str]:
 
 
 def in_words(found: Fitted) -> str:
-    """Peak and room in one line."""
-    peak, device = found.peak, found.device
-    return f"about {gib(peak)} at the peak of training, {gib(device.room)} are there ({device.name})"
+    """Peak, with what the libraries themselves take, and the device's memory in one line."""
+    device = found.device
+    whole, itself = gib(found.peak + device.reserve), gib(device.reserve)
+    libraries = "CUDA itself" if device.is_card else "Python and torch themselves"
+    there = f"{gib(device.memory)} are there ({device.name})"
+    return f"about {whole} at the peak of training, {itself} of it for {libraries}; {there}"
 
 
 def fit_of(found: Fitted) -> Fit:

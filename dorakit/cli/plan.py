@@ -11,11 +11,13 @@ import typer
 from dorakit.cli import completion, options
 from dorakit.memory import gib
 from dorakit.terminal import json_line, printable
+from dorakit.words import counted
 
 if TYPE_CHECKING:
     from dorakit.plan.estimate import Estimate
     from dorakit.plan.schedule import Schedule
 
+_TIME = "time: unknown without --tokens-per-second, the tok/s that a run prints: a few steps show it (--set training.max_steps=5)"
 _COUNTS = {"parameters": "parameters", "trained_parameters": "  trained"}
 _BYTES = {
     "base": "frozen base",
@@ -128,10 +130,9 @@ def _progress(schedule: Schedule, seconds: float | None) -> list[str]:
         return [f"{known or 'steps, '}tokens and time are unknown: {schedule.remark}"]
     most = "at most " if schedule.is_bound else ""
     lines = [
-        f"steps: {most}{schedule.steps:,}, tokens: {most}{schedule.tokens:,}, of {most}{schedule.documents:,} documents"
+        f"steps: {most}{schedule.steps:,}, tokens: {most}{schedule.tokens:,}, of {most}{counted(schedule.documents, 'document')}"
     ]
     if schedule.remark:
         lines.append(f"rows counted as max_seq_len tokens each: {schedule.remark}")
-    if seconds is not None:
-        lines.append(f"time: {most}{timedelta(seconds=round(seconds))}")
+    lines.append(_TIME if seconds is None else f"time: {most}{timedelta(seconds=round(seconds))}")
     return lines

@@ -13,6 +13,7 @@ from dorakit.cli import completion, options
 from dorakit.cli.failures import failure, problem_dict
 from dorakit.errors import DataError, Problem, RecipeError, UsageError, shown
 from dorakit.terminal import json_line, printable, typed
+from dorakit.words import counted
 
 if TYPE_CHECKING:
     from dorakit.data.first_look import Look
@@ -76,7 +77,7 @@ def validate(
     if failed:
         count = sum(len(error.problems) for error in failed)
         if not as_json and not quiet:
-            print(f"{_count(count, 'problem')} in {_count(len(failed), 'recipe')}", file=sys.stderr)
+            print(f"{counted(count, 'problem')} in {counted(len(failed), 'recipe')}", file=sys.stderr)
             if is_elsewhere:
                 print("files that are not on this machine: --twin checks a recipe without them", file=sys.stderr)
         raise typer.Exit(RecipeError.exit_code)
@@ -157,7 +158,7 @@ def import_(
         "problems": [problem_dict(problem) for problem in problems],
     }
     if not as_json:
-        done = f"{imported.toolkit}: {file} -> {target}, {len(imported.carried)} settings"
+        done = f"{imported.toolkit}: {file} -> {target}, {counted(len(imported.carried), 'setting')}"
         typer.echo(printable(str(target) if quiet else done))
         for item in imported.left:
             typer.echo(printable(f"  not carried over: {one_line(item)}"), err=quiet)
@@ -229,7 +230,3 @@ def _print_table(recipe: Recipe) -> None:
     for row in rows:
         table.add_row(*(Text(cell, style="dim" if row[2] == "default" else "") for cell in row))
     Console().print(table)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

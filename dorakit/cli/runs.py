@@ -202,7 +202,7 @@ def _table(names: list[str], rows: list[dict[str, str]]) -> Table:
 
 def _lines(row: dict[str, str], width: int) -> str:
     """The run's path, whole, and what is known of it, broken between figures only."""
-    told = [row["state"], row["mode"], row["steps"] and f"{row['steps']} steps"]
+    told = [row["state"], row["mode"], row["steps"] and f"{row['steps']} {'step' if row['steps'] == '1' else 'steps'}"]
     told += [f"{name} {row[name]}" for name in _RIGHT[1:] if row[name]] + [row["changed"]]
     kept = [part.replace(" ", _UNBROKEN) for part in told if part]
     words = textwrap.fill(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dorakit.terminal import printable
+from dorakit.words import counted
 
 
 def show_rows(result: dict[str, Any]) -> None:
@@ -51,7 +52,7 @@ def show_tasks(result: dict[str, Any]) -> None:
         table.add_section()
         table.add_row("mean", "", *_figures(result))
     console = Console(highlight=False)
-    _title(console, result, "first {limit} rows".format(**result) if result["limit"] else "all rows")
+    _title(console, result, f"first {counted(result['limit'], 'row')}" if result["limit"] else "all rows")
     console.print(table)
     _written(console, result)
 

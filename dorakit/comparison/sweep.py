@@ -14,6 +14,7 @@ from dorakit.comparison.measure import Measure, measure_of
 from dorakit.comparison.methods import CellResult
 from dorakit.comparison.page import Comparison, write_comparison
 from dorakit.data.first_look import look
+from dorakit.data.precheck import check_rows, check_test_rows
 from dorakit.errors import UsageError
 from dorakit.evaluation.taught import check_first_rows
 from dorakit.files import write_json
@@ -64,6 +65,7 @@ def compare(
 
     Raises:
         UsageError: The axes are wrong, or there are no rows to compare by.
+        DataError: A file of rows is not there, or holds rows that cannot be used.
         RunError: A cell on disk is of another comparison; cells differ in more than the axes.
         Interrupted: The same command goes on.
         DorakitError: A cell failed, with its exit code.
@@ -80,6 +82,8 @@ def compare(
             f"--output {output}: {{name}} stands for a recipe's name in output_dir only; write the name itself"
         )
     cells = grid(plan, modes=modes, ranks=ranks, learning_rates=learning_rates, seeds=seeds)
+    check_rows(plan)
+    check_test_rows(plan)
     # All at once, so that a mistake in the last is known before the first is trained.
     recipes = {cell: cell_recipe(recipe, cell, place, overrides, twin=twin) for cell in cells}
     check_files(place, plan)

@@ -20,6 +20,7 @@ from dorakit.data.left_out import says_anything
 from dorakit.data.rendering import writes_date
 from dorakit.errors import DataError, ModelError
 from dorakit.recipe.schema import DataSection
+from dorakit.words import counted
 
 # The tiny bases of --twin have a token per byte, where other tokenizers have one per three or four.
 TWIN_STRETCH = 4
@@ -90,14 +91,15 @@ class Tally:
             notes.append(f"{self.empty} answers are empty: nothing but the stop token is trained of them")
         if count := self.counts["in_training_form"]:
             notes.append(
-                f"the chat template writes earlier answers otherwise than the newest: in {count} conversations each one "
-                "is trained as it is written when it is the newest (docs/recipes.md#rows-of-conversations)"
+                "the chat template writes earlier answers otherwise than the newest: in "
+                f"{counted(count, 'conversation')} each one is trained as it is written when it is the newest "
+                "(docs/recipes.md#rows-of-conversations)"
             )
         if count := self.counts["greeting"]:
             notes.append(f"{count} conversations begin with a turn of the assistant, which is not trained on")
         if count := self.counts["open_ended"]:
             notes.append(
-                f"the chat template ends {count} conversations without a stop token: "
+                f"the chat template ends {counted(count, 'conversation')} without a stop token: "
                 f"{tokenizer.eos_token} was appended and is trained"
             )
         if self.is_dated(tokenizer):
@@ -108,7 +110,7 @@ class Tally:
         if count := self.counts["endless"]:
             way_out = "" if data.train_on == "last" else "; train_on: last leaves them out"
             notes.append(
-                f"the chat template ends {count} turns of the assistant before the last without a stop token, "
+                f"the chat template ends {counted(count, 'turn')} of the assistant before the last without a stop token, "
                 f"so they do not teach it to stop{way_out} (docs/faq.md#it-never-stops)"
             )
         return notes

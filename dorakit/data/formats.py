@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -15,12 +14,19 @@ from dorakit.data.sources import Row
 from dorakit.data.turns import fault_in, read_tools, read_turns
 from dorakit.errors import DataError
 from dorakit.recipe.schema import SourceSection
+from dorakit.words import did_you_mean, near
 
-# The names that a format looks for; the first is the one it cannot do without.
+# The names that a format looks for, and those that training cannot do without.
 EXPECTED = {
     "chat": ("messages", "conversations", "system", "tools", "answer"),
     "instruction": ("instruction", "input", "output", "system", "history", "answer"),
     "completion": ("prompt", "completion", "answer"),
+    "text": ("text",),
+}
+_NEEDED = {
+    "chat": ("messages",),
+    "instruction": ("instruction", "output"),
+    "completion": ("prompt", "completion"),
     "text": ("text",),
 }
 # Names that other data sets use for the same thing, for the hint only: a column is never guessed.
@@ -115,10 +121,10 @@ def _columns(rows: Sequence[Row], source: SourceSection, evaluation: bool, is_wh
         # Training reads no answer, so its rows need not have one.
         if is_whole and (name != "answer" or evaluation) and not any(column in row.fields for row in rows):
             present = list(dict.fromkeys(str(field) for row in rows for field in row.fields))
-            near = difflib.get_close_matches(column, present, n=1)
+            meant = did_you_mean(column, present)
             raise DataError(
                 f"{source.path}: columns maps {name} to {column!r}, and no row has that field.\n"
-                f"  the rows have: {listed(present)}" + (f"; did you mean {near[0]}?" if near else "")
+                f"  the rows have: {listed(present)}" + (f"; {meant}" if meant else "")
             )
     return {name: source.columns.get(name, name) for name in expected}
 
@@ -225,14 +231,22 @@ def _checked(value: Any, row: Row, column: str) -> str:
 
 
 def _absent(row: Row, columns: dict[str, str], name: str) -> DataError:
-    column, present = columns[name], list(map(str, row.fields))
-    near = difflib.get_close_matches(column, present, n=1) or _first_in(_OTHER_NAMES.get(name, ()), present)
-    hint = f"columns: {{{name}: {quoted(near[0]) if near else 'NAME IN THE DATA'}}}"
+    """The error for a row without the field of `name`: all that its format reads, and what the row has for it."""
+    form, needed = next((form, names) for form, names in _NEEDED.items() if name in names)
+    present = [field for field in map(str, row.fields) if field not in columns.values()]
+    meant: dict[str, str] = {}
+    for wanted in (other for other in needed if columns[other] not in row.fields):
+        left = [field for field in present if field not in meant.values()]
+        found = near(columns[wanted], left) or [other for other in _OTHER_NAMES[wanted] if other in left]
+        meant[wanted] = quoted(found[0]) if found else "NAME IN THE DATA"
+    absent = " and ".join(repr(columns[wanted]) for wanted in meant)
+    alternative = " (or conversations)" if form == "chat" else ""
+    optional = [other for other in EXPECTED[form] if other not in (*needed, "conversations")]
+    also = f"; may have {', '.join(optional)}" if optional else ""
+    other_name = "it goes by another name" if len(meant) == 1 else "they go by other names"
     return DataError(
-        f"{row.place}: no field {column!r}; the row has: {listed(present)}.\n"
-        f"  if it goes by another name, say so in the source: {hint}"
+        f"{row.place}: no field{'s' if len(meant) > 1 else ''} {absent}; the row has: {listed(row.fields)}.\n"
+        f"  format {form} needs {' and '.join(needed)}{alternative}{also}\n"
+        f"  if {other_name}, say so in the source: "
+        f"columns: {{{', '.join(f'{ours}: {theirs}' for ours, theirs in meant.items())}}}"
     )
-
-
-def _first_in(names: Iterable[str], present: Sequence[str]) -> list[str]:
-    return [name for name in names if name in present][:1]

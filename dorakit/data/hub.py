@@ -9,7 +9,7 @@ from typing import Any
 from dorakit.cache import refuse_hub_cache
 from dorakit.errors import DataError, ResourceError
 from dorakit.files import nearby
-from dorakit.model import hub_log
+from dorakit.model import hub
 from dorakit.recipe.paths import ROW_FILES
 from dorakit.recipe.schema import SourceSection
 
@@ -26,11 +26,12 @@ def load_hub(source: SourceSection, path: Path, split: str) -> list[dict[str, An
     refuse_hub_cache(str(datasets.config.HF_DATASETS_CACHE))
     has_bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.utils.logging.disable_progress_bar()
+    reason = ""
     try:
-        with hub_log.errors_only():
+        with hub.asked(f"the data set {source.path}") as reason:
             dataset = datasets.load_dataset(source.path, source.name, revision=source.revision, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError) as error:
-        raise _unreachable(source.path, path, error) from None
+        raise _unreachable(source.path, path, error, reason) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{source.path}: {_first_line(error)}") from None
     finally:
@@ -88,12 +89,16 @@ def check_saved(directory: Path) -> bool:
 
 
 def missing(path: Path, written: str) -> DataError:
-    """The error for a file that is not there, with what is there."""
+    """The error for a file that is not there, with what is there, and where a relative path of a recipe starts."""
     place = f"{written} (looked for {path})" if path.parent.is_dir() else str(path)
-    return DataError(f"no such file: {place}\n  {nearby(path)}")
+    hint = nearby(path)
+    parts = Path(os.path.expanduser(written)).parts
+    if parts and not os.path.isabs(parts[0]) and (start := path.parents[len(parts) - 1]).resolve() != Path.cwd():
+        hint += f"\n  {written} starts from {start}: data.root, else the directory of the recipe that lists it"
+    return DataError(f"no such file: {place}\n  {hint}")
 
 
-def _unreachable(written: str, path: Path, error: Exception) -> Exception:
+def _unreachable(written: str, path: Path, error: Exception, reason: str) -> Exception:
     import datasets
 
     switches = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -109,8 +114,8 @@ def _unreachable(written: str, path: Path, error: Exception) -> Exception:
             f"  unset {offline} (or leave out --offline); or {what_to_do.strip()}"
         )
     refuse_hub_cache(str(datasets.config.HF_DATASETS_CACHE), to_write=True)
-    if isinstance(error, ConnectionError) or "reach" in str(error) or "connect" in str(error).lower():
-        return ResourceError(f"{name}: the hub cannot be reached: {_first_line(error)}\n{what_to_do}")
+    if reason or isinstance(error, ConnectionError) or "reach" in str(error) or "connect" in str(error).lower():
+        return ResourceError(f"{name}: the hub cannot be reached: {reason or _first_line(error)}\n{what_to_do}")
     return DataError(
         f"{name} cannot be read: {_first_line(error)}\n"
         "  a gated one needs `hf auth login` and its licence accepted on the hub; more: docs/faq.md#hub-models-and-tokens"

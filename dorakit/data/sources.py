@@ -26,6 +26,7 @@ from dorakit.data.order import WEIGHT, shuffled
 from dorakit.errors import DataError
 from dorakit.recipe.paths import ROW_FILES, is_hub_id
 from dorakit.recipe.schema import DataSection, SourceSection
+from dorakit.words import counted
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar")
 
@@ -77,7 +78,9 @@ def read_rows(
         rows = [Row(fields, f"{source.path}[made {index}]") for index, fields in enumerate(made_rows(source, seed))]
         rows = rows[: source.limit]
         why = "a hub data set" if hub else "absent"
-        return rows, [f"{source.path} is {why}: --twin made {len(rows)} rows of format {source.format} in its place"]
+        return rows, [
+            f"{source.path} is {why}: --twin made {counted(len(rows), 'row')} of format {source.format} in its place"
+        ]
     if hub:
         rows = _indexed(load_hub(source, path, source.split or split), source.path)
     elif path.is_dir():
@@ -99,7 +102,7 @@ def selected(rows: list[Row], source: SourceSection) -> list[Row]:
     if not rows:
         raise DataError(f"{source.path} has no rows")
     if source.offset >= len(rows):
-        raise DataError(f"{source.path}: offset {source.offset} skips all of its {len(rows)} rows")
+        raise DataError(f"{source.path}: offset {source.offset} skips all of its {counted(len(rows), 'row')}")
     end = None if source.limit is None else source.offset + source.limit
     return rows[source.offset : end]
 

@@ -19,6 +19,7 @@ from dorakit.data.sources import Row, like_first, num_copies, read_rows
 from dorakit.data.unread import unread_fields
 from dorakit.errors import DataError
 from dorakit.recipe.schema import DataSection, SourceSection
+from dorakit.words import counted
 
 __all__ = ["Document", "Encoded", "Question", "encode", "encode_prompts", "encode_rows"]
 
@@ -90,10 +91,12 @@ def encode(
         rows, remarks = read_rows(source, data.root, seed=seed, twin=twin)
         copies = num_copies(len(rows), source.weight, seed, index)
         if not copies.any():
-            raise DataError(f"{source.path}: weight {source.weight} of {len(rows)} rows leaves none")
+            raise DataError(f"{source.path}: weight {source.weight} of {counted(len(rows), 'row')} leaves none")
         kept = np.flatnonzero(copies)
         taken.append((source, [rows[i] for i in kept.tolist()], copies[kept].tolist()))
-        notes += remarks or [_rows_note(source, len(rows), int(copies.sum()))]
+        notes += remarks
+        if (num_taken := int(copies.sum())) != len(rows):
+            notes.append(f"{source.path}: {counted(len(rows), 'row')}, {num_taken:,} with weight {source.weight:g}")
         notes += unread_fields(rows, source, str(tokenizer.chat_template))
     num_rows = sum(len(rows) for _, rows, _ in taken)
     chosen, remarks = choose_held_out(data, num_rows, seed, twin=twin)
@@ -190,8 +193,12 @@ def choose_held_out(data: DataSection, num_rows: int, seed: int, *, twin: bool =
     notes = []
     if wanted >= num_rows and wanted > 0:
         if not twin:
-            raise DataError(f"data.validation holds out {wanted} rows of {num_rows}: nothing is left to train on")
-        notes = [f"--twin: {num_rows // 4} validation rows instead of {wanted}, for there are only {num_rows} rows"]
+            raise DataError(
+                f"data.validation holds out {counted(wanted, 'row')} of {num_rows}: nothing is left to train on"
+            )
+        notes = [
+            f"--twin: {num_rows // 4} validation rows instead of {wanted}, for there are only {counted(num_rows, 'row')}"
+        ]
         wanted = num_rows // 4
     return set(shuffled(num_rows, seed, VALIDATION)[:wanted].tolist()), notes
 
@@ -206,14 +213,8 @@ def _validation_file(
     kept = [document for document in documents if document is not None]
     if not kept:
         raise tally.nothing_left(data, "validation")
-    notes = remarks or [_rows_note(source, len(rows), len(rows))]
-    notes += unread_fields(rows, source, str(tokenizer.chat_template))
+    notes = remarks + unread_fields(rows, source, str(tokenizer.chat_template))
     return kept, notes + [f"{path}: {line}" for line in tally.notes(len(rows), data, tokenizer)]
-
-
-def _rows_note(source: SourceSection, num_rows: int, num_taken: int) -> str:
-    weighted = f", {num_taken} with weight {source.weight:g}" if num_taken != num_rows else ""
-    return f"{source.path}: {num_rows} rows{weighted}"
 
 
 def _overlap(train: list[Document], validation: list[Document]) -> list[str]:

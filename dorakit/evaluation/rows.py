@@ -18,6 +18,7 @@ from dorakit.data.tokens import Document, Encoded, Question, encode, encode_prom
 from dorakit.errors import DataError, RunError
 from dorakit.recipe.schema import Recipe, SourceSection
 from dorakit.run import Run
+from dorakit.words import counted
 
 
 @dataclass
@@ -115,7 +116,9 @@ def validation_rows(
     encoded = encode(recipe.data, tokenizer, seed=seed, twin=twin, today=today)
     held_out = HeldOut("validation", 0, [], [], [] if run is None else _check_unchanged(run, encoded))
     if offset >= len(encoded.held_out):
-        raise DataError(f"evaluation.offset {offset} skips all of the {len(encoded.held_out)} validation rows")
+        raise DataError(
+            f"evaluation.offset {offset} skips all of the {counted(len(encoded.held_out), 'validation row')}"
+        )
     chosen = encoded.held_out[offset:][:limit]
     for index, source in enumerate(recipe.data.train):
         if prompt is not None and source.format == "instruction":

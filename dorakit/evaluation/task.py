@@ -35,6 +35,7 @@ from dorakit.target import Target, open_target
 from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
 from dorakit.training.resume import rows_trained_on
+from dorakit.words import counted
 
 NUM_SAMPLES = 5
 _TAIL = 200
@@ -109,10 +110,8 @@ def evaluate(
     if scoring is not None:
         raise UsageError(f"--scoring {scoring} goes with --task; a recipe's rows are scored by its evaluation.metric")
     place = find_target(text)
-    if recipe is None and place.is_absent and "/" not in text:
-        raise UsageError(
-            f"no such run or directory: {text}\n  a model of the hub needs a recipe for its rows: --recipe FILE"
-        )
+    if recipe is None and "/" not in text:
+        place.refuse_absent(hint="a model of the hub needs a recipe for its rows: --recipe FILE")
     if recipe is None and place.run is None:
         raise UsageError(
             f"{text} belongs to no run, so nothing says what rows to measure on\n  name a recipe: --recipe FILE"
@@ -224,7 +223,7 @@ def _measure(
         loss = math.fsum(sums) / tokens
         if not math.isfinite(loss):
             raise GateError(
-                f"the loss over {tokens} tokens of {rows.name} is {loss}: the model computes no finite number",
+                f"the loss over {counted(tokens, 'token')} of {rows.name} is {loss}: the model computes no finite number",
                 Gate("loss", loss),
             )
         losses = [

@@ -71,6 +71,18 @@ def shareable_base(of: Run | Trained | str) -> str:
     return base if is_on_hub or base.startswith(("pkg:", "tiny:")) else Path(base).name
 
 
+def shareable_directory(of: Trained) -> str | None:
+    """As `served_base`, for what is published: a directory is a place on this machine, so only its name is kept."""
+    return of.served_base if of.is_hub_base or of.served_base is None else f"PATH/TO/{Path(of.served_base).name}"
+
+
+def base_in_words(of: Trained) -> str:
+    """What keeps other programs from loading a base that has no `served_base`."""
+    if of.base.startswith("tiny:"):
+        return f"the base is {of.base}, a random model that only dorakit makes"
+    return f"the base is the GGUF file {shareable_base(of)}, and vLLM and PEFT put no adapter on one"
+
+
 def write_card(directory: Path, card: Card) -> None:
     """Write README.md."""
     trained = card.trained
@@ -234,7 +246,15 @@ def _use(card: Card) -> list[str]:
     if card.to not in ("peft", "lora"):
         return lines
     trained = card.trained
-    base = trained.base if trained.is_hub_base else "BASE"
+    base = shareable_directory(trained)
+    if base is None:
+        whole = " or ".join(f"`dorakit export RUN --to {to}`" for to in ("merged", "gguf"))
+        words = base_in_words(trained)
+        return [
+            *lines,
+            f"{words[0].upper()}{words[1:]}. {whole} writes the whole model, which other programs load.",
+            "",
+        ]
     four_bits = (
         ", quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', "
         f"bnb_4bit_use_double_quant={trained.storage.double_quant})"
@@ -249,8 +269,8 @@ def _use(card: Card) -> list[str]:
         "    model = PeftModel.from_pretrained(base, '.')",
         "",
     ]
-    if base == "BASE":
-        lines += [f"BASE are the weights of `{_plain(shareable_base(trained))}` as transformers reads them.", ""]
+    if not trained.is_hub_base:
+        lines += [f"`{_plain(base)}` is the directory of the base, which is no model of the hub.", ""]
     return lines
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import gguf
 
 from dorakit.errors import ModelError, shown
+from dorakit.words import counted
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _QWEN2 = (
@@ -172,4 +173,6 @@ def _copy(writer: gguf.GGUFWriter, origin: Path, tokenizer: dict[str, Any], num_
     tokens = dict(enumerate(zip(texts, kinds, strict=True)))
     added = {number: token for number, token in _added(tokenizer).items() if number >= len(texts)}
     _add_tokens(writer, origin, tokens | added, num_rows)
-    return [f"tokenizer: as in {origin.name}" + (f", and {len(added)} tokens that were added" if added else "")]
+    return [
+        f"tokenizer: as in {origin.name}" + (f", and {counted(len(added), 'token')} added in training" if added else "")
+    ]

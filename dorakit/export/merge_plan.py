@@ -91,8 +91,7 @@ def plan_merge(
     Args and errors are those of `merge`.
     """
     place = find_target(str(run.path if isinstance(run, Run) else run))
-    if place.is_absent:
-        raise UsageError(f"nothing to merge: no such run or directory: {place.text}")
+    place.refuse_absent("nothing to merge: ")
     if place.kind == "model":
         raise UsageError(f"nothing to merge: {place.text} is a whole model, not a run or an adapter directory")
     recipe = place.run.recipe if place.run else None

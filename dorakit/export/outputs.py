@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ from dorakit.build import build_tokenizer
 from dorakit.data.chat import install_template_
 from dorakit.errors import Gate, GateError, UsageError
 from dorakit.evaluation.progress import say
-from dorakit.export.card import Card, shareable_base, write_card
+from dorakit.export.card import Card, base_in_words, shareable_base, shareable_directory, write_card
 from dorakit.export.gguf_file import FAMILIES
 from dorakit.export.merge import merge
 from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
 from dorakit.export.merged_directory import Dtype, Onto, fits, merged_of, taken_notes
 from dorakit.export.receipt import adapter_sha256, read_receipt
-from dorakit.export.serving import adapter_lines, gguf_adapter_lines, merged_lines, merged_use
+from dorakit.export.serving import adapter_lines, gguf_adapter_lines, merged_lines, merged_use, served_name
 from dorakit.export.shards import check_output, check_space, locked
-from dorakit.export.trained import Trained, find_trained
+from dorakit.export.trained import Trained, find_trained, is_raw
 from dorakit.files import whole_directory, write_json
 from dorakit.model.configs import read_object
 from dorakit.model.load import load_tokenizer, saved_tokenizer
@@ -38,11 +37,19 @@ RECEIPT = "export.json"
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made: its directory, the content of export.json, and the commands that serve it."""
+    """What an export made.
+
+    Attributes:
+        directory: Where it is.
+        content: Of export.json.
+        serve: Commands that serve it.
+        instead: Commands that export what servers load, where none loads this.
+    """
 
     directory: Path
     content: dict[str, Any]
     serve: list[str]
+    instead: list[str] = field(default_factory=list)
 
 
 def place_for(trained: Trained, to: str, output: Path | str | None) -> Path:
@@ -115,12 +122,11 @@ def export_peft(
                 Gate("wrong_weights", 1, 0),
             )
 
-        def serve(place: Path) -> list[str]:
-            return adapter_lines(place, trained.name, trained.base, config, is_hub_id=trained.is_hub_base)
-
-        write_card(staging, Card(trained, "peft", serve(Path("."))))
+        published = adapter_lines(Path("."), trained.name, shareable_directory(trained), config)
+        write_card(staging, Card(trained, "peft", published))
         write_json(staging / RECEIPT, content)
-    return Exported(directory, content, serve(directory))
+    serve = adapter_lines(directory, trained.name, trained.served_base, config)
+    return Exported(directory, content, serve, [] if serve else [trained.command(to) for to in ("merged", "gguf")])
 
 
 def export_merged(
@@ -196,7 +202,7 @@ def export_lora(
     trained = find_trained(target, base_model=base_model)
     refuse_full(trained, "lora")
     directory = place_for(trained, "lora", output)
-    base, onto = trained.base, onto or (trained.recipe.merge.onto if trained.recipe else "trained")
+    onto = onto or (trained.recipe.merge.onto if trained.recipe else "trained")
     content = export_plain_lora(
         trained.text,
         output=directory,
@@ -208,33 +214,31 @@ def export_lora(
     )
     config = read_receipt(directory, CONFIG)
 
-    def serve(place: Path, base_file: str) -> list[str]:
-        lines = adapter_lines(place, trained.name, base, config, is_hub_id=trained.is_hub_base)
+    def serve(place: Path, base: str | None, base_file: str) -> list[str]:
+        lines = adapter_lines(place, trained.name, base, config)
         return lines + (gguf_adapter_lines(place / GGUF, base_file) if (directory / GGUF).is_file() else [])
 
-    file = gguf_file(base)
+    file = gguf_file(trained.base)
+    converted = f"{served_name(Path(trained.base).name)}.gguf"
+    more = _base_notes(trained)
+    if file is None and (directory / GGUF).is_file():
+        more.append(f"{converted} is the base as llama.cpp's convert_hf_to_gguf.py writes it")
+    for line in more:
+        say(line, quiet=quiet)
     # Its notes name the adapter by its place on this machine.
-    notes = [line.replace(trained.text, trained.name) for line in content["notes"]]
+    notes = [line.replace(trained.text, trained.name) for line in content["notes"]] + more
     content = {**content, **described(trained, "lora"), "notes": notes}
+    published = serve(Path("."), shareable_directory(trained), typed(file.name) if file else converted)
     with locked(trained.run, directory):
         write_json(directory / RECEIPT, content)
-        write_card(directory, Card(trained, "lora", serve(Path("."), typed(file.name) if file else "BASE.gguf")))
-    return Exported(directory, content, serve(directory, typed(file) if file else "BASE.gguf"))
+        write_card(directory, Card(trained, "lora", published))
+    lines = serve(directory, trained.served_base, typed(file) if file else converted)
+    return Exported(directory, content, lines, [] if lines else [trained.command(to) for to in ("merged", "gguf")])
 
 
 def unplaced_command(trained: Trained, to: str) -> str:
     """The command of another form for what is kept and published, without a place on this machine."""
     return f"dorakit export {'RUN' if trained.run else 'ADAPTER'} --to {to}{'' if trained.run else ' --output DIR'}"
-
-
-def is_raw(trained: Trained, directory: Path) -> bool:
-    """Whether prompts go in as they are: no row of the run's was a conversation; of an adapter, there is no template."""
-    if trained.recipe is not None:
-        return all(data.format != "chat" and data.prompt != "chat" for data in trained.recipe.data.train)
-    if (directory / "chat_template.jinja").is_file():
-        return False
-    settings = directory / "tokenizer_config.json"
-    return not (settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
 
 
 def described(trained: Trained, to: str) -> dict[str, Any]:
@@ -268,10 +272,16 @@ def _adapter_notes(trained: Trained) -> list[str]:
         )
     if config.get("modules_to_save"):
         notes.append(f"vLLM loads no adapter with modules_to_save: `{merged}` writes what it serves")
-    if not trained.is_hub_base:
-        notes.append(
-            f"{shareable_base(trained)} is no id of the hub: who loads the adapter names the base, as in README.md"
-        )
+    notes += _base_notes(trained)
     if trained.storage is not None:
-        notes.append("the adapter was trained on NF4 weights: load the base in 4 bits, as in README.md")
+        notes.append("the adapter was trained on NF4 weights: load the base in 4 bits")
     return notes
+
+
+def _base_notes(trained: Trained) -> list[str]:
+    """A line on a base that other programs do not find by its name."""
+    if trained.served_base is None:
+        return [f"{base_in_words(trained)}: others load the whole model, which --to merged and --to gguf write"]
+    if not trained.is_hub_base:
+        return [f"the base is the directory {shareable_base(trained)}: whoever loads the adapter needs it too"]
+    return []

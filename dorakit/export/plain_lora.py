@@ -146,8 +146,7 @@ def export_plain_lora(
 def _adapter_place(text: str) -> Place:
     """The run or adapter directory that a text names."""
     place = find_target(text)
-    if place.is_absent:
-        raise UsageError(f"no adapter to export: no such run or directory: {text}")
+    place.refuse_absent("no adapter to export: ")
     if place.kind == "model":
         raise UsageError(f"no adapter to export: {text} is a whole model, not a run or an adapter directory")
     if place.run is not None:

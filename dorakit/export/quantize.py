@@ -49,6 +49,7 @@ from dorakit.target import Target, open_target
 from dorakit.terminal import typed
 from dorakit.training.device import as_found
 from dorakit.training.interruptions import out_of_memory_said
+from dorakit.words import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,8 +101,8 @@ def quantize(
     if format != "nf4":
         raise UsageError(f"--format {format}: only nf4 can be written")
     place = find_target(str(target.path if isinstance(target, Run) else target))
-    if output is None and place.is_absent and "/" not in place.text:
-        raise UsageError(f"no such run or directory: {place.text}\n  a model of the hub needs a place: --output DIR")
+    if output is None and "/" not in place.text:
+        place.refuse_absent(hint="a model of the hub needs a place: --output DIR")
     if output is None and place.run is None:
         raise UsageError(f"{place.text} belongs to no run: say where the quantized model goes with --output DIR")
     directory = Path(os.path.expanduser(output)) if output is not None else place.run.quantized if place.run else Path()
@@ -235,7 +236,7 @@ def _write(target: Target, staging: Path, *, keep_row_norms: bool, quiet: bool) 
     plain = plain_model(model)
     skipped = _skipped(model, form)
     check_space(staging, int(sum(nf4_bytes(tensor, skipped, form) for tensor in plain.tensors)))
-    say(f"quantizing {len(plain.tensors)} tensors", quiet=quiet)
+    say(f"quantizing {counted(len(plain.tensors), 'tensor')}", quiet=quiet)
     ledger = Ledger()
     with torch.no_grad():
         written = write_shards(staging, nf4_tensors(plain.tensors, skipped, form, half, keep_row_norms, ledger))

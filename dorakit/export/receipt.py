@@ -24,6 +24,7 @@ from dorakit.adapters.attach import adapter_layers, base_only, whole_modules
 from dorakit.errors import DataError, RunError
 from dorakit.evaluation.progress import progress
 from dorakit.model.float32 import Float32
+from dorakit.words import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +77,7 @@ def sample_rows(
     documents = [*held_out, *reversed(encoded.train[-missing:] if missing else [])]
     samples = _cut([(d.input_ids.tolist(), d.mask.tolist()) for d in documents], limit)
     counts = {"validation": min(len(held_out), len(samples)), "training": max(len(samples) - len(held_out), 0)}
-    return samples, " and ".join(f"{count} {name} rows" for name, count in counts.items() if count)
+    return samples, " and ".join(counted(count, f"{name} row") for name, count in counts.items() if count)
 
 
 def logits_bytes(model: PreTrainedModel, samples: Sequence[Sample]) -> int:

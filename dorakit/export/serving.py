@@ -81,22 +81,21 @@ def merged_use(*, is_raw: bool, as_gguf: str | None) -> list[str]:
     return lines
 
 
-def adapter_lines(directory: Path, name: str, base: str, config: dict[str, Any], *, is_hub_id: bool) -> list[str]:
+def adapter_lines(directory: Path, name: str, base: str | None, config: dict[str, Any]) -> list[str]:
     """What serves a PEFT adapter directory; nothing for one that no server reads.
 
     Args:
         directory: Of the adapter.
         name: What requests call it.
-        base: A hub id, or a name that only dorakit reads.
+        base: A hub id or a directory; None where servers cannot load the base.
         config: Its adapter_config.json.
-        is_hub_id: Whether another program can load `base` by that name.
     """
-    if config.get("use_dora") or config.get("modules_to_save") or not is_hub_id:
+    if config.get("use_dora") or config.get("modules_to_save") or base is None:
         return []
     highest = max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
     rank = next((rank for rank in _RANKS if rank >= highest), highest)
     return [
-        f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {served_name(name)}={typed(directory)}"
+        f"vllm serve {typed(base)} --enable-lora --max-lora-rank {rank} --lora-modules {served_name(name)}={typed(directory)}"
     ]
 
 

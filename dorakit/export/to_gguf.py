@@ -20,11 +20,11 @@ from dorakit.export.gguf_vocabulary import NotWritable, check_vocabulary
 from dorakit.export.merge import merge
 from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
 from dorakit.export.merged_directory import Dtype, Onto, fits, merged_of, taken_notes
-from dorakit.export.outputs import RECEIPT, Exported, described, is_raw, place_for
+from dorakit.export.outputs import RECEIPT, Exported, described, place_for
 from dorakit.export.receipt import learned_of, read_receipt
 from dorakit.export.serving import frame_of, gguf_lines, modelfile
 from dorakit.export.shards import locked, scratch_beside
-from dorakit.export.trained import Trained, find_trained
+from dorakit.export.trained import Trained, find_trained, is_raw
 from dorakit.files import whole_directory, write_json, write_whole
 from dorakit.model.configs import read_object
 from dorakit.model.directory import check_model_directory

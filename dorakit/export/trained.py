@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,14 @@ class Trained:
         return bool(self.revision)
 
     @property
+    def served_base(self) -> str | None:
+        """The base as vLLM and PEFT load it, a hub id or a directory; None for what they cannot put an adapter on."""
+        if self.is_hub_base:
+            return self.base
+        path = Path(os.path.expanduser(self.base))
+        return str(path) if path.is_dir() else None
+
+    @property
     def mode(self) -> str:
         """The mode of the recipe, or the one that would train such an adapter."""
         if self.recipe is not None:
@@ -107,8 +116,7 @@ def find_trained(target: Run | Path | str, *, base_model: str | None = None) -> 
         ModelError: The adapter cannot be read, or names no base.
     """
     place = find_target(str(target.path if isinstance(target, Run) else target))
-    if place.is_absent:
-        raise UsageError(f"nothing to export: no such run or directory: {place.text}")
+    place.refuse_absent("nothing to export: ")
     if place.run is not None:
         if base_model is not None:
             raise UsageError(
@@ -164,3 +172,13 @@ def is_hub_id(base: str) -> bool:
     """Whether a base's name is one of the hub: no path, nothing of this machine."""
     is_here = base.startswith(("pkg:", "tiny:")) or is_path(base) or Path(base).exists()
     return not is_here
+
+
+def is_raw(trained: Trained, directory: Path) -> bool:
+    """Whether prompts go in as they are: no row of the run's was a conversation; of an adapter, there is no template."""
+    if trained.recipe is not None:
+        return all(data.format != "chat" and data.prompt != "chat" for data in trained.recipe.data.train)
+    if (directory / "chat_template.jinja").is_file():
+        return False
+    settings = directory / "tokenizer_config.json"
+    return not (settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))

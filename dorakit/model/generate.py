@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from dorakit.errors import ModelError
 from dorakit.model.load import input_device
+from dorakit.words import counted
 
 _PROBE = "dorakit"
 
@@ -229,7 +230,7 @@ def check_prompts(model: PreTrainedModel, prompts: list[list[int]], max_new_toke
     longest = max(map(len, prompts), default=0)
     if positions is not None and longest + max_new_tokens > positions:
         raise ModelError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {positions} positions\n"
+            f"a prompt of {counted(longest, 'token')} and {max_new_tokens} new ones exceed the model's {positions} positions\n"
             "  lower max_new_tokens or shorten the prompt"
         )
 

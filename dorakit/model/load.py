@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from dorakit.model.prequantized import is_nf4, skipped_modules
 from dorakit.model.quiet import quiet_libraries
 from dorakit.model.source import Source, local_directory, resolve
 from dorakit.model.streaming import ConversionFailed, NF4Config, is_shared_out
+from dorakit.words import did_you_mean
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json", "*.model")
 
@@ -215,11 +215,10 @@ def _config(base: str, source: Source) -> Any:
     path = source.directory / "config.json"
     kind = read_object(path).get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(str(kind), CONFIG_MAPPING.keys(), n=3)
-        meant = f"did you mean {', '.join(near)}? " if near else ""
+        meant = did_you_mean(str(kind), CONFIG_MAPPING.keys())
         raise ModelError(
             f"{path}: model_type is {kind!r}, which transformers {transformers.__version__} does not know\n"
-            f"  {meant}a newer transformers may know it"
+            f"  {meant}{' ' if meant else ''}a newer transformers may know it"
         )
     try:
         return AutoConfig.from_pretrained(source.directory, trust_remote_code=False)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import TypeVar
 
 from dorakit.errors import ModelError
+from dorakit.words import did_you_mean
 
 _Number = TypeVar("_Number", int, float)
 
@@ -44,10 +44,10 @@ def select(names: Iterable[str], wanted: str | list[str], *, setting: str) -> li
     for suffix in wanted:
         if not any(has_suffix(name, suffix) for name in names):
             endings = sorted({name.rsplit(".", 1)[-1] for name in names})
-            near = difflib.get_close_matches(suffix.rsplit(".", 1)[-1], endings, n=3, cutoff=0.5)
+            meant = did_you_mean(suffix.rsplit(".", 1)[-1], endings)
             raise ModelError(
                 f"{setting}: no module is called {suffix!r}.\n  "
-                + (f"did you mean {', '.join(near)}? " if near else "")
+                + (f"{meant} " if meant else "")
                 + f"this model has {', '.join(endings) or 'none'}"
             )
     return [name for name in names if any(has_suffix(name, suffix) for suffix in wanted)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import importlib.util
 from pathlib import Path
 
 from dorakit.errors import ModelError
+from dorakit.words import near
 
 
 def is_installed(base: str) -> bool:
@@ -18,8 +18,8 @@ def is_installed(base: str) -> bool:
 def near_name(base: str) -> str | None:
     """The base with the name of an installed package that is like its own and has the file; None where there is none."""
     package, _, inside = base.removeprefix("pkg:").partition("/")
-    for near in difflib.get_close_matches(package, importlib.metadata.packages_distributions(), cutoff=0.8):
-        meant = f"pkg:{near}/{inside}"
+    for name in near(package, importlib.metadata.packages_distributions()):
+        meant = f"pkg:{name}/{inside}"
         root = _place(meant)
         if root is not None and (root / inside).is_file():
             return meant

@@ -20,7 +20,8 @@ import transformers
 
 from dorakit.cache import cached, find, reading, refuse_hub_cache
 from dorakit.errors import ModelError, ResourceError
-from dorakit.files import nearby
+from dorakit.files import names_a_place, nearby
+from dorakit.model import hub
 from dorakit.model.configs import read_object
 from dorakit.model.directory import READ, check_model_directory
 from dorakit.model.gguf_check import check_gguf
@@ -63,7 +64,7 @@ def resolve(base: str, *, revision: str = "main", dtype: torch.dtype = torch.flo
         return _gguf(path, dtype)
     if path.is_dir():
         return _directory(path)
-    if base.startswith((".", "/", "~")) or base.count("/") > 1:
+    if names_a_place(base):
         raise ModelError(f"no such model directory: {base}\n  {nearby(path)}")
     return _hub(base, revision)
 
@@ -120,7 +121,7 @@ def local_directory(base: str, *, revision: str = "main") -> Iterator[Path | Non
         with tempfile.TemporaryDirectory() as saved:
             read_tokenizer(file).save_pretrained(saved)
             yield Path(saved)
-    elif base.startswith(("tiny:", "pkg:", ".", "/", "~")) or base.count("/") > 1 or Path(base).is_dir():
+    elif base.startswith(("tiny:", "pkg:")) or names_a_place(base) or Path(base).is_dir():
         yield resolve(base).directory  # makes a tiny model; where there is none, it says so
     else:
         here = at_hand(base, revision=revision)
@@ -160,8 +161,10 @@ def _hub(base: str, revision: str) -> Source:
     )
 
     refuse_hub_cache(constants.HF_HUB_CACHE)
+    reason = ""
     try:
-        path = Path(snapshot_download(base, revision=revision, allow_patterns=list(READ)))
+        with hub.asked(f"the model {base}") as reason:
+            path = Path(snapshot_download(base, revision=revision, allow_patterns=list(READ)))
     except GatedRepoError:
         raise ModelError(
             f"the model {base} is gated: accept its licence on its hub page, then log in (`hf auth login`) or set HF_TOKEN\n"
@@ -177,12 +180,12 @@ def _hub(base: str, revision: str) -> Source:
     except HFValidationError:
         raise ModelError(f"{base!r} is neither a directory nor a hub id") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        offline = " (HF_HUB_OFFLINE is set, or --offline)" if constants.HF_HUB_OFFLINE else ""
-        if not offline:
+        if not constants.HF_HUB_OFFLINE:
             refuse_hub_cache(constants.HF_HUB_CACHE, to_write=True)
         raise ResourceError(
-            f"the model {base} is not in the hub cache and the hub cannot be reached{offline}: "
-            f"{type(error).__name__}\n  a local directory starts with ./ or /; `--twin` runs a recipe without its weights"
+            f"the model {base} is not in the hub cache and the hub cannot be reached: "
+            f"{reason or type(error).__name__}\n"
+            "  a local directory starts with ./ or /; `--twin` runs a recipe without its weights"
         ) from None
     return Source(path, path.name, _directory(path).identity)
 

@@ -13,7 +13,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from dorakit.build import attach_adapter_, train_text_part_
 from dorakit.cache import refuse_hub_cache
 from dorakit.errors import DorakitError, ModelError, ResourceError
-from dorakit.model import hub_log
+from dorakit.files import names_a_place, nearby
+from dorakit.model import hub
 from dorakit.model.configs import read_object, refuse_code
 from dorakit.model.gguf_reading import read_config
 from dorakit.model.names import has_suffix
@@ -40,8 +41,8 @@ def find_config(recipe: Recipe, file: Path | None = None) -> Any:
     path = Path(os.path.expanduser(base))
     if path.is_dir():
         return _read(path / "config.json")
-    if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        raise ModelError(f"no such model directory: {base}")
+    if names_a_place(base):
+        raise ModelError(f"no such model directory: {base}\n  {nearby(path)}")
     return _read(_fetch(recipe))
 
 
@@ -107,16 +108,16 @@ def _fetch(recipe: Recipe) -> Path:
     refuse_hub_cache(constants.HF_HUB_CACHE)
     base, revision = recipe.model.base, recipe.model.revision
     instead = f"give its config.json instead: dorakit plan {typed(recipe.origin.path)} --config PATH/config.json"
+    reason = ""
     try:
-        with hub_log.errors_only():
+        with hub.asked(f"config.json of {base}") as reason:
             return Path(hf_hub_download(base, "config.json", revision=revision))
     except HFValidationError:
         raise ModelError(f"{base!r} is neither a directory nor a hub id\n  {instead}") from None
     except (HfHubHTTPError, OSError, DorakitError) as error:
-        offline = " (HF_HUB_OFFLINE is set, or --offline)" if constants.HF_HUB_OFFLINE else ""
-        if not offline:
+        if not constants.HF_HUB_OFFLINE:
             refuse_hub_cache(constants.HF_HUB_CACHE, to_write=True)
         raise ResourceError(
-            f"config.json of {base} is not in the hub cache and cannot be had from the hub{offline}: {type(error).__name__}\n"
+            f"config.json of {base} is not in the hub cache and cannot be had from the hub: {reason or type(error).__name__}\n"
             f"  {instead}"
         ) from None

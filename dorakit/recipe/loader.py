@@ -6,7 +6,6 @@ cross-field rules (rules.py) judge it; the recipe leaves with its paths absolute
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,10 @@ from dorakit.recipe.schema import AS_IT_IS, Origin, Recipe
 from dorakit.recipe.tree import Node, Place, merged
 from dorakit.recipe.unread import without_retired, without_unread
 from dorakit.recipe.yaml_text import MAX_BYTES, decode, parse
+from dorakit.words import near
 
 _MAX_CHAIN = 16
+_LISTED = 8
 
 
 def load_recipe(path: str, overrides: list[str], *, twin: bool = False) -> Recipe:
@@ -157,9 +158,11 @@ def _near(path: str) -> str:
     except OSError:
         above = next((str(parent) for parent in Path(os.path.abspath(path)).parents if parent.is_dir()), "/")
         return f"the nearest directory that exists is {above}"
-    if meant := difflib.get_close_matches(name, names, n=1):
+    if meant := near(name, names):
         return f"did you mean {os.path.join(directory, meant[0])}?"
-    return "give the path of a recipe, such as recipes/quickstart.yaml"
+    if names:
+        return f"recipes there: {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
+    return "there is no recipe in that directory; `dorakit init` writes one"
 
 
 def _raised(node: Node, layer: int) -> Node:

@@ -5,7 +5,6 @@ Pydantic finds out that a value is wrong; what is said about it is worked out he
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin
@@ -17,22 +16,11 @@ from dorakit.recipe.foreign import KEYS, VALUES
 from dorakit.recipe.scalars import scalar
 from dorakit.recipe.schema import Section
 from dorakit.recipe.tree import Node, PathKey
+from dorakit.words import near
 
 # Where others write one word for the whole section.
 _MAIN_KEY = {"model": "base", "adapter": "mode", "quantization": "format", "optimizer": "name"}
 _SINGULAR = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "section": "sections"}
-
-
-def nearest(word: str, candidates: list[str]) -> str | None:
-    """The candidate that the user most likely meant, if any is near."""
-    if len(word) > 40:
-        return None
-    limit = 1 if len(word) <= 4 else 2
-    scored = sorted((_distance(word.lower(), c.lower()), i) for i, c in enumerate(candidates))
-    if scored and scored[0][0] <= limit and scored[0][0] < len(word):
-        return candidates[scored[0][1]]
-    close = difflib.get_close_matches(word.lower(), candidates, n=1, cutoff=0.75)
-    return close[0] if close else None
 
 
 def unknown_key_hint(path: PathKey) -> tuple[str, str]:
@@ -55,10 +43,10 @@ def unknown_key_hint(path: PathKey) -> tuple[str, str]:
             return foreign, ""
         home, _, name = foreign.rpartition(".")
         return (f"`{key}` is `{name if home == parent else foreign}` here"), foreign
-    if near := nearest(key, own):
-        return f"did you mean '{near}'?", _join(parent, near)
-    if near := nearest(key, list(known)):
-        name = _join(known[near][0], near)
+    if meant := near(key, own):
+        return f"did you mean '{meant[0]}'?", _join(parent, meant[0])
+    if meant := near(key, known):
+        name = _join(known[meant[0]][0], meant[0])
         return f"did you mean '{name}'?", name
     return (f"known here: {', '.join(own)}" if own else ""), ""
 
@@ -75,7 +63,7 @@ def value_message(path: PathKey, node: Node) -> tuple[str, str]:
     if name == "version" and not isinstance(node.value, (list, dict, bool)) and not node.quoted:
         return f"version {node.text or 'nothing'} is not known", "this dorakit reads version 1"
     if isinstance(node.value, str) and (allowed := _allowed(annotation)):
-        meant = VALUES.get(field_name(path), {}).get(node.value) or nearest(node.value, allowed)
+        meant = VALUES.get(field_name(path), {}).get(node.value) or next(iter(near(node.value, allowed)), "")
         hint = f"did you mean '{meant}'?" if meant else ""
         return f"{name}: {_quote(node.value)} is not {expected}", hint
     if isinstance(node.value, str) and node.quoted and _would_fit(node.value, annotation):
@@ -221,17 +209,3 @@ def _range(metadata: tuple[Any, ...]) -> str:
         elif isinstance(bound, annotated_types.MinLen):
             said.append(f"of {bound.min_length} or more characters")
     return f" {' and '.join(said)}" if said else ""
-
-
-def _distance(a: str, b: str) -> int:
-    """Damerau-Levenshtein distance (adjacent transpositions count one)."""
-    rows = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, 1):
-        row = [i]
-        for j, y in enumerate(b, 1):
-            best = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y))
-            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
-                best = min(best, rows[-2][j - 2] + 1)
-            row.append(best)
-        rows.append(row)
-    return rows[-1][-1]

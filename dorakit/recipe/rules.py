@@ -16,9 +16,9 @@ from typing import Any
 
 from dorakit.errors import Problem
 from dorakit.recipe.fields import default_of, dotted
-from dorakit.recipe.messages import nearest
 from dorakit.recipe.paths import is_path, is_template_text
 from dorakit.recipe.tree import Node, PathKey, Place
+from dorakit.words import near
 
 PROMPTS = ("default", "llm-adapters", "orca-math", "chat")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
@@ -48,6 +48,14 @@ def remarks(root: Node) -> Iterator[str]:
     # sgd takes rates a hundred times those of the others, which normalise the gradient.
     if _is_number(rate) and _MAX_USUAL_RATE < rate and _value(root, ("optimizer", "name")) != "sgd":
         yield f"optimizer.learning_rate {rate:g} is unusually large: most runs diverge above {_MAX_USUAL_RATE:g}"
+    train = root.at(("data", "train"))
+    for index, source in enumerate(train.items if train else ()):
+        form = source.at(("format",))
+        if form is not None and form.value == "instruction" and source.at(("prompt",)) is None:
+            yield (
+                f"data.train.{index}.prompt is not set, so its rows go into Alpaca's text (default); for a model with a chat "
+                "template, `prompt: chat` asks and answers in the model's own turns"
+            )
     if not _is_int(steps):
         return
     warmup = _value(root, ("optimizer", "warmup_steps"))
@@ -187,7 +195,7 @@ def _prompts(root: Node) -> Iterator[Problem]:
         if node is None or not isinstance(node.value, str):
             continue
         if node.value not in PROMPTS and "{instruction}" not in node.value:
-            meant = nearest(node.value, list(PROMPTS))
+            meant = next(iter(near(node.value, PROMPTS)), "")
             message = (
                 f"{dotted(path)}: {node.value[:60]!r} is not one of {', '.join(PROMPTS)} and has no {{instruction}}"
             )
@@ -215,7 +223,7 @@ def _regexes(root: Node) -> Iterator[Problem]:
     node = root.at(("adapter", "target_modules"))
     if node is None or not isinstance(node.value, str) or node.value == "all-linear":
         return
-    if nearest(node.value, ["all-linear"]):
+    if near(node.value, ["all-linear"]):
         message = f"adapter.target_modules: {node.value!r} would match no module"
         yield node.place.problem(message, "did you mean 'all-linear'?")
         return

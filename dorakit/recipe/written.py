@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dorakit.recipe.resolved import yaml_value
 from dorakit.recipe.schema import MODES
+from dorakit.words import counted
 
 DEFAULT_MODE = "qdora"
 LONGEST = 4096  # tokens: longer documents are a decision about memory, and not made for anybody
@@ -165,7 +166,7 @@ def _source(draft: Draft) -> list[Line]:
         "text": "text",
     }
     lines: list[Line] = [
-        ("path", yaml_value(draft.path), _count(draft.num_rows, "row")),
+        ("path", yaml_value(draft.path), counted(draft.num_rows, "row")),
         ("format", draft.format, f"fields: {fields[draft.format]}"),
     ]
     if draft.columns:
@@ -212,7 +213,7 @@ def _training(draft: Draft) -> list[Line]:
     at_end = "0: once, at the end"
     every = _every(steps)
     lines: list[Line] = [
-        ("epochs", str(draft.epochs), f"passes over the rows; {_count(steps, 'step')} in all"),
+        ("epochs", str(draft.epochs), f"passes over the rows; {counted(steps, 'step')} in all"),
         ("batch_size", str(draft.batch_size), "rows per step of the optimizer"),
         ("micro_batch_size", str(micro), f"rows at once: {why_micro}"),
         ("gradient_checkpointing", yaml_value(is_checkpointed), why_not),
@@ -254,7 +255,3 @@ def _entry(lines: list[Line]) -> list[str]:
 
 def _indented(lines: list[Line], indent: str) -> list[str]:
     return [f"{f'{indent}{key}: {value}':{_COLUMN}}  # {comment}" for key, value, comment in lines]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

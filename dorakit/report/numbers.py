@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dorakit import words
+
 # Standard deviations to each side within which 95 % of the normal distribution lie.
 Z = 1.959964
 # Nothing that is measured comes near it, and differences of larger numbers overflow.
@@ -58,13 +60,7 @@ def size(value: Any) -> str:
 def duration(value: Any) -> str:
     """Seconds as s, min or h."""
     number = finite(value)
-    if number is None or number < 0:
-        return "–"
-    if number < 60:
-        return f"{number:.1f} s"
-    minutes, seconds = divmod(round(number), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    return "–" if number is None or number < 0 else words.duration(number)
 
 
 def wilson_interval(correct: int, answered: int) -> tuple[float, float]:

@@ -43,7 +43,11 @@ def result_line(content: Content) -> str:
     """How far it came and what came out, in a line."""
     facts = content.facts
     steps = facts.get("steps") if state(content) == "finished" else last_step(content)
-    parts = [f"{state(content).capitalize()} after {count(steps)} steps" if steps is not None else state(content)]
+    parts = [
+        f"{state(content).capitalize()} after {count(steps)} {'step' if steps == 1 else 'steps'}"
+        if steps is not None
+        else state(content)
+    ]
     if finite(facts.get("seconds")) is not None:
         parts[0] += f" in {duration(facts['seconds'])}"
     if losses := content.series.get("train/loss"):

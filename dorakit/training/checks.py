@@ -14,6 +14,7 @@ from dorakit.adapters.dora import DoRALinear
 from dorakit.errors import Gate, GateError, ModelError, ResourceError
 from dorakit.model.attention import NAME
 from dorakit.training.loss import SupervisedLoss
+from dorakit.words import counted
 
 
 def check_trainable_dtype(name: str) -> None:
@@ -76,9 +77,9 @@ def check_room(run: Path, *, num_trained: int, optimizer: str, keep: int, keep_b
     free = shutil.disk_usage(place).free
     if free + there < needed:
         what = (
-            f"{keep + 1} checkpoints, the best weights and the result"
+            f"{counted(keep + 1, 'checkpoint')}, the best weights and the result"
             if keep_best
-            else f"{keep + 1} checkpoints and the result"
+            else f"{counted(keep + 1, 'checkpoint')} and the result"
         )
         raise ResourceError(
             f"{run}: {what} need {needed:,} bytes, {free:,} are free\n"

@@ -36,6 +36,7 @@ from dorakit.training.resume import Facts
 from dorakit.training.same_start import agree, put_in_, put_in_trained_
 from dorakit.training.trained import trained_tensors
 from dorakit.training.validation import Validation
+from dorakit.words import counted, duration
 
 
 def train(
@@ -236,7 +237,7 @@ class _Training:
         total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in self.model.parameters())
         self.metrics.say(
             f"{self.recipe.adapter.mode} on {self.recipe.model.base}: {trained:,} of {total:,} parameters"
-            f" trained ({trained / total:.2%}), {len(self.data.train):,} rows, {self.total_steps:,} steps"
+            f" trained ({trained / total:.2%}), {counted(len(self.data.train), 'row')}, {counted(self.total_steps, 'step')}"
         )
         if self.progress.step:
             exactly = self.progress.is_exact and is_repeatable(deterministic=self.settings.deterministic)
@@ -250,12 +251,7 @@ class _Training:
         tensors, numbers = self.updater.state(keep=keep)
         if not keep:
             return
-        state = {
-            **vars(self.progress),
-            "optimizer": numbers,
-            "computing": self.computing,
-            "facts": vars(self.facts),
-        }
+        state = {**vars(self.progress), "optimizer": numbers, "computing": self.computing, "facts": vars(self.facts)}
         keep_checkpoints = self.settings.keep_checkpoints
         save_checkpoint(self.directory, trained=trained, optimizer=tensors, state=state, keep=keep_checkpoints)
         self.metrics.pause_clock()
@@ -293,7 +289,9 @@ class _Training:
                 peak_memory_bytes=peak_memory_bytes(),
                 computing=self.computing,
             )
-        self.metrics.say(f"finished {self.progress.step} steps in {self.progress.seconds / 60:.1f} min -> {target}")
+        self.metrics.say(
+            f"finished {counted(self.progress.step, 'step')} in {duration(self.progress.seconds)} -> {target}"
+        )
 
 
 def _due(step: int, every: int, total: int) -> bool:

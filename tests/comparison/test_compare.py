@@ -104,6 +104,16 @@ def test_a_whole_comparison(recipe, tmp_path, commands):
         compare(recipe, **asked)
 
 
+def test_rows_that_are_not_there_are_known_before_a_cell_is_trained(recipe, tmp_path, commands, monkeypatch):
+    """Planted bugs caught: an absent evaluation file found after the first training; no word on where its path starts."""
+    monkeypatch.chdir("/")
+    says = r"no such file: gone\.jsonl .*\n(.*\n)*  gone\.jsonl starts from /.*: data\.root, else the directory of the recipe"
+    for key in ("data.train.0.path", "evaluation.path"):
+        with pytest.raises(DataError, match=says):
+            compare(recipe, output=tmp_path / "out", overrides=[f"data.root={recipe.parent}", f"{key}=gone.jsonl"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_recipe_without_a_metric_is_compared_by_its_loss(recipe, tmp_path, commands):
     """As `dorakit init` writes them. Planted bugs caught: refused; the loss of other rows; losses of rows mixed up."""
     losses = ["evaluation.metric=none", "evaluation.options=[]"]

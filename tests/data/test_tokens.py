@@ -103,8 +103,6 @@ def test_a_validation_file_has_the_form_of_the_first_source(section, write, byte
     encoded = encode(data, bytes_only, seed=0)
     assert [document.row for document in encoded.validation] == ["v.json[0]", "v.json[1]"]
     assert encoded.notes == [
-        "a.jsonl: 40 rows",
-        "v.json: 2 rows",
         "1 of 2 validation documents are in the training rows too",
     ]
 
@@ -127,7 +125,7 @@ def test_overlong_documents_go_by_the_recipe(section, write, bytes_only):
     write("a.jsonl", LONG_ROWS)
     dropped = encode(section(LONG, max_seq_len=8), bytes_only, seed=0)
     assert [document.row for document in dropped.train] == ["a.jsonl:1"]
-    assert dropped.notes == ["a.jsonl: 3 rows", "2 of 3 documents are longer than 8 tokens: dropped"]
+    assert dropped.notes == ["2 of 3 documents are longer than 8 tokens: dropped"]
 
     cut = encode(section(LONG, max_seq_len=8, overlength="truncate"), bytes_only, seed=0)
     assert [(d.row, len(d), trained_text(d, bytes_only)) for d in cut.train] == [
@@ -135,7 +133,6 @@ def test_overlong_documents_go_by_the_recipe(section, write, bytes_only):
         ("a.jsonl:2", 8, "cccccc"),
     ]
     assert cut.notes == [
-        "a.jsonl: 3 rows",
         "2 of 3 documents are longer than 8 tokens: cut to it",
         "1 of them had no supervised token left: dropped",
     ]
@@ -161,7 +158,7 @@ def test_rows_without_an_answer_are_counted(section, write, bytes_only):
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     write("a.jsonl", [{"messages": turns}, {"messages": turns[:1]}])
     encoded = encode(section({"path": "a.jsonl", "format": "chat"}), bytes_only, seed=0)
-    assert encoded.notes[1:] == ["1 of 2 documents have no supervised token: dropped (a.jsonl:2)"]
+    assert encoded.notes == ["1 of 2 documents have no supervised token: dropped (a.jsonl:2)"]
 
 
 def test_what_a_template_lacks_is_said(section, write):
@@ -170,10 +167,10 @@ def test_what_a_template_lacks_is_said(section, write):
     template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     encoded = encode(section({"path": "a.jsonl", "format": "chat"}), byte_bpe(template=template), seed=0)
-    assert [note.split(":")[0] for note in encoded.notes[1:]] == [
-        "the chat template ends 1 conversations without a stop token",
+    assert [note.split(":")[0] for note in encoded.notes] == [
+        "the chat template ends 1 conversation without a stop token",
         "the chat template writes the date of the day that a run begins",
-        "the chat template ends 1 turns of the assistant before the last without a stop token, so they do not teach it "
+        "the chat template ends 1 turn of the assistant before the last without a stop token, so they do not teach it "
         "to stop; train_on",
     ]
 

@@ -61,10 +61,30 @@ def test_a_plain_lora_says_what_serves_it(run_of):
     """Planted bugs caught: no line for a base that no server finds by name; another default limit."""
     run = run_of("dora")
     said = exported(run.path, "--to", "lora")
-    assert said["serve"] == [f"llama-server -m BASE.gguf --lora {run.lora}/adapter.gguf"]
+    assert said["serve"] == [f"llama-server -m tiny-llama.gguf --lora {run.lora}/adapter.gguf"]
     assert said["max_lost"] == 0.0005 and (run.lora / "adapter.gguf").is_file()
     card = (run.lora / "README.md").read_text()
-    assert "llama-server -m BASE.gguf --lora adapter.gguf" in card and str(run.path) not in card
+    assert "llama-server -m tiny-llama.gguf --lora adapter.gguf" in card and str(run.path) not in card
+
+
+def test_a_base_that_is_not_on_the_hub_is_named(tmp_path):
+    """Planted bugs caught: no word on the base of a QDoRA, or on what to serve; a card that calls it `BASE`; a directory
+    that servers could load, without a line; that directory's place in a published card.
+    """
+    for directory in ("made", "local"):
+        (tmp_path / directory).mkdir()
+    made = export_peft(train(tiny_recipe(tmp_path / "made", "qdora"), quiet=True), quiet=True)
+    assert made.serve == [] and [line.rpartition("--to ")[2] for line in made.instead] == ["merged", "gguf"]
+    card = (made.directory / "README.md").read_text()
+    assert any("the base is tiny:llama, a random model" in note for note in made.content["notes"])
+    assert "The base is tiny:llama" in card and "--to merged" in card and "BASE" not in card
+    base = shutil.copytree(resolve("tiny:llama").directory, tmp_path / "my base")
+    recipe = tiny_recipe(tmp_path / "local", "lora")
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": str(base)})})
+    made = export_peft(train(recipe, quiet=True), quiet=True)
+    assert made.serve[0].startswith(f"vllm serve '{base}' --enable-lora") and not made.instead
+    card = (made.directory / "README.md").read_text()
+    assert "from_pretrained('PATH/TO/my base'" in card and str(tmp_path) not in card.replace("PATH/TO", "")
 
 
 def test_a_merged_directory_is_used_while_it_fits_the_adapter(run_of):
@@ -299,7 +319,7 @@ def test_no_run_and_no_result(run_of, tmp_path):
     run = run_of("lora")
     with pytest.raises(UsageError, match="model is a whole model, not a run or an adapter directory"):
         export_gguf(shutil.copytree(resolve("tiny:llama").directory, tmp_path / "model"), quiet=True)
-    with pytest.raises(UsageError, match="nothing to export: no such run"):
+    with pytest.raises(RunError, match="nothing to export: no such run"):
         export_gguf("nowhere", quiet=True)
     shutil.rmtree(run.adapter)
     with pytest.raises(RunError, match="has lost its result"):

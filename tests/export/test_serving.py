@@ -97,8 +97,8 @@ def test_lines(tmp_path):
     imported = f"cd '{directory}' && echo 'FROM .' > Modelfile && ollama create my-run"
     assert merged_lines(directory, "My run!", "LlamaForCausalLM") == [*served, imported]
     config = {"r": 4, "rank_pattern": {"q_proj": 24}, "use_dora": False, "modules_to_save": None}
-    lines = adapter_lines(tmp_path, "Run", "org/name", config, is_hub_id=True)
+    lines = adapter_lines(tmp_path, "Run", "org/name", config)
     assert lines == [f"vllm serve org/name --enable-lora --max-lora-rank 32 --lora-modules run={tmp_path}"]
-    for changes, is_hub_id in (({"use_dora": True}, True), ({"modules_to_save": ["lm_head"]}, True), ({}, False)):
-        assert adapter_lines(tmp_path, "Run", "org/name", config | changes, is_hub_id=is_hub_id) == []
+    for changes, base in (({"use_dora": True}, "org/name"), ({"modules_to_save": ["lm_head"]}, "org/name"), ({}, None)):
+        assert adapter_lines(tmp_path, "Run", base, config | changes) == []
     assert served_name("***") == "model"

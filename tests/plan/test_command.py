@@ -38,6 +38,7 @@ def test_time_is_tokens_over_speed(tmp_path):
     tokens = int(found.partition("tokens: ")[2].partition(",")[0])
     minutes, seconds = divmod(2 * tokens, 60)
     assert f"time: 0:{minutes:02}:{seconds:02}" in found
+    assert "time: unknown without --tokens-per-second" in plan(tmp_path / "dora.yaml", "--gpu", "RTX 4090")
     (tmp_path / "train.jsonl").unlink()
     found = plan(tmp_path / "dora.yaml", "--quiet", "--tokens-per-second", "0.5")
     assert "steps: at most 3; tokens and time are unknown: train.jsonl is not here" in found and "peak" not in found

@@ -188,3 +188,15 @@ def test_no_torch_for_rows_and_models(here):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here)
     assert done.stdout == "[]\n" and "has no file 'no.gguf'" in done.stderr
+
+
+@pytest.mark.parametrize(("more", "is_said"), [("", True), (", prompt: chat", False), (", prompt: default", False)])
+def test_the_prompt_that_nobody_chose_is_named(here, more, is_said):
+    """Planted bug caught: an Instruct model trained in Alpaca's text without a word."""
+    Path("rows.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
+    Path("r.yaml").write_text(
+        RECIPE.replace("PATH, format: chat", f"rows.jsonl, format: instruction{more}").replace("BASE", "tiny:llama")
+    )
+    done = CliRunner().invoke(app, ["validate", "r.yaml"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert ("its rows go into Alpaca's text (default)" in done.stdout and "prompt: chat" in done.stdout) == is_said

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import yaml
@@ -186,6 +187,23 @@ def keys_of(content):
             yield from keys_of(value)
         elif key not in ("_component_", "stage"):
             yield key
+
+
+@pytest.mark.parametrize("text", [AXOLOTL, LLAMAFACTORY, TORCHTUNE, TRL, UNSLOTH], ids=lambda text: text.split()[0])
+@pytest.mark.parametrize("half", [0, 1], ids=["whole", "every second key"])
+def test_only_keys_of_the_file_are_named(tmp_path, text, half):
+    """Planted bug caught: `use_dora`, `gradient_accumulation_steps` or `data.format_type` named of a file without them."""
+    whole = yaml.safe_load(text)
+    first, *others = list(whole)
+    content = whole if half == 0 else {key: whole[key] for key in [first, *others[::2]]}
+    file = tmp_path / "theirs.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    toolkit = {AXOLOTL: "axolotl", LLAMAFACTORY: "llamafactory", TORCHTUNE: "torchtune", TRL: "trl", UNSLOTH: "unsloth"}
+    found = import_recipe(file, toolkit=toolkit[text])
+    said = [item.key for item in found.left] + found.empty
+    said += [word for source in found.carried.values() for word in re.findall(r"[\w.]+", source) if "_" in word]
+    written = file.read_text(encoding="utf-8")
+    assert [word for word in said if word.rsplit(".", 1)[-1] not in written and word != "dataset_info.json"] == []
 
 
 def test_a_value_that_does_not_fit_is_listed(tmp_path):

@@ -109,7 +109,7 @@ class TestExtends:
         near = f"the nearest directory that exists is {os.path.realpath(tmp_path)}"
         assert problems("a.yaml") == [f"a.yaml: extends: no such file: sub/b.yaml [{near}]"]
         write(tmp_path / "sub", "c.yaml", GOOD)
-        assert problems("a.yaml") == ["a.yaml: extends: no such file: sub/b.yaml [did you mean sub/c.yaml?]"]
+        assert problems("a.yaml") == ["a.yaml: extends: no such file: sub/b.yaml [recipes there: c.yaml]"]
 
     def test_problems_of_all_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)

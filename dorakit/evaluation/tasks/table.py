@@ -6,7 +6,6 @@ Answer.AI's for Orca-Math; docs/evaluation.md says where this differs from them.
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +13,7 @@ from typing import Literal
 from dorakit.data.prompts import prompt_of
 from dorakit.errors import DataError, UsageError
 from dorakit.evaluation.metrics import Verdict
+from dorakit.words import did_you_mean
 
 _HEADING = "### Response:"
 # How far a number may be from the right one: LLM-Adapters' `miss`.
@@ -181,10 +181,7 @@ def check_processes(names: str, processes: int) -> None:
 
 def unknown_task(name: str, known: list[str], listing: str) -> UsageError:
     """The error for a name that is no task, with the nearest of the known ones."""
-    by_lower = {task.lower(): task for task in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    hint = f"did you mean {by_lower[near[0]]}? " if near else ""
-    return UsageError(f"--task {name[:80]!r}: no such task\n  {hint}{listing}")
+    return UsageError(f"--task {name[:80]!r}: no such task\n  {f'{did_you_mean(name, known)} {listing}'.strip()}")
 
 
 def _short(text: str) -> str:

@@ -89,7 +89,8 @@ def set_batch(
         ledger.set("training.batch_size", int(total), f"{whole}, one device")
     else:
         count = int(steps or defaults[1])
-        ledger.set("training.batch_size", size * count, f"{micro} {size} x {accumulation} {count}, one device")
+        factors = [f"{name} {value}" for name, value in ((micro, size), (accumulation, count)) if name in ledger.read]
+        ledger.set("training.batch_size", size * count, f"{' x '.join(factors) or 'defaults'}, one device")
     ledger.set("training.micro_batch_size", size, micro)
     if ledger.recipe.get("data.packing"):
         reason = "with packing these are packed rows of many documents; training.batch_size counts documents: raise it"
@@ -101,7 +102,9 @@ def set_length(ledger: Ledger, *names: str, default: int | None, overlength: str
     null = any(ledger.is_null(name) for name in names) and all(ledger.peek(name) is None for name in names)
     if null or (default is None and all(ledger.peek(name) is None for name in names)):
         ledger.set_default("data.overlength", "error", ", no limit: a row that is too long is never cut here unseen")
-        ledger.leave(names[0], None, "no limit there; data.max_seq_len has one, and a longer row is an error: raise it")
+        if null:
+            reason = "no limit there; data.max_seq_len has one, and a longer row is an error: raise it"
+            ledger.leave(names[0], None, reason)
         return
     ledger.carry("data.max_seq_len", *names, default=default)
     if overlength and "data.overlength" not in ledger.recipe:

@@ -24,6 +24,8 @@ from dorakit.recipe.tree import PathKey, Place
 from dorakit.recipe.unread import ALTERNATIVES, unread_settings
 from dorakit.recipe.yaml_text import parse
 
+_KEY = re.compile(r"[A-Za-z_][\w.]*")
+
 
 class Ledger(Keys):
     """A foreign configuration being turned into a recipe.
@@ -41,7 +43,13 @@ class Ledger(Keys):
         self._defaults: set[str] = set()
 
     def set(self, key: str, value: Any, source: str) -> None:
-        """Give a key of the recipe its value; `source` is the foreign key, or says what else it rests on."""
+        """Give a key of the recipe its value.
+
+        `source` is the foreign key, or several, of which those are named that are written; or it says what else it rests on.
+        """
+        names = source.split(", ")
+        if all(map(_KEY.fullmatch, names)):
+            source = self.said(*names)
         self.recipe[key] = value
         self.sources[key] = source
 
