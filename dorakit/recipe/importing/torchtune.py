@@ -71,7 +71,7 @@ def torchtune(ledger: Ledger, directory: Path) -> None:
     elif steps:
         ledger.leave("max_steps_per_epoch", steps, "training.max_steps counts the steps of all epochs here")
     clip = ledger.number("clip_grad_norm")
-    ledger.set("training.max_grad_norm", clip or 0.0, "clip_grad_norm" if clip else "clip_grad_norm: none")
+    ledger.set("training.max_grad_norm", clip or 0.0, "clip_grad_norm")
     ledger.carry("training.gradient_checkpointing", "enable_activation_checkpointing")
     _set_optimizer(ledger)
     ledger.carry("model.dtype", "dtype")
