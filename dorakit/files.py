@@ -50,7 +50,9 @@ def nearby(path: Path) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the file is at any instant the old one or the new one, whole."""
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    # A byte of a file's name that is not UTF-8 is half a surrogate pair to Python, which JSON can hold if it is escaped.
+    write_whole(path, re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
