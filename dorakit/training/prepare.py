@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from dorakit.build import build_model
 from dorakit.data.batches import steps_per_epoch
 from dorakit.data.documents import check_documents_fit
 from dorakit.data.tokens import Encoded, encode
+from dorakit.digests import refuse_changed
 from dorakit.model.load import Base, pick_dtype
 from dorakit.model.shares import Share
 from dorakit.model.streaming import shared_out
@@ -41,6 +44,19 @@ class Prepared:
     updater: Updater
     total_steps: int
     predecessor: Predecessor | None
+
+    def refuse_changed_files(self, accepted: Sequence[str]) -> None:
+        """Refuse to begin with a base or an adapter of dorakit's own that changed since it was written.
+
+        Raises:
+            RunError, UsageError: As `refuse_changed`.
+        """
+        read: dict[Path, dict[str, str]] = {}
+        if (directory := Path(os.path.expanduser(self.recipe.model.base))).is_dir():
+            read[directory] = self.base.identity
+        if self.predecessor is not None:
+            read[self.predecessor.directory] = {}
+        self.base.notes.extend(refuse_changed(read, accepted))
 
 
 def prepare(recipe: Recipe, place: Path | None, world: World, *, start_from: Path | str | None = None) -> Prepared:
