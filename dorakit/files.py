@@ -22,7 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dorakit.errors import RunError
+from dorakit.errors import DorakitError, RunError
 from dorakit.failpoints import reach
 from dorakit.words import near
 
@@ -56,7 +56,9 @@ def nearby(path: Path) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the file is at any instant the old one or the new one, whole."""
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    # A byte of a file's name that is not UTF-8 is half a surrogate pair to Python, which JSON can hold if it is escaped.
+    write_whole(path, re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -97,7 +99,9 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool = False) -> Iterator[Path]:
+def whole_directory(
+    path: Path, *, what: str = "directory", keep_existing: bool = False, work: Path | None = None
+) -> Iterator[Path]:
     """Give a staging directory that becomes `path` if the block succeeds and vanishes if it does not.
 
     Every file gets the rights of a new one and is synced before the rename, the parent is synced after it, so that even
@@ -108,10 +112,11 @@ def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool 
         path: What it becomes.
         what: Begins the names of its failpoints.
         keep_existing: Where another process made `path` in the meantime, its directory stays and this one goes.
+        work: A directory on the same disk that the caller removes; staging and what is replaced go into it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _put_back(path.parent, only=path.name)
-    staging = _beside(path, "tmp")
+    put_back(path.parent, only=path.name)
+    staging = _beside(path, "tmp") if work is None else work / path.name
     staging.mkdir()
     try:
         with naming(path):
@@ -125,7 +130,7 @@ def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool 
                 old = _renamed(path, "old")
                 reach(f"{what}.replacing")
                 staging.rename(path)
-                discard(old)  # half removed it must not get its name back
+                discard(old, into=work)  # half removed it must not get its name back
             else:
                 try:
                     staging.rename(path)
@@ -136,15 +141,26 @@ def whole_directory(path: Path, *, what: str = "directory", keep_existing: bool 
             sync(path.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        _put_back(path.parent, only=path.name)
+        put_back(path.parent, only=path.name)
+
+
+def refuse_link(path: Path, error: type[DorakitError]) -> None:
+    """Refuse a link where something is to be written: a rename would put the new file or directory in the link's place.
+
+    Raises:
+        DorakitError: Of the class given.
+    """
+    if path.is_symlink():
+        raise error(f"{path} is a link to {path.readlink()}, which is not written through\n  name the place itself")
 
 
 def check_writable(path: Path) -> None:
     """Make something where `path` is to be, and remove it.
 
     Raises:
-        RunError: Nothing can be made there, or its name could not be written into a file.
+        RunError: It is a link, nothing can be made there, or its name could not be written into a file.
     """
+    refuse_link(path, RunError)
     try:
         str(path).encode()
         above = next(parent for parent in path.absolute().parents if parent.exists())
@@ -174,11 +190,12 @@ def why_not_writable(directory: Path) -> str:
     return ""
 
 
-def discard(directory: Path) -> None:
-    """Remove a directory so that it is at any instant whole or gone."""
-    rubbish = _renamed(directory, "trash")
+def discard(directory: Path, *, into: Path | None = None) -> None:
+    """Remove a directory so that it is at any instant whole or gone; what a kill leaves of it lies in `into`."""
+    rubbish = _beside(directory if into is None else into / directory.name, "trash")
+    directory.rename(rubbish)
     reach("prune")
-    shutil.rmtree(rubbish)
+    _remove(rubbish)
 
 
 def remove_rubbish(directory: Path) -> None:
@@ -187,17 +204,22 @@ def remove_rubbish(directory: Path) -> None:
     What it was replacing is put back where the new one did not get its name. Only for a directory that nobody else
     writes into.
     """
-    _put_back(directory)
+    put_back(directory)
     for old in directory.glob(".old-*"):
         _renamed(old, "trash")
     for item in [*directory.glob(".tmp-*"), *directory.glob(".trash-*")]:
-        if item.is_dir() and not item.is_symlink():
-            shutil.rmtree(item)
-        else:
-            item.unlink()
+        _remove(item)
 
 
-def _put_back(directory: Path, *, only: str | None = None) -> None:
+def _remove(item: Path) -> None:
+    """Remove a directory or a file; of a link what it leads to stays."""
+    if item.is_dir() and not item.is_symlink():
+        shutil.rmtree(item)
+    else:
+        item.unlink()
+
+
+def put_back(directory: Path, *, only: str | None = None) -> None:
     """Give the directories that were being replaced here their names again, where nothing has them."""
     for old in directory.glob(".old-*"):
         found = _REPLACED.fullmatch(old.name)

@@ -1,12 +1,18 @@
-"""One writer at a time: a lock that ends with its process, in a file that says who holds it."""
+"""One writer at a time: a lock that ends with its process, in a file that says who holds it; and working directories of a
+process, which another one clears if it was killed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import platform
+import re
+import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -14,6 +20,8 @@ from pathlib import Path
 from dorakit.errors import RunError
 from dorakit.failpoints import reach
 from dorakit.files import FULL, naming
+
+_HELD, _OURS = "held.lock", "dorakit process"
 
 
 @contextlib.contextmanager
@@ -35,6 +43,41 @@ def hold(file: Path, *, of: Path) -> Iterator[str]:
             yield vanished
         finally:  # which a killed process does not come to
             lock.truncate(0)
+
+
+@contextlib.contextmanager
+def working_directory(of: Path) -> Iterator[Path]:
+    """Give a directory beside `of` that is gone after the block; those of killed processes for the same `of` go first.
+
+    What is ours and whose process is gone is known by the file in it that the process holds a lock on. On a file system
+    without locks nothing is cleared.
+    """
+    of.parent.mkdir(parents=True, exist_ok=True)
+    _clear_abandoned(of)
+    work = of.with_name(f".tmp-{of.name}-{uuid.uuid4().hex[:8]}")
+    work.mkdir()
+    try:
+        with open(work / ".new", "xb") as lock:
+            lock.write(f"{_OURS} {os.getpid()}\n".encode())
+            lock.flush()
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                Path(lock.name).rename(work / _HELD)  # under its name it is held from the first moment on
+            yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _clear_abandoned(of: Path) -> None:
+    for place in of.parent.glob(f".tmp-{glob.escape(of.name)}-*"):
+        if not re.fullmatch(r"[0-9a-f]{8}", place.name.rpartition("-")[2]) or place.is_symlink():
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(place / _HELD, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(descriptor, "rb", buffering=0) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock.read(len(_OURS)) == _OURS.encode():
+                    shutil.rmtree(place)
 
 
 def refuse_held(file: Path, *, of: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from dorakit.digests import refuse_changed
 from dorakit.errors import ModelError, ResourceError, RunError, UsageError
 from dorakit.place import Kind, Place, find_target
 from dorakit.run import Run
@@ -50,6 +52,7 @@ def open_target(
     onto: Literal["trained", "original"] = "trained",
     base_model: str | None = None,
     as_stored: bool = False,
+    accept_changes: Sequence[str] = (),
 ) -> Target:
     """Load what the text names, in eval mode; an adapter is attached live.
 
@@ -63,10 +66,11 @@ def open_target(
         base_model: Base of an adapter directory, instead of the one that it names.
         as_stored: Load what belongs to no run in the dtype of its files, instead of the one that this machine computes
             in.
+        accept_changes: Files of what is loaded that may have changed since they were written, each DIRECTORY/FILE.
 
     Raises:
         ModelError: It cannot be loaded.
-        RunError: The run has no result yet, there is no such run, or the base's files changed since training.
+        RunError: The run has no result yet, there is no such run, or its files, or the base's, changed since training.
         UsageError: `base_only` of a model without an adapter, `base_model` of something that is no adapter directory.
     """
     place = find_target(text)
@@ -76,42 +80,25 @@ def open_target(
         recipe = place.run.recipe
     if place.kind == "run":
         assert place.run is not None and recipe is not None
-        target = _open_run(place.run, _as_trained(place.run, recipe), base_only=base_only, onto=onto)
+        target = _open_run(
+            place.run, _as_trained(place.run, recipe), base_only=base_only, onto=onto, accept_changes=accept_changes
+        )
         target.recipe = recipe
     elif place.kind == "adapter":
         target = _open_adapter(
-            place, recipe, base_only=base_only, onto=onto, base_model=base_model, as_stored=as_stored
+            place,
+            recipe,
+            base_only=base_only,
+            onto=onto,
+            base_model=base_model,
+            as_stored=as_stored,
+            accept_changes=accept_changes,
         )
     else:
-        target = _open_model(place, recipe, base_only=base_only, as_stored=as_stored)
+        target = _open_model(place, recipe, base_only=base_only, as_stored=as_stored, accept_changes=accept_changes)
     target.model.eval()
     target.model.requires_grad_(False)
     return target
-
-
-def adapter_base(directory: Path, base_model: str | None = None) -> tuple[str, str]:
-    """The base that a PEFT adapter names, and its revision; `base_model` overrides it.
-
-    Raises:
-        ModelError: adapter_config.json cannot be read or names none.
-    """
-    from dorakit.adapters.peft_config import read_config
-
-    stated = read_config(directory)
-    if base_model is not None:
-        return base_model, "main"
-    base, revision = stated.get("base_model_name_or_path"), stated.get("revision")
-    if not isinstance(base, str) or not base:
-        raise ModelError(
-            f"{directory / 'adapter_config.json'} names no base (base_model_name_or_path is {base!r})\n"
-            "  name one with --base-model"
-        )
-    if "://" in base:
-        raise ModelError(
-            f"{directory / 'adapter_config.json'}: base_model_name_or_path = {base!r} is an address, which is never fetched\n"
-            "  name a hub id or a directory with --base-model"
-        )
-    return base, revision if isinstance(revision, str) and revision else "main"
 
 
 def _as_trained(run: Run, recipe: Recipe) -> Recipe:
@@ -140,7 +127,14 @@ def _digest(files: dict[str, str], name: str) -> str:
     return f"sha256 {files[name][:12]}" if name in files else "not there"
 
 
-def _open_run(run: Run, recipe: Recipe, *, base_only: bool, onto: Literal["trained", "original"]) -> Target:
+def _open_run(
+    run: Run,
+    recipe: Recipe,
+    *,
+    base_only: bool,
+    onto: Literal["trained", "original"],
+    accept_changes: Sequence[str],
+) -> Target:
     from dorakit.adapters.peft_format import check_adapter, load_adapter
     from dorakit.build import build_base
 
@@ -148,12 +142,14 @@ def _open_run(run: Run, recipe: Recipe, *, base_only: bool, onto: Literal["train
     common = {"recipe": recipe, "run": run, "name": run.name, "base": recipe.model.base}
     if result == run.model and not base_only:
         base = _load(str(result), "main", recipe)
-        return Target(base.model, base.tokenizer, kind="run", variant="full", notes=base.notes, **common)  # type: ignore[arg-type]
+        notes = [*refuse_changed({result: base.identity}, accept_changes), *base.notes]
+        return Target(base.model, base.tokenizer, kind="run", variant="full", notes=notes, **common)  # type: ignore[arg-type]
     if not base_only:
         check_adapter(result)  # from its header, before minutes go into the base
+    accepted = refuse_changed({} if base_only else {result: {}}, accept_changes)
     base = build_base(recipe, original=onto == "original")
     check_base(run, base.identity)
-    notes = base.notes
+    notes = [*accepted, *base.notes]
     if not base_only:
         load_adapter(base.model, result)
         notes = [*notes, *_idle(base, result)]
@@ -176,13 +172,16 @@ def _open_adapter(
     onto: Literal["trained", "original"],
     base_model: str | None,
     as_stored: bool,
+    accept_changes: Sequence[str],
 ) -> Target:
+    from dorakit.adapters.peft_config import adapter_base
     from dorakit.adapters.peft_format import check_adapter, load_adapter
 
     assert place.path is not None
     name, revision = adapter_base(place.path, base_model)
     if not base_only:
         check_adapter(place.path)
+    accepted = refuse_changed({} if base_only else {place.path: {}}, accept_changes)
     form, notes = (None, []) if onto == "original" else _storage(place.path, recipe)
     base = _load(name, revision, recipe, as_stored=as_stored, nf4=form)
     if not base_only:
@@ -199,7 +198,7 @@ def _open_adapter(
         variant="base" if base_only else "adapter",
         base=name,
         adapter=None if base_only else place.path,
-        notes=[*notes, *base.notes],
+        notes=[*accepted, *notes, *base.notes],
     )
 
 
@@ -243,7 +242,9 @@ def _fit_vocabulary_(base: Base, directory: Path) -> None:
         base.model.resize_token_embeddings(rows, mean_resizing=False)
 
 
-def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool, as_stored: bool) -> Target:
+def _open_model(
+    place: Place, recipe: Recipe | None, *, base_only: bool, as_stored: bool, accept_changes: Sequence[str]
+) -> Target:
     if base_only:
         hint = f"\n  the base of its run: {place.run.path} --base" if place.run else ""
         raise UsageError(f"--base: {place.text} is a whole model, with no adapter to switch off{hint}")
@@ -253,6 +254,9 @@ def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool, as_stor
         if not place.is_absent:
             raise
         raise type(error)(f"no such run or directory: {place.text}; and as a hub id: {error}") from error
+    # What the hub holds is known by its commit.
+    read = {} if place.path is None else {place.path: base.identity}
+    accepted = refuse_changed(read, accept_changes)
     variant = "model"
     if place.path is not None and place.run is not None:
         own = {place.run.merged.resolve(): "merged", place.run.quantized.resolve(): "quantized"}
@@ -266,7 +270,7 @@ def _open_model(place: Place, recipe: Recipe | None, *, base_only: bool, as_stor
         name=place.text if place.path is None else place.path.resolve().name,
         variant=variant,
         base=place.text,
-        notes=base.notes,
+        notes=[*accepted, *base.notes],
     )
 
 

@@ -136,8 +136,9 @@ def fault(arguments: list[str], *, is_mention: bool) -> str:
 
 
 def settings(arguments: list[str]) -> list[str]:
-    """The keys that --set and --accept-change name."""
-    return [value.partition("=")[0] for option, value in pairwise(arguments) if option in ("--set", "--accept-change")]
+    """The keys that --set and --accept-change name; not the files of results."""
+    named = [value for option, value in pairwise(arguments) if option in ("--set", "--accept-change")]
+    return [value.partition("=")[0] for value in named if "=" in value or "/" not in value]
 
 
 def is_setting(key: str) -> bool:

@@ -14,7 +14,7 @@ ORDER = [
     {"secrets", "terminal", "words"},
     {"errors"},
     {"recipe", "failpoints"},
-    {"files", "cache", "lock", "machine", "versions"},
+    {"files", "digests", "cache", "lock", "machine", "versions"},
     {"run"},
     {"place"},
     {"model", "adapters"},

@@ -77,6 +77,28 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def adapter_base(directory: Path, base_model: str | None = None) -> tuple[str, str]:
+    """The base that a PEFT adapter names, and its revision; `base_model` overrides it.
+
+    Raises:
+        ModelError: adapter_config.json cannot be read or names none.
+    """
+    stated = read_config(directory)
+    if base_model is not None:
+        return base_model, "main"
+    base, revision = stated.get("base_model_name_or_path"), stated.get("revision")
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"{directory / CONFIG} names no base (base_model_name_or_path is {base!r})\n  name one with --base-model"
+        )
+    if "://" in base:
+        raise ModelError(
+            f"{directory / CONFIG}: base_model_name_or_path = {base!r} is an address, which is never fetched\n"
+            "  name a hub id or a directory with --base-model"
+        )
+    return base, revision if isinstance(revision, str) and revision else "main"
+
+
 def used_patterns(config: dict[str, Any], key: str, adapted: Iterable[str]) -> dict[str, Any]:
     """The entries of rank_pattern or alpha_pattern that match an adapted module; PEFT keeps others too."""
     names = list(adapted)

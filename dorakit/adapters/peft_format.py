@@ -24,6 +24,7 @@ from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
 from dorakit.adapters.lora import LoRALinear
 from dorakit.adapters.peft_config import CONFIG, read_config, refuse_adapted_head, used_patterns
+from dorakit.digests import TRAINED
 from dorakit.errors import ModelError, listed
 from dorakit.files import give_rights_of_new
 from dorakit.model.configs import read_object
@@ -31,7 +32,7 @@ from dorakit.model.names import has_suffix, pattern_value
 from dorakit.model.nf4 import BLOCK_SIZES, NF4Format, NF4Linear
 from dorakit.model.weights_check import Stored, check_weights
 
-WEIGHTS, STORAGE = "adapter_model.safetensors", "dorakit.json"
+WEIGHTS, STORAGE = "adapter_model.safetensors", TRAINED
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 

@@ -34,6 +34,7 @@ def chat(
     seed: options.Seed = None,
     system: options.System = None,
     base_model: options.BaseModel = None,
+    accept_changes: options.AcceptChange = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a turn on stdout, messages on stderr.")
     ] = False,
@@ -52,7 +53,15 @@ def chat(
     check_text(system or "", "--system")
     from dorakit.evaluation.conversation import open_voices
 
-    voices = open_voices(target, sampling, compare=compare, system=system, base_model=base_model, quiet=quiet)
+    voices = open_voices(
+        target,
+        sampling,
+        compare=compare,
+        system=system,
+        base_model=base_model,
+        accept_changes=accept_changes or [],
+        quiet=quiet,
+    )
     if not sys.stdin.isatty():
         _talk(voices, stops=[], is_typed=False, as_json=as_json)
         return

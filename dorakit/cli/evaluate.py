@@ -53,6 +53,7 @@ def evaluate(
     recipe: options.Recipe = None,
     set_: options.Set = None,
     base_model: options.BaseModel = None,
+    accept_changes: options.AcceptChange = None,
     limit: options.Limit = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Rows per generation batch.", show_default="the recipe's")
@@ -102,6 +103,7 @@ def evaluate(
         recipe=asked,
         batch_size=batch_size,
         base_model=base_model,
+        accept_changes=accept_changes or [],
         output=output,
         quiet=quiet,
     )
@@ -130,6 +132,7 @@ def generate(
     system: options.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
     base_model: options.BaseModel = None,
+    accept_changes: options.AcceptChange = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -153,6 +156,7 @@ def generate(
         system=system,
         raw=raw,
         base_model=base_model,
+        accept_changes=accept_changes or [],
         quiet=quiet,
     )
     if as_json:

@@ -31,6 +31,7 @@ def merge(
         typer.Option("--receipt/--no-receipt", help="Load the result back and compare it with the live adapter."),
     ] = True,
     base_model: options.BaseModel = None,
+    accept_changes: options.AcceptChange = None,
     as_json: options.Json = False,
     quiet: options.QuietPath = False,
 ) -> None:
@@ -51,6 +52,7 @@ def merge(
         dtype=dtype.value if dtype else None,
         receipt=receipt,
         base_model=base_model,
+        accept_changes=accept_changes or [],
         quiet=quiet,
     )
     content = read_receipt(directory, "merge.json")
@@ -83,6 +85,7 @@ def quantize(
     recipe: options.Recipe = None,
     set_: options.Set = None,
     base_model: options.BaseModel = None,
+    accept_changes: options.AcceptChange = None,
     as_json: options.Json = False,
     quiet: options.QuietPath = False,
 ) -> None:
@@ -103,6 +106,7 @@ def quantize(
         keep_row_norms=keep_row_norms,
         recipe=asked_recipe(target, recipe, set_),
         base_model=base_model,
+        accept_changes=accept_changes or [],
         quiet=quiet,
     )
     content = read_receipt(directory, "quantize.json")

@@ -83,6 +83,7 @@ def export(
         typer.Option("--max-rank", min=1, help="With lora: largest rank.", show_default=str(_MAX_RANK)),
     ] = None,
     base_model: options.BaseModel = None,
+    accept_changes: options.AcceptChange = None,
     as_json: options.Json = False,
     quiet: options.QuietPath = False,
 ) -> None:
@@ -99,7 +100,12 @@ def export(
     for option, value in given.items():
         if value is not None and to.value not in _READ_BY[option]:
             raise UsageError(f"{option} is read with --to {' or '.join(_READ_BY[option])}, not with --to {to.value}")
-    made = _export(to, target, given, {"output": output, "base_model": base_model, "quiet": quiet})
+    made = _export(
+        to,
+        target,
+        given,
+        {"output": output, "base_model": base_model, "accept_changes": accept_changes or [], "quiet": quiet},
+    )
     directory, content = made.directory, made.content
     upload = f"hf upload USER/NAME {typed(directory)}"
     if as_json:
@@ -126,6 +132,7 @@ def _export(to: To, target: str, given: dict[str, Any], common: dict[str, Any]) 
     """Hand the options to the export that reads them."""
     from dorakit.export import outputs
     from dorakit.export.to_gguf import export_gguf
+    from dorakit.export.to_merged import export_merged
 
     named = {option: getattr(value, "value", value) for option, value in given.items()}
     if to is To.peft:
@@ -137,5 +144,5 @@ def _export(to: To, target: str, given: dict[str, Any], common: dict[str, Any]) 
         )
     merge = {"onto": named["--onto"], "dtype": named["--dtype"]}
     if to is To.merged:
-        return outputs.export_merged(target, **merge, **common)
+        return export_merged(target, **merge, **common)
     return export_gguf(target, outtype=named["--type"] or "f16", **merge, **common)

@@ -97,6 +97,13 @@ Twin = Annotated[
 Nproc = Annotated[
     int | None, typer.Option("--nproc", min=1, help="Run in so many processes on this host, one per GPU.")
 ]
+AcceptChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-change",
+        help="Go on though this changed: a key of the recipe, data, base or template, or a file of a result. Repeatable.",
+    ),
+]
 BaseModel = Annotated[
     str | None, typer.Option("--base-model", help="Base of an adapter directory, instead of the one it names.")
 ]

@@ -32,13 +32,7 @@ def train(
             autocompletion=completion.runs,
         ),
     ] = None,
-    accept_changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--accept-change",
-            help="Go on though this changed: a key of the recipe, data, base or template. Repeatable.",
-        ),
-    ] = None,
+    accept_changes: options.AcceptChange = None,
     output: Annotated[Path | None, options.output("the recipe's output_dir")] = None,
     overrides: options.Set = None,
     twin: options.Twin = False,
@@ -72,8 +66,10 @@ def train(
 
     if recipe is None and resume is None:
         raise UsageError("give a recipe, or --resume with a run directory")
-    if accept_changes and resume is None:
-        raise UsageError("--accept-change is for --resume: a new run has nothing that could have changed")
+    if resume is None and (odd := [key for key in accept_changes or [] if "/" not in key]):
+        raise UsageError(
+            f"--accept-change {odd[0]} is for --resume: of a new run, only files of its base or adapter could have changed"
+        )
     overrides = [*(overrides or []), *_placed(output, overrides or [], is_new=resume is None)]
     run, checkpoint = None, None
     if resume is not None:

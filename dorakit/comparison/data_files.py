@@ -6,9 +6,9 @@ import json
 import os
 from pathlib import Path
 
+from dorakit.digests import sha256
 from dorakit.errors import RunError
 from dorakit.files import write_json
-from dorakit.model.source import sha256
 from dorakit.recipe.schema import Recipe
 from dorakit.terminal import typed
 

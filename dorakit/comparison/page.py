@@ -13,7 +13,7 @@ from dorakit.comparison.charts import accuracy_charts
 from dorakit.comparison.findings import Findings
 from dorakit.comparison.measure import Measure
 from dorakit.comparison.methods import CellResult, Method
-from dorakit.errors import UsageError
+from dorakit.errors import UsageError, shown
 from dorakit.files import write_whole
 from dorakit.recipe.schema import Recipe
 from dorakit.report.content import as_dict, read_content
@@ -215,7 +215,7 @@ def _compared(comparison: Comparison) -> list[tuple[str, str]]:
     facts = comparison.runs[cells[0]].read("run.json")
     evaluation = as_dict(comparison.runs[cells[0]].read("eval/comparison.json"))
     return [
-        ("recipe", recipe.origin.path),
+        ("recipe", shown(recipe.origin.path)),
         ("base", str(as_dict(facts.get("base")).get("name"))),
         ("modes", _listed(cell.mode for cell in cells)),
         ("ranks", _listed(cell.rank for cell in cells if cell.rank is not None)),

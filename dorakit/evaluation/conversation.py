@@ -7,7 +7,7 @@ no turns, or the tokenizer has no template, every text is asked by itself, and a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -180,6 +180,7 @@ def open_voices(
     compare: bool = False,
     system: str | None = None,
     base_model: str | None = None,
+    accept_changes: Sequence[str] = (),
     quiet: bool = False,
 ) -> list[Voice]:
     """Load what answers: with `compare` first its base (the adapter switched off, or what a full run began with).
@@ -191,7 +192,7 @@ def open_voices(
     from dorakit.evaluation.generation import check_system, ready_template_
     from dorakit.target import open_target
 
-    opened = open_target(target, base_model=base_model)
+    opened = open_target(target, base_model=base_model, accept_changes=accept_changes)
     if compare and opened.kind == "model":
         raise UsageError(f"--compare: {target} is a whole model, with no base to compare with")
     for line in opened.notes:

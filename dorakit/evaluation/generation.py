@@ -123,6 +123,7 @@ def answer_prompts(
     system: str | None = None,
     raw: bool = False,
     base_model: str | None = None,
+    accept_changes: Sequence[str] = (),
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Answer prompts with what `target` names.
@@ -138,6 +139,7 @@ def answer_prompts(
         system: A system turn before each prompt.
         raw: Give the prompts as they are.
         base_model: Base of an adapter directory, instead of the one that it names.
+        accept_changes: Files of the target that may have changed since they were written, each DIRECTORY/FILE.
         quiet: Print nothing.
 
     Returns:
@@ -156,7 +158,7 @@ def answer_prompts(
     for flag, text in [*(("--prompt", prompt) for prompt in prompts), ("--system", system or "")]:
         if not is_encodable(text):
             raise UsageError(f"{flag} {text[:60]!r}: not UTF-8 text")
-    opened = open_target(target, base_model=base_model)
+    opened = open_target(target, base_model=base_model, accept_changes=accept_changes)
     if compare and opened.kind == "model":
         raise UsageError(f"--compare: {target} is a whole model, with no base to compare with")
     for line in opened.notes:

@@ -54,6 +54,7 @@ def evaluate(
     recipe: Recipe | None = None,
     batch_size: int | None = None,
     base_model: str | None = None,
+    accept_changes: Sequence[str] = (),
     output: Path | str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def evaluate(
         recipe: Names rows and metric where the target belongs to no run; instead of the run's own where it does.
         batch_size: Rows per generation batch, instead of the recipe's.
         base_model: Base of an adapter directory, instead of the one that it names.
+        accept_changes: Files of the target that may have changed since they were written, each DIRECTORY/FILE.
         output: File for the result. Without it, a result that belongs to a run goes to RUN/eval/NAME.json, or to a
             longer name where NAME.json was measured on other rows or with other settings. Predictions and the loss of
             each row go beside it, into NAME.predictions.jsonl and NAME.losses.jsonl.
@@ -104,6 +106,7 @@ def evaluate(
             recipe=recipe,
             batch_size=batch_size,
             base_model=base_model,
+            accept_changes=accept_changes,
             output=output,
             quiet=quiet,
         )
@@ -122,7 +125,7 @@ def evaluate(
     tested = check_test_rows(known, None if data is None else os.path.abspath(os.path.expanduser(data)))
     check_taught(tested, known.evaluation)  # before the model is loaded
     with joined() as world:  # before the model is loaded: each rank has a GPU of its own
-        opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model)
+        opened = open_target(text, recipe=recipe, base_only=base, base_model=base_model, accept_changes=accept_changes)
         assert opened.recipe is not None
         rows = rows_to_measure(opened.recipe, opened.tokenizer, run=opened.run, data=data, limit=limit)
         trained_on = None if opened.run is None else rows_trained_on(opened.run, rows.documents)

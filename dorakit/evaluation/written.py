@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dorakit.errors import UsageError
+from dorakit.files import refuse_link
 
 # Facts of a measurement that a person cannot read: `settings` as a whole, and a digest.
 _UNNAMED = ("settings", "rows")
@@ -19,7 +20,7 @@ def output_file(output: Path | str | None) -> Path | None:
     """Where `--output` goes, refused before anything is measured if nothing can be written there.
 
     Raises:
-        UsageError: It is no .json file, a directory, or below a file.
+        UsageError: It is no .json file, a link, a file that is no earlier result, a directory, or below a file.
     """
     if output is None:
         return None
@@ -30,12 +31,25 @@ def output_file(output: Path | str | None) -> Path | None:
         )
     if path.is_dir():
         raise UsageError(f"--output {output}: that is a directory; name a file in it: {path / 'result.json'}")
+    refuse_link(path, UsageError)
+    if path.is_file() and not _is_result(path):  # the test rows, say
+        raise UsageError(
+            f"--output {output}: that file was not made by `dorakit eval`; give another, or remove it first"
+        )
     above = next(parent for parent in path.parents if parent.exists())
     if not above.is_dir():
         raise UsageError(
             f"--output {output}: {above} is a file, so nothing can be written below it; name another place"
         )
     return path
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"target", "variant"} <= content.keys()
 
 
 def free_name(directory: Path, names: Iterable[str], same: dict[str, Any]) -> Path:

@@ -17,7 +17,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_fr
 
 from dorakit.errors import DorakitError, shown
 from dorakit.export.trained import Trained, is_hub_id
-from dorakit.files import write_whole
 from dorakit.model.source import gguf_file
 from dorakit.recipe.resolved import read_resolved
 from dorakit.recipe.schema import Recipe
@@ -83,8 +82,8 @@ def base_in_words(of: Trained) -> str:
     return f"the base is the GGUF file {shareable_base(of)}, and vLLM and PEFT put no adapter on one"
 
 
-def write_card(directory: Path, card: Card) -> None:
-    """Write README.md."""
+def card_text(card: Card) -> str:
+    """The content of README.md."""
     trained = card.trained
     licence = base_licence(trained)
     measures = list(_measures(trained.run)) if trained.run else []
@@ -113,7 +112,7 @@ def write_card(directory: Path, card: Card) -> None:
     )
     text = f"---\n{data.to_yaml()}\n---\n\n{_body(card, licence, measures)}"
     ModelCard(text)  # reads its own front matter back, as the hub will
-    write_whole(directory / "README.md", text)
+    return text
 
 
 def base_licence(trained: Trained) -> str | None:

@@ -24,9 +24,9 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from dorakit.errors import ModelError, shown
+from dorakit.export.destination import check_space
 from dorakit.export.gguf_rope import add_rope, head_dim
 from dorakit.export.gguf_vocabulary import NotWritable, add_vocabulary
-from dorakit.export.shards import check_space
 from dorakit.memory import return_freed_memory
 
 # model_type of config.json, and the architecture whose graph llama.cpp runs for it.

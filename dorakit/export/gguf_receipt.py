@@ -18,9 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dorakit.errors import Gate, GateError
+from dorakit.export.destination import check_space
 from dorakit.export.gguf_file import PackedTensor, as_in_transformers
 from dorakit.export.receipt import compare_logits, logits_bytes, sample_rows, store_logits, with_share_lost
-from dorakit.export.shards import check_space
 from dorakit.model.load import load_base
 from dorakit.recipe.schema import Recipe
 

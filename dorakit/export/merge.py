@@ -8,6 +8,7 @@ part of what was learned.
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,9 @@ import torch
 import dorakit
 from dorakit.adapters.peft_format import adapter_mode
 from dorakit.data.chat import install_template_
+from dorakit.digests import write_receipt
 from dorakit.errors import Gate, GateError, ModelError
+from dorakit.export.destination import check_output, check_space, sources_of, staged
 from dorakit.export.merge_plan import RECEIPT, MergePlan, plan_merge
 from dorakit.export.proof import WeightProof
 from dorakit.export.receipt import (
@@ -33,9 +36,8 @@ from dorakit.export.receipt import (
     with_share_lost,
     worst_part,
 )
-from dorakit.export.shards import check_space, locked, scratch_beside, write_description, write_shards
+from dorakit.export.shards import write_description, write_shards
 from dorakit.export.tensors import plain_model
-from dorakit.files import whole_directory, write_json
 from dorakit.model.load import load_base, pick_dtype
 from dorakit.run import Run
 from dorakit.training.device import as_found
@@ -55,6 +57,7 @@ def merge(
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None,
     receipt: bool = True,
     base_model: str | None = None,
+    accept_changes: Sequence[str] = (),
     quiet: bool = False,
 ) -> Path:
     """Fold an adapter into its base and write a model directory that transformers loads, with its merge.json.
@@ -71,6 +74,7 @@ def merge(
             more of what was learned than merge.max_lost.
         receipt: False proves the weights but measures nothing on rows, and says so in merge.json.
         base_model: Base of an adapter directory, instead of the one that it names.
+        accept_changes: Files of what is read that may have changed since they were written, each DIRECTORY/FILE.
         quiet: Print nothing.
 
     Returns:
@@ -78,14 +82,18 @@ def merge(
 
     Raises:
         UsageError: There is no adapter to merge, or the output would overwrite something else.
+        RunError: The adapter changed since training.
         GateError: The merged weights are wrong, or rounding takes too much of what was learned; nothing is left.
     """
-    plan = plan_merge(run, output, onto, dtype, base_model, quiet)
-    with (
-        locked(plan.place.run, plan.output),
-        whole_directory(plan.output) as staging,
-        scratch_beside(plan.output) as scratch,
-    ):
+    plan = plan_merge(run, output, onto, dtype, base_model, accept_changes, quiet)
+    own = plan.place.run.merged if plan.place.run else None
+    check_output(plan.output, "merged", sources_of(plan.place, plan.recipe, base_model), own=own)
+    return carry_out(plan, receipt=receipt)
+
+
+def carry_out(plan: MergePlan, *, receipt: bool = True) -> Path:
+    """Merge as planned, into an output that the caller has checked; the rest is as for `merge`."""
+    with staged(plan.place.run, plan.output) as (staging, scratch):
         if receipt and plan.onto == "original":
             # The model that was trained answers too: the receipt says how far the other one is from it.
             target = plan.open("trained", scratch)
@@ -120,7 +128,7 @@ def merge(
         if refused:
             _judge(plan, refused)
         content["notes"] = plan.notes
-        write_json(staging / RECEIPT, content)
+        write_receipt(staging, RECEIPT, content)
     return plan.output
 
 

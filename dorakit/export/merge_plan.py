@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dorakit.adapters.peft_format import base_storage
+from dorakit.digests import MERGED
 from dorakit.errors import ModelError, UsageError
 from dorakit.evaluation.progress import say
-from dorakit.export.shards import check_output
 from dorakit.model.nf4 import NF4Format, stored_format
 from dorakit.model.streaming import packed_weights_on_disk
 from dorakit.place import Place, find_target
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from dorakit.recipe.schema import Recipe
     from dorakit.target import Target
 
-RECEIPT = "merge.json"
+RECEIPT = MERGED
 
 
 @dataclass
@@ -37,6 +38,7 @@ class MergePlan:
     dtype: str
     max_lost: float
     base_model: str | None
+    accept_changes: Sequence[str]
     quiet: bool
     # False where an adapter directory does not say how its base was stored: the weights as they are make do.
     knows_base: bool = True
@@ -65,7 +67,12 @@ class MergePlan:
         """Load the adapter, live on the base asked for; what is packed lies in `scratch`."""
         with packed_weights_on_disk(scratch):
             target = open_target(
-                self.place.text, recipe=self.recipe, onto=onto, base_model=self.base_model, as_stored=True
+                self.place.text,
+                recipe=self.recipe,
+                onto=onto,
+                base_model=self.base_model,
+                as_stored=True,
+                accept_changes=self.accept_changes,
             )
         if self.wants_original and stored_format(target.model) is not None:
             raise ModelError(
@@ -84,6 +91,7 @@ def plan_merge(
     onto: Literal["trained", "original"] | None,
     dtype: str | None,
     base_model: str | None,
+    accept_changes: Sequence[str],
     quiet: bool,
 ) -> MergePlan:
     """Fill in what the run, its recipe and the adapter say; notes are printed.
@@ -105,10 +113,12 @@ def plan_merge(
     elif output is None:
         raise UsageError(f"{place.text} is an adapter outside a run: say where the merged model goes with --output DIR")
     directory = Path(os.path.expanduser(output)) if output is not None else place.run.merged if place.run else Path()
-    check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
     onto = onto or section.onto
     dtype = dtype or section.dtype
-    plan = MergePlan(place, recipe, directory, onto, onto == "original", dtype, section.max_lost, base_model, quiet)
+    wants_original = onto == "original"
+    plan = MergePlan(
+        place, recipe, directory, onto, wants_original, dtype, section.max_lost, base_model, accept_changes, quiet
+    )
     is_nf4 = recipe is not None and recipe.is_quantized
     if place.kind == "adapter" and place.path is not None:
         stored = base_storage(place.path)

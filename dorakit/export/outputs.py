@@ -1,8 +1,9 @@
-"""`dorakit export` to a PEFT adapter directory, a plain model directory and a plain LoRA, and what all exports have in common."""
+"""`dorakit export` to a PEFT adapter directory and a plain LoRA, and what all exports have in common."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,23 @@ from dorakit.adapters.peft_config import CONFIG
 from dorakit.adapters.peft_format import STORAGE, WEIGHTS
 from dorakit.build import build_tokenizer
 from dorakit.data.chat import install_template_
+from dorakit.digests import EXPORTED, refuse_changed, write_receipt
 from dorakit.errors import Gate, GateError, UsageError
 from dorakit.evaluation.progress import say
-from dorakit.export.card import Card, base_in_words, shareable_base, shareable_directory, write_card
+from dorakit.export.card import Card, base_in_words, card_text, shareable_base, shareable_directory
+from dorakit.export.destination import CARD, check_output, check_space, sources_of, staged
 from dorakit.export.gguf_file import FAMILIES
-from dorakit.export.merge import merge
-from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
-from dorakit.export.merged_directory import Dtype, Onto, fits, merged_of, taken_notes
+from dorakit.export.merged_directory import Onto
 from dorakit.export.receipt import adapter_sha256, read_receipt
-from dorakit.export.serving import adapter_lines, gguf_adapter_lines, merged_lines, merged_use, served_name
-from dorakit.export.shards import check_output, check_space, locked
-from dorakit.export.trained import Trained, find_trained, is_raw
-from dorakit.files import whole_directory, write_json
+from dorakit.export.serving import adapter_lines, gguf_adapter_lines, served_name
+from dorakit.export.trained import Trained, find_trained
+from dorakit.files import write_json, write_whole
 from dorakit.model.configs import read_object
 from dorakit.model.load import load_tokenizer, saved_tokenizer
 from dorakit.model.source import gguf_file
+from dorakit.place import find_target
 from dorakit.run import Run
 from dorakit.terminal import typed
-
-RECEIPT = "export.json"
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,8 @@ def place_for(trained: Trained, to: str, output: Path | str | None) -> Path:
         UsageError: Something else is there, or an adapter directory has no output.
     """
     directory = trained.place(to, output)
-    run = trained.run
-    read = [trained.path, trained.adapter, *([run.model, run.merged] if run else [])]
-    check_output(directory, receipt=RECEIPT, forbidden=read)
+    own = trained.place(to, None) if trained.run else None
+    check_output(directory, to, sources_of(find_target(trained.text), None, trained.base_model), own=own)
     return directory
 
 
@@ -81,7 +79,12 @@ def refuse_full(trained: Trained, to: str) -> None:
 
 
 def export_peft(
-    target: Run | Path | str, *, output: Path | str | None = None, base_model: str | None = None, quiet: bool = False
+    target: Run | Path | str,
+    *,
+    output: Path | str | None = None,
+    base_model: str | None = None,
+    accept_changes: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Exported:
     """Write an adapter as PEFT and the hub take it: the adapter, the tokenizer with its chat template, a card.
 
@@ -89,26 +92,32 @@ def export_peft(
         target: A finished run, or a PEFT adapter directory.
         output: A directory; RUN/peft for a run. An earlier result of this command is replaced.
         base_model: Base of an adapter directory, instead of the one that it names.
+        accept_changes: Files of what is read that may have changed since they were written, each DIRECTORY/FILE.
         quiet: Print nothing.
 
     Raises:
         UsageError: The run has no adapter, or the output would overwrite something else.
+        RunError: The adapter changed since training.
     """
     trained = find_trained(target, base_model=base_model)
     refuse_full(trained, "peft")
     assert trained.adapter is not None
     directory = place_for(trained, "peft", output)
+    accepted = refuse_changed({trained.adapter: {}}, accept_changes)
     files = [trained.adapter / name for name in (CONFIG, WEIGHTS, STORAGE) if (trained.adapter / name).is_file()]
-    with locked(trained.run, directory), whole_directory(directory) as staging:
+    with staged(trained.run, directory) as (staging, _):
         check_space(directory, sum(file.stat().st_size for file in files))
         _tokenizer(trained).save_pretrained(staging)
         for file in files:
             shutil.copy(file, staging)
+        if (staging / STORAGE).is_file():  # which listed the files of the other directory
+            kept = read_receipt(staging, STORAGE)
+            write_json(staging / STORAGE, {key: value for key, value in kept.items() if key != "files"})
         config = trained.config
         if base_model is not None:
             config = {**config, "base_model_name_or_path": base_model, "revision": None}
             write_json(staging / CONFIG, config)
-        notes = _adapter_notes(trained)
+        notes = [*accepted, *_adapter_notes(trained)]
         for line in notes:
             # Printed, a command names the place; kept and published, it does not.
             for to in ("lora", "merged", "gguf"):
@@ -123,62 +132,10 @@ def export_peft(
             )
 
         published = adapter_lines(Path("."), trained.name, shareable_directory(trained), config)
-        write_card(staging, Card(trained, "peft", published))
-        write_json(staging / RECEIPT, content)
+        write_whole(staging / CARD, card_text(Card(trained, "peft", published)))
+        content = write_receipt(staging, EXPORTED, content)
     serve = adapter_lines(directory, trained.name, trained.served_base, config)
     return Exported(directory, content, serve, [] if serve else [trained.command(to) for to in ("merged", "gguf")])
-
-
-def export_merged(
-    target: Run | Path | str,
-    *,
-    output: Path | str | None = None,
-    onto: Onto | None = None,
-    dtype: Dtype | None = None,
-    base_model: str | None = None,
-    quiet: bool = False,
-) -> Exported:
-    """Write a run or an adapter as a plain model directory with a card; RUN/merged is taken where it fits.
-
-    Args:
-        target: A finished run, or a PEFT adapter directory.
-        output: A directory; RUN/merged for a run. An earlier merge there is kept where it fits, else replaced.
-        onto: As for `merge`; None takes what RUN/merged was merged onto.
-        dtype: Of the weights; None takes that of RUN/merged, or the recipe's.
-        base_model: Base of an adapter directory, instead of the one that it names.
-        quiet: Print nothing.
-
-    Raises:
-        UsageError: There is no adapter to merge, or the output would overwrite something else.
-        GateError: The merged model answers differently from the live one; nothing is left.
-    """
-    trained = find_trained(target, base_model=base_model)
-    refuse_full(trained, "merged")
-    directory = trained.place("merged", output)
-    notes: list[str] = []
-    found = next((place for place in (directory, merged_of(trained)) if fits(trained, place, onto, dtype)), None)
-    if found is None:
-        merge(trained.text, output=directory, onto=onto, dtype=dtype, base_model=base_model, quiet=quiet)
-    else:
-        notes = taken_notes(found)
-        for line in notes:
-            say(line, quiet=quiet)
-    if found is not None and found != directory:
-        check_output(directory, receipt=MERGE_RECEIPT, forbidden=[trained.path, trained.adapter])
-        with whole_directory(directory) as staging:
-            check_space(directory, sum(file.stat().st_size for file in found.iterdir()))
-            shutil.copytree(found, staging, dirs_exist_ok=True)
-    receipt = read_receipt(directory, MERGE_RECEIPT)
-    kept = {key: receipt[key] for key in ("onto", "dtype", "bytes", "receipt")}
-    content = {**described(trained, "merged"), **kept, "notes": notes}
-    config = read_object(directory / "config.json")
-    architecture = next(iter(config.get("architectures") or [""]))
-    gguf = unplaced_command(trained, "gguf") if config.get("model_type") in FAMILIES else None
-    use = merged_use(is_raw=is_raw(trained, directory), as_gguf=gguf)
-    with locked(trained.run, directory):
-        write_card(directory, Card(trained, "merged", merged_lines(Path("."), trained.name, architecture), use))
-        write_json(directory / RECEIPT, content)
-    return Exported(directory, content, merged_lines(directory, trained.name, architecture))
 
 
 def export_lora(
@@ -189,6 +146,7 @@ def export_lora(
     max_lost: float | None = None,
     max_rank: int,
     base_model: str | None = None,
+    accept_changes: Sequence[str] = (),
     quiet: bool = False,
 ) -> Exported:
     """Write a plain LoRA of what an adapter does to its base, with a card; see plain_lora.py.
@@ -203,6 +161,25 @@ def export_lora(
     refuse_full(trained, "lora")
     directory = place_for(trained, "lora", output)
     onto = onto or (trained.recipe.merge.onto if trained.recipe else "trained")
+    file = gguf_file(trained.base)
+    converted = f"{served_name(Path(trained.base).name)}.gguf"
+
+    def serve(written: Path, place: Path, base: str | None, base_file: str) -> list[str]:
+        lines = adapter_lines(place, trained.name, base, read_receipt(written, CONFIG))
+        return lines + (gguf_adapter_lines(place / GGUF, base_file) if (written / GGUF).is_file() else [])
+
+    def finish(staging: Path, content: dict[str, Any]) -> None:
+        more = _base_notes(trained)
+        if file is None and (staging / GGUF).is_file():
+            more.append(f"{converted} is the base as llama.cpp's convert_hf_to_gguf.py writes it")
+        for line in more:
+            say(line, quiet=quiet)
+        # The notes name the adapter by its place on this machine.
+        notes = [line.replace(trained.text, trained.name) for line in content["notes"]] + more
+        content.update(described(trained, "lora"), notes=notes)
+        published = serve(staging, Path("."), shareable_directory(trained), typed(file.name) if file else converted)
+        write_whole(staging / CARD, card_text(Card(trained, "lora", published)))
+
     content = export_plain_lora(
         trained.text,
         output=directory,
@@ -210,29 +187,11 @@ def export_lora(
         max_lost=MAX_LOST if max_lost is None else max_lost,
         max_rank=max_rank,
         base_model=base_model,
+        accept_changes=accept_changes,
+        finish=finish,
         quiet=quiet,
     )
-    config = read_receipt(directory, CONFIG)
-
-    def serve(place: Path, base: str | None, base_file: str) -> list[str]:
-        lines = adapter_lines(place, trained.name, base, config)
-        return lines + (gguf_adapter_lines(place / GGUF, base_file) if (directory / GGUF).is_file() else [])
-
-    file = gguf_file(trained.base)
-    converted = f"{served_name(Path(trained.base).name)}.gguf"
-    more = _base_notes(trained)
-    if file is None and (directory / GGUF).is_file():
-        more.append(f"{converted} is the base as llama.cpp's convert_hf_to_gguf.py writes it")
-    for line in more:
-        say(line, quiet=quiet)
-    # Its notes name the adapter by its place on this machine.
-    notes = [line.replace(trained.text, trained.name) for line in content["notes"]] + more
-    content = {**content, **described(trained, "lora"), "notes": notes}
-    published = serve(Path("."), shareable_directory(trained), typed(file.name) if file else converted)
-    with locked(trained.run, directory):
-        write_json(directory / RECEIPT, content)
-        write_card(directory, Card(trained, "lora", published))
-    lines = serve(directory, trained.served_base, typed(file) if file else converted)
+    lines = serve(directory, directory, trained.served_base, typed(file) if file else converted)
     return Exported(directory, content, lines, [] if lines else [trained.command(to) for to in ("merged", "gguf")])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,9 +18,11 @@ from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.peft_config import read_config
 from dorakit.adapters.peft_format import WEIGHTS, adapter_mode, base_storage, check_saved, save_adapter
 from dorakit.data.chat import install_template_
+from dorakit.digests import EXPORTED, sha256, write_receipt
 from dorakit.errors import UsageError
 from dorakit.evaluation.progress import say
 from dorakit.export.card import shareable_base
+from dorakit.export.destination import check_output, check_space, sources_of, staged
 from dorakit.export.gguf_adapter import write_gguf_adapter
 from dorakit.export.gguf_file import FAMILIES
 from dorakit.export.nf4_tensors import spread
@@ -35,10 +37,7 @@ from dorakit.export.receipt import (
     sample_rows,
     store_logits,
 )
-from dorakit.export.shards import check_output, check_space, locked, scratch_beside
-from dorakit.files import whole_directory, write_json
 from dorakit.model.nf4 import NF4Format, NF4Linear, stored_format
-from dorakit.model.source import sha256
 from dorakit.place import Place, find_target
 from dorakit.run import Run
 from dorakit.target import open_target
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
 # (docs/plain_lora.md).
 MAX_LOST = 0.0005
 
-RECEIPT, GGUF = "export.json", "adapter.gguf"
+GGUF = "adapter.gguf"
 _Onto = Literal["trained", "original"]
 _Note = Callable[[str], None]
 
@@ -68,6 +67,8 @@ def export_plain_lora(
     max_lost: float = MAX_LOST,
     max_rank: int,
     base_model: str | None = None,
+    accept_changes: Sequence[str] = (),
+    finish: Callable[[Path, dict[str, Any]], None] = lambda staging, content: None,
     quiet: bool,
 ) -> dict[str, Any]:
     """Write a PEFT directory of a LoRA without magnitude, rslora or patterns: r = lora_alpha, so the scale is 1.
@@ -83,6 +84,8 @@ def export_plain_lora(
             are computed in float32.
         max_rank: One of RANKS.
         base_model: Base of an adapter directory, instead of the one that it names.
+        accept_changes: Files of what is read that may have changed since they were written, each DIRECTORY/FILE.
+        finish: Writes what else goes into the staging directory, and completes export.json.
         quiet: Print nothing.
 
     Returns:
@@ -102,16 +105,16 @@ def export_plain_lora(
     if max_rank not in RANKS:
         raise UsageError(f"--max-rank {max_rank}: expected one of {', '.join(map(str, RANKS))}")
     place, output = _adapter_place(str(run.path if isinstance(run, Run) else run)), Path(os.path.expanduser(output))
-    check_output(output, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
+    check_output(output, "lora", sources_of(place, None, base_model), own=place.run.lora if place.run else None)
     onto = _base_of_server(place, onto, note)
-    with locked(place.run, output), whole_directory(output) as staging, scratch_beside(output) as scratch:
+    with staged(place.run, output) as (staging, scratch):
         if onto == "original":
             # The model that was trained answers too: the receipt says how far this other one is from it.
-            trained = _open(place, "trained", base_model, note)
+            trained = _open(place, "trained", base_model, accept_changes, note)
             _answer(trained, output, scratch / "trained")
             del trained
             gc.collect()
-        live = _open(place, onto, base_model, note)
+        live = _open(place, onto, base_model, accept_changes, note)
         samples, rows = _answer(live, output, scratch / "live", beside=_adapter_bytes(live, max_rank))
         learned = compare_base(live.model, samples, scratch / "live")
         ranks = ranks_to_try(live.model, max_rank)
@@ -139,7 +142,8 @@ def export_plain_lora(
         content["bytes"] = {file: (staging / file).stat().st_size for file in files}
         content["sha256"] = {file: sha256(staging / file) for file in files}
         content["notes"] = notes
-        write_json(staging / RECEIPT, content)
+        finish(staging, content)
+        content = write_receipt(staging, EXPORTED, content)
     return content
 
 
@@ -176,9 +180,9 @@ def _base_of_server(place: Place, onto: _Onto, note: _Note) -> _Onto:
     return "trained"
 
 
-def _open(place: Place, onto: _Onto, base_model: str | None, note: _Note) -> Target:
+def _open(place: Place, onto: _Onto, base_model: str | None, accept_changes: Sequence[str], note: _Note) -> Target:
     """Load the adapter, live on the base asked for."""
-    target = open_target(place.text, onto=onto, base_model=base_model, as_stored=True)
+    target = open_target(place.text, onto=onto, base_model=base_model, as_stored=True, accept_changes=accept_changes)
     if onto == "original" and stored_format(target.model) is not None:
         raise UsageError(
             f"--onto original: {target.base} is stored as NF4, its original weights are not there\n  take --onto trained"

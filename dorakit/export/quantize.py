@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +12,12 @@ import torch
 
 import dorakit
 from dorakit.data.chat import install_template_
+from dorakit.digests import QUANTIZED, write_receipt
 from dorakit.errors import DataError, ModelError, UsageError
 from dorakit.evaluation.perplexity import perplexity, token_loss
 from dorakit.evaluation.progress import say
 from dorakit.evaluation.task import rows_to_measure
+from dorakit.export.destination import check_output, check_space, sources_of, staged
 from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
 from dorakit.export.nf4_tensors import Ledger, nf4_bytes, nf4_tensors, spread
 from dorakit.export.receipt import (
@@ -29,17 +32,8 @@ from dorakit.export.receipt import (
     store_logits,
     with_share_lost,
 )
-from dorakit.export.shards import (
-    bitsandbytes_config,
-    check_output,
-    check_space,
-    locked,
-    scratch_beside,
-    write_description,
-    write_shards,
-)
+from dorakit.export.shards import bitsandbytes_config, write_description, write_shards
 from dorakit.export.tensors import plain_model
-from dorakit.files import whole_directory, write_json
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.place import Place, find_target
@@ -57,7 +51,7 @@ if TYPE_CHECKING:
     from dorakit.evaluation.rows import HeldOut
     from dorakit.recipe.schema import Recipe
 
-RECEIPT = "quantize.json"
+RECEIPT = QUANTIZED
 # Rows that perplexity is taken over, before and after: enough to see damage, few enough to wait for on a CPU.
 MAX_ROWS = 256
 
@@ -72,6 +66,7 @@ def quantize(
     keep_row_norms: bool = False,
     recipe: Recipe | None = None,
     base_model: str | None = None,
+    accept_changes: Sequence[str] = (),
     quiet: bool = False,
 ) -> Path:
     """Write a 4-bit model directory, and quantize.json: sizes, error per layer, perplexity before and after, and the share of
@@ -89,6 +84,7 @@ def quantize(
             What that is worth is in docs/study.md.
         recipe: Names the rows for perplexity where the target belongs to no run.
         base_model: Base of an adapter directory, instead of the one that it names.
+        accept_changes: Files of what is read that may have changed since they were written, each DIRECTORY/FILE.
         quiet: Print nothing.
 
     Returns:
@@ -97,6 +93,7 @@ def quantize(
     Raises:
         UsageError: Another format, no output given, or one that would overwrite something else.
         ModelError: The model is quantized already, or the result does not load back.
+        RunError: The adapter or the model changed since it was written.
     """
     if format != "nf4":
         raise UsageError(f"--format {format}: only nf4 can be written")
@@ -106,14 +103,13 @@ def quantize(
     if output is None and place.run is None:
         raise UsageError(f"{place.text} belongs to no run: say where the quantized model goes with --output DIR")
     directory = Path(os.path.expanduser(output)) if output is not None else place.run.quantized if place.run else Path()
-    check_output(directory, receipt=RECEIPT, forbidden=[place.path, place.run.path if place.run else None])
-    with (
-        locked(place.run, directory),
-        whole_directory(directory) as staging,
-        scratch_beside(directory) as scratch,
-    ):
+    sources = sources_of(place, recipe, base_model)
+    check_output(directory, "quantized", sources, own=place.run.quantized if place.run else None)
+    with staged(place.run, directory) as (staging, scratch):
         source, origin, onto = _source(place, quiet=quiet)
-        opened = open_target(source, recipe=recipe, onto=onto, base_model=base_model, as_stored=True)
+        opened = open_target(
+            source, recipe=recipe, onto=onto, base_model=base_model, as_stored=True, accept_changes=accept_changes
+        )
         for line in opened.notes:
             say(line, quiet=quiet)
         if any(isinstance(module, NF4Linear) for module in opened.model.modules()):
@@ -152,7 +148,7 @@ def quantize(
             "tokens": sum(d.num_labels for d in rows.documents) if rows else 0,
             "reason": reason,
         }
-        write_json(staging / RECEIPT, content)
+        write_receipt(staging, RECEIPT, content)
     return directory
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dorakit.errors import ResourceError, UsageError
+from dorakit.errors import ResourceError
 from dorakit.failpoints import reach
 from dorakit.files import FULL, give_rights_of_new, naming, write_json
 from dorakit.memory import return_freed_memory
 from dorakit.model.nf4 import NF4Format
-from dorakit.run import Run
 
 SHARD_BYTES = 1_000_000_000
 
@@ -117,63 +113,6 @@ def bitsandbytes_config(form: NF4Format, half: torch.dtype, kept: list[str]) -> 
         "llm_int8_has_fp16_weight": False,
         "llm_int8_enable_fp32_cpu_offload": False,
     }
-
-
-def check_output(directory: Path, *, receipt: str, forbidden: Iterable[Path | None] = ()) -> None:
-    """Refuse an output that would overwrite something of someone else's.
-
-    Args:
-        directory: Where the result is to go.
-        receipt: File that marks an earlier result of the same command, which may be replaced.
-        forbidden: Directories that are read for the result.
-
-    Raises:
-        UsageError: The directory is not empty and no earlier result, or is one of `forbidden`.
-    """
-    if directory.is_file():
-        raise UsageError(f"{directory} is a file; --output names a directory")
-    for source in forbidden:
-        if source is not None and directory.resolve() == source.resolve():
-            raise UsageError(f"{directory} is what the result is made from; --output must be another directory")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / receipt).is_file():
-        inside = ", ".join(sorted(item.name for item in directory.iterdir())[:6])
-        raise UsageError(
-            f"{directory} exists and was not made by this command (it holds {inside} and no {receipt})\n"
-            "  give another --output, or remove it first"
-        )
-
-
-def check_space(directory: Path, needed: int) -> None:
-    """Make sure that `needed` bytes fit on the disk that will hold `directory`.
-
-    Raises:
-        ResourceError: They do not.
-    """
-    place = next(parent for parent in (directory.absolute(), *directory.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise ResourceError(
-            f"{directory} needs {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free\n"
-            "  give an --output on another disk"
-        )
-
-
-@contextlib.contextmanager
-def scratch_beside(output: Path) -> Iterator[Path]:
-    """A directory for logits and packed weights, on the disk of the result and gone afterwards."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".tmp-scratch-") as directory:
-        yield Path(directory)
-
-
-@contextlib.contextmanager
-def locked(run: Run | None, output: Path) -> Iterator[None]:
-    """Hold the run's lock while something is written into it; nothing for an output elsewhere."""
-    if run is not None and output.parent.resolve() == run.path.resolve():
-        with run.writing():
-            yield
-    else:
-        yield
 
 
 def _numbered(directory: Path, number: int) -> Path:

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dorakit.data.chat import try_template_of
+from dorakit.digests import EXPORTED, refuse_changed, sha256, write_receipt
 from dorakit.errors import ModelError, UsageError
 from dorakit.evaluation.progress import say
-from dorakit.export.card import Card, write_card
+from dorakit.export.card import Card, card_text
+from dorakit.export.destination import CARD, staged
 from dorakit.export.gguf_file import TYPES, check_family, write_gguf
 from dorakit.export.gguf_receipt import gguf_receipt
 from dorakit.export.gguf_vocabulary import NotWritable, check_vocabulary
-from dorakit.export.merge import merge
+from dorakit.export.merge import carry_out
 from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
+from dorakit.export.merge_plan import plan_merge
 from dorakit.export.merged_directory import Dtype, Onto, fits, merged_of, taken_notes
-from dorakit.export.outputs import RECEIPT, Exported, described, place_for
+from dorakit.export.outputs import Exported, described, place_for
 from dorakit.export.receipt import learned_of, read_receipt
 from dorakit.export.serving import frame_of, gguf_lines, modelfile
-from dorakit.export.shards import locked, scratch_beside
 from dorakit.export.trained import Trained, find_trained, is_raw
-from dorakit.files import whole_directory, write_json, write_whole
+from dorakit.files import write_whole
 from dorakit.model.configs import read_object
 from dorakit.model.directory import check_model_directory
 from dorakit.model.load import pick_dtype
-from dorakit.model.source import gguf_file, resolve, sha256
+from dorakit.model.source import gguf_file, resolve
 from dorakit.run import Run
 from dorakit.target import check_base
 from dorakit.training.interruptions import out_of_memory_said
@@ -44,6 +45,7 @@ def export_gguf(
     onto: Onto | None = None,
     dtype: Dtype | None = None,
     base_model: str | None = None,
+    accept_changes: Sequence[str] = (),
     quiet: bool = False,
 ) -> Exported:
     """Write a run or an adapter as a GGUF file, with export.json, a Modelfile and a card.
@@ -58,6 +60,7 @@ def export_gguf(
         onto: As for `merge`; None takes what RUN/merged was merged onto.
         dtype: Of the merge; None takes that of RUN/merged, or the recipe's.
         base_model: Base of an adapter directory, instead of the one that it names.
+        accept_changes: Files of what is read that may have changed since they were written, each DIRECTORY/FILE.
         quiet: Print nothing.
 
     Raises:
@@ -75,14 +78,17 @@ def export_gguf(
     if origin is not None and trained.run is not None:
         check_base(trained.run, {origin.name: sha256(origin)})
     source, told, notes = _source(trained, onto, dtype, origin)
+    if source is not None:  # what is merged for this, the merge looks at
+        read: dict[Path, dict[str, str]] = {place: {} for place in (trained.adapter, source) if place is not None}
+        notes = [*refuse_changed(read, accept_changes), *notes]
     for line in notes:
         say(line, quiet=quiet)
     file = f"model-{outtype}.gguf"
-    with locked(trained.run, directory), whole_directory(directory) as staging, _converter_named(trained):
-        scratch = staging / "merged"
+    with staged(trained.run, directory) as (staging, scratch), _converter_named(trained):
         if source is None:
             dtype = dtype or _finest(trained)
-            source = merge(trained.text, output=scratch, onto=onto, dtype=dtype, base_model=base_model, quiet=quiet)
+            merged = scratch / "merged"
+            source = carry_out(plan_merge(trained.text, merged, onto, dtype, base_model, accept_changes, quiet))
         check_model_directory(source)
         say(f"writing {file}", quiet=quiet)
         written = write_gguf(source, staging / file, outtype, name=trained.name, origin=origin)
@@ -90,15 +96,15 @@ def export_gguf(
         for line in found:
             say(line, quiet=quiet)
         merge_json = read_receipt(source, MERGE_RECEIPT) if trained.adapter is not None else {}
-        with scratch_beside(directory) as logits:
-            compared = gguf_receipt(
-                source,
-                staging / file,
-                written.packed,
-                recipe=trained.recipe,
-                learned=learned_of(merge_json),
-                scratch=logits,
-            )
+        (logits := scratch / "logits").mkdir()
+        compared = gguf_receipt(
+            source,
+            staging / file,
+            written.packed,
+            recipe=trained.recipe,
+            learned=learned_of(merge_json),
+            scratch=logits,
+        )
         content: dict[str, Any] = {
             **described(trained, "gguf"),
             "source": told,
@@ -111,10 +117,9 @@ def export_gguf(
             "compared": compared,
             "notes": [*notes, *found],
         }
-        if scratch.is_dir():
-            shutil.rmtree(scratch)
-        write_card(staging, Card(trained, "gguf", gguf_lines(Path("."), file, trained.name), file=file))
-        write_json(staging / RECEIPT, content)
+        card = Card(trained, "gguf", gguf_lines(Path("."), file, trained.name), file=file)
+        write_whole(staging / CARD, card_text(card))
+        content = write_receipt(staging, EXPORTED, content)
     return Exported(directory, content, gguf_lines(directory, file, trained.name))
 
 

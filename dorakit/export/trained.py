@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dorakit.adapters.peft_config import adapter_base
 from dorakit.adapters.peft_format import adapter_mode, base_storage, check_adapter
 from dorakit.build import nf4_format
 from dorakit.errors import UsageError
@@ -16,7 +17,6 @@ from dorakit.place import Place, find_target
 from dorakit.recipe.paths import is_path
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
-from dorakit.target import adapter_base
 from dorakit.terminal import typed
 
 

@@ -7,7 +7,6 @@ the hub's own cache.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import torch
 import transformers
 
 from dorakit.cache import cached, find, reading, refuse_hub_cache
+from dorakit.digests import sha256
 from dorakit.errors import ModelError, ResourceError
 from dorakit.files import names_a_place, nearby
 from dorakit.model import hub
@@ -228,12 +228,3 @@ def architecture(base: str) -> str | None:
     except ModelError:
         return None
     return found if isinstance(found, str) and found.isidentifier() else None
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

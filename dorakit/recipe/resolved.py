@@ -53,8 +53,8 @@ def dump_resolved(recipe: Recipe) -> str:
 
     What is not read in the recipe's mode is named in a comment instead.
     """
-    lines = [f"# {recipe.origin.path}, resolved: every value and where it came from"]
-    lines += [f"# {note}" for note in recipe.origin.notes]
+    lines = [f"# {_comment(recipe.origin.path)}, resolved: every value and where it came from"]
+    lines += [f"# {_comment(note)}" for note in recipe.origin.notes]
     _dump_section(recipe, (), "", lines, recipe.origin.sources, _unread(recipe))
     return "\n".join(lines) + "\n"
 
@@ -204,7 +204,7 @@ def _dump_section(
                 lines += entry
         else:
             source = sources.get(".".join(map(str, here)), "default")
-            lines.append(f"{indent}{key}: {yaml_value(value)}  # {source}")
+            lines.append(f"{indent}{key}: {yaml_value(value)}  # {_comment(source)}")
 
 
 def yaml_value(value: Any) -> str:
@@ -225,6 +225,11 @@ def _text(text: str) -> str:
         return text
     quoted = "".join(_ESCAPES.get(c) or (c if c.isprintable() else _escaped(c)) for c in text)
     return f'"{quoted}"'
+
+
+def _comment(text: str) -> str:
+    """A text on one line that YAML and UTF-8 can hold: the name of a file may be any bytes."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:

@@ -36,6 +36,7 @@ from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.foreign_names import PREFIX
 from dorakit.adapters.peft_format import WEIGHTS, check_adapter
 from dorakit.build import build_base, build_model
+from dorakit.digests import changes
 from dorakit.errors import RunError
 from dorakit.model.nf4 import dense_weight
 from dorakit.model.weights_check import check_weights
@@ -132,6 +133,7 @@ def find_snapshots(run: Run) -> tuple[list[Snapshot], list[str]]:
 
 def _result_files(run: Run, notes: list[str]) -> tuple[Path, ...]:
     directory = run.result
+    notes += changes(directory, {}).values()
     if directory == run.adapter:
         check_adapter(directory)
         return (directory / WEIGHTS,)

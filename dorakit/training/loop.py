@@ -64,7 +64,7 @@ def train(
                 held.enter_context(taken_up(resume, recipe, checkpoint, accept_changes, quiet=quiet))
         prepared = prepare(recipe, place, world, start_from=start_from, resume=resume)
         path = world.from_first(
-            lambda: resume.path if resume else held.enter_context(begun(recipe, prepared, world.member)).path
+            lambda: resume.path if resume else held.enter_context(begun(prepared, accept_changes, world.member)).path
         )
         start = Start(checkpoint, tuple(accept_changes), has_adapter=prepared.predecessor is not None)
         return _Training(prepared, Run(path), world, start, quiet=quiet).run()

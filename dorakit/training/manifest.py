@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dorakit.digests import sha256
 from dorakit.errors import RunError
 from dorakit.files import write_json
-from dorakit.model.source import sha256
 
 _SCHEMA = 2
 _LARGEST = 1 << 16  # bytes

@@ -21,14 +21,15 @@ SMALLER = (
 
 
 @contextlib.contextmanager
-def begun(recipe: Recipe, prepared: Prepared, member: Member) -> Iterator[Run]:
+def begun(prepared: Prepared, accept_changes: Sequence[str], member: Member) -> Iterator[Run]:
     """Make the directory of a new run and hold it for the length of the block.
 
     Raises:
-        RunError: As `Run.create`.
+        RunError: As `Run.create`, or the base or the adapter to begin with changed since dorakit wrote it.
     """
+    prepared.refuse_changed_files(accept_changes)  # a resumed run's base is held against its checkpoint
     before = prepared.predecessor
-    run = Run.create(recipe, base=base_facts(prepared), start=before.facts if before else None)
+    run = Run.create(prepared.recipe, base=base_facts(prepared), start=before.facts if before else None)
     with run.writing():
         if member.size > 1:  # by which restarted processes know that this run is theirs
             run.update(launch=member.launch)

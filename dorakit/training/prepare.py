@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +17,7 @@ from dorakit.data.batches import steps_per_epoch
 from dorakit.data.documents import check_documents_fit
 from dorakit.data.rendering import template_date
 from dorakit.data.tokens import Encoded, encode
+from dorakit.digests import refuse_changed
 from dorakit.model.load import Base, pick_dtype
 from dorakit.model.shares import Share
 from dorakit.model.streaming import shared_out
@@ -44,6 +47,19 @@ class Prepared:
     updater: Updater
     total_steps: int
     predecessor: Predecessor | None
+
+    def refuse_changed_files(self, accepted: Sequence[str]) -> None:
+        """Refuse to begin with a base or an adapter of dorakit's own that changed since it was written.
+
+        Raises:
+            RunError, UsageError: As `refuse_changed`.
+        """
+        read: dict[Path, dict[str, str]] = {}
+        if (directory := Path(os.path.expanduser(self.recipe.model.base))).is_dir():
+            read[directory] = self.base.identity
+        if self.predecessor is not None:
+            read[self.predecessor.directory] = {}
+        self.base.notes.extend(refuse_changed(read, accepted))
 
 
 def prepare(

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dorakit.adapters.peft_format import check_saved, save_adapter
+from dorakit.digests import TRAINED, write_receipt
 from dorakit.errors import RunError
 from dorakit.failpoints import reach
 from dorakit.files import whole_directory
+from dorakit.model.configs import read_object
 from dorakit.model.load import Base
 from dorakit.parallel.sharding import whole_tensors
 from dorakit.recipe.schema import Recipe
@@ -48,6 +50,7 @@ def write_result(run: Run, recipe: Recipe, base: Base, whole: dict[str, Tensor])
             reach("result.file")
             base.tokenizer.save_pretrained(staging)
             _check_model(whole, staging)
+            write_receipt(staging, TRAINED, {})
         return run.model
     with whole_directory(run.adapter, what="result") as staging:
         save_adapter(base.model, staging, base_name_or_path=recipe.model.base, revision=base.revision or None)
@@ -55,6 +58,7 @@ def write_result(run: Run, recipe: Recipe, base: Base, whole: dict[str, Tensor])
         if recipe.model.added_tokens or recipe.data.chat_template:
             base.tokenizer.save_pretrained(staging)
         check_saved(base.model, staging)
+        write_receipt(staging, TRAINED, read_object(staging / TRAINED))
     return run.adapter
 
 

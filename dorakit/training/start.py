@@ -36,7 +36,8 @@ def train(
         start_from: An adapter directory or a finished run whose adapter a new run begins with; a LoRA may go on as a DoRA.
         resume: An unfinished run to go on with, from its newest valid checkpoint.
         checkpoint: Name of the checkpoint to go on from instead.
-        accept_changes: What may have changed since: keys of the recipe, `data`, `base`, `template`.
+        accept_changes: What may have changed since: keys of the recipe, `data`, `base`, `template`; of what a new run begins
+            with, files that dorakit wrote, each DIRECTORY/FILE.
         quiet: Show nothing.
 
     Raises:
@@ -54,6 +55,7 @@ def train(
     if resume is None and start_from is None:
         # What this launch began before its processes were restarted, the same command goes on with.
         resume = Run.launched(recipe, member.launch) if member.attempt else None
+        accept_changes = () if resume else accept_changes
         if resume and resume.state == "finished":
             return resume
     if resume is None:

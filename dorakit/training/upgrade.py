@@ -22,11 +22,12 @@ from dorakit.adapters.foreign_names import PREFIX
 from dorakit.adapters.peft_config import refuse_adapted_head, used_patterns
 from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_adapter, shortest_targets
 from dorakit.build import nf4_format
+from dorakit.digests import sha256
 from dorakit.errors import Problem, RecipeError, RunError, UsageError
 from dorakit.model.load import Base
 from dorakit.model.names import pattern_value
 from dorakit.model.nf4 import NF4Format
-from dorakit.model.source import resolve, sha256
+from dorakit.model.source import resolve
 from dorakit.place import find_target
 from dorakit.recipe.paths import is_path
 from dorakit.recipe.schema import Recipe

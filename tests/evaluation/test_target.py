@@ -4,13 +4,14 @@ import shutil
 import peft
 import pytest
 import torch
-from tiny_runs import IDS, tiny_recipe
+from tiny_runs import IDS, forget_digests, tiny_recipe
 
 from dorakit import Run, build, evaluate, merge, quantize
+from dorakit.adapters.peft_config import adapter_base
 from dorakit.errors import ModelError, ResourceError, RunError, UsageError
 from dorakit.model.load import load_base
 from dorakit.place import find_target, run_around
-from dorakit.target import adapter_base, open_target
+from dorakit.target import open_target
 
 
 def logits(target):
@@ -32,7 +33,7 @@ def test_a_run_by_any_of_its_names(trained):
 
 def test_adapter_directory_elsewhere_and_its_base(trained, tmp_path):
     run = trained("dora")
-    copy = shutil.copytree(run.adapter, tmp_path / "mine")
+    copy = forget_digests(shutil.copytree(run.adapter, tmp_path / "mine"))
     target = open_target(str(copy), recipe=run.recipe)
     assert (target.kind, target.name, target.base) == ("adapter", "mine", "tiny:llama")
     torch.testing.assert_close(logits(target), logits(open_target(str(run.path))))
@@ -50,7 +51,7 @@ def test_adapter_directory_elsewhere_and_its_base(trained, tmp_path):
 def test_an_adapter_elsewhere_brings_the_storage_of_its_base(trained, tmp_path):
     """Planted bug caught: outside its run an adapter that was trained on NF4 weights is put on the original ones."""
     run = trained("qdora")
-    copy = shutil.copytree(run.adapter, tmp_path / "mine")
+    copy = forget_digests(shutil.copytree(run.adapter, tmp_path / "mine"))
     stored = {"format": "nf4", "block_size": 64, "double_quant": True, "skip_modules": ["lm_head"]}
     assert json.loads((copy / "dorakit.json").read_text()) == {"base_storage": stored}
     expected = logits(open_target(str(run.path)))

@@ -20,8 +20,9 @@ from dorakit import Recipe, evaluate, merge, train
 from dorakit.cli.app import app
 from dorakit.errors import DorakitError, GateError, ModelError, RunError, UsageError
 from dorakit.export import card
-from dorakit.export.outputs import export_lora, export_merged, export_peft
+from dorakit.export.outputs import export_lora, export_peft
 from dorakit.export.to_gguf import export_gguf
+from dorakit.export.to_merged import export_merged
 from dorakit.export.trained import find_trained
 from dorakit.files import write_json
 from dorakit.model.load import load_base
@@ -172,8 +173,7 @@ def test_the_card_of_a_hub_model(run_of, tmp_path, monkeypatch):
     write_json(run.path / "run.json", facts | {"base": facts["base"] | {"revision": "a" * 40}})
     (tmp_path / "README.md").write_text("---\nlicense: llama3.2\n---\n")
     monkeypatch.setattr(card, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "README.md"))
-    card.write_card(tmp_path, card.Card(find_trained(run), "merged", ["vllm serve ."]))
-    text = (tmp_path / "README.md").read_text()
+    text = card.card_text(card.Card(find_trained(run), "merged", ["vllm serve ."]))
     found = ModelCard(text).data
     assert (found.license, found.base_model, found.base_model_relation) == ("llama3.2", "tiny:llama", "finetune")
     assert "    vllm serve .\n" in text
@@ -188,8 +188,8 @@ def test_a_merge_is_taken_in_the_dtype_that_it_has(run_of, monkeypatch, capsys, 
     run = run_of("lora")
     merge(run, dtype="bfloat16", receipt=False, quiet=True)
     with monkeypatch.context() as patch:
-        for module in ("outputs", "to_gguf"):
-            patch.setattr(f"dorakit.export.{module}.merge", lambda *_, **__: pytest.fail("merged again"))
+        for maker in ("to_merged.merge", "to_gguf.carry_out"):
+            patch.setattr(f"dorakit.export.{maker}", lambda *_, **__: pytest.fail("merged again"))
         notes = export(run).content["notes"]
         assert "merged/ is taken as it is: bfloat16, merged onto the weights that the adapter was trained on" in notes
         assert "it was merged with --no-receipt: nothing was compared with the live adapter" in notes
@@ -219,7 +219,7 @@ def test_a_merge_is_copied(run_of, tmp_path, monkeypatch):
     """Planted bugs caught: merged again for another directory; another directory's files overwritten."""
     run = run_of("lora")
     merge(run, quiet=True)
-    monkeypatch.setattr("dorakit.export.outputs.merge", lambda *_, **__: pytest.fail("merged again"))
+    monkeypatch.setattr("dorakit.export.to_merged.merge", lambda *_, **__: pytest.fail("merged again"))
     made = export_merged(run, output=tmp_path / "out", quiet=True)
     assert made.directory == tmp_path / "out" and (tmp_path / "out" / "export.json").is_file()
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (run.merged / "model.safetensors").read_bytes()
@@ -302,7 +302,11 @@ def test_every_command_of_a_card_parses(run_of, mode):
         (["--to", "gguf", "--base-model", "tiny:llama"], UsageError, "--base-model goes with an adapter directory"),
         (["--to", "peft", "--onto", "original"], UsageError, "--onto is read with --to merged or gguf or lora"),
         (["--to", "gguf", "--output", "{run}/adapter"], UsageError, "is what the result is made from"),
-        (["--to", "gguf", "--output", "{run}/rows"], UsageError, "was not made by this command"),
+        (
+            ["--to", "gguf", "--output", "{run}/rows"],
+            UsageError,
+            "rows lies in .*, which is what the result is made from",
+        ),
     ],
 )
 def test_what_is_refused(trained, arguments, error, message):
@@ -330,7 +334,7 @@ def test_an_unknown_family_is_refused_before_merging(run_of, monkeypatch):
     """Planted bug caught: minutes of merging before the refusal."""
     run = run_of("lora")
     monkeypatch.setattr("dorakit.export.gguf_file.FAMILIES", {"qwen2": 0})
-    monkeypatch.setattr("dorakit.export.to_gguf.merge", lambda *_, **__: pytest.fail("merged"))
+    monkeypatch.setattr("dorakit.export.to_gguf.carry_out", lambda *_, **__: pytest.fail("merged"))
     with pytest.raises(ModelError) as refused:
         export_gguf(run, quiet=True)
     assert "known are qwen2\n" in str(refused.value)

@@ -201,7 +201,7 @@ def test_what_cannot_be_exported(trained, tmp_path):
         export(trained("full"), tmp_path / "out")
     with pytest.raises(UsageError, match="no adapter to export: tiny:llama is a whole model"):
         export("tiny:llama", tmp_path / "out")
-    with pytest.raises(UsageError, match="give another --output"):
+    with pytest.raises(UsageError, match="is what the result is made from"):
         export(trained("dora"), trained("dora").adapter)
     run = tiny_run(tmp_path / "run", "dora", ("adapter.modules_to_save=[norm]",))
     with pytest.raises(UsageError, match=r"modules trained whole \(model.*norm.*\n  `dorakit export .* --to merged`"):

@@ -36,7 +36,7 @@ from made_models import (
     write_gguf,
     write_index,
 )
-from tiny_runs import tiny_recipe
+from tiny_runs import forget_digests, tiny_recipe
 from transformers import modeling_gguf_pytorch_utils
 
 from dorakit import Run
@@ -72,7 +72,7 @@ class Files:
     def __init__(self, tmp: Path, adapter: Path):
         self.tmp = tmp
         self.model = Path(shutil.copytree(resolve("tiny:llama").directory, tmp / "model"))
-        self.adapter = Path(shutil.copytree(adapter, tmp / "adapter"))
+        self.adapter = forget_digests(shutil.copytree(adapter, tmp / "adapter"))
         self.config = self.model / "config.json"
         self.weights = self.model / "model.safetensors"
         self.tensors = self.adapter / "adapter_model.safetensors"

@@ -166,3 +166,15 @@ def test_a_restored_model_is_the_saved_one():
     tensors = {name: torch.randn_like(net.get_parameter(name)) for name in ("0.weight", "0.bias")}
     restore_trained(net, tensors)
     assert all(torch.equal(net.get_parameter(name), tensor) for name, tensor in tensors.items())
+
+
+def test_a_checkpoint_moved_to_a_larger_disk(tmp_path):
+    """Its link goes when its time has come, and what it leads to stays. Planted bug caught: the run fails after the save."""
+    run = Run(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    moved = save(run, 1).rename(tmp_path / "moved")
+    (run.checkpoints / "step-000000001").symlink_to(moved)
+    for step in (2, 3):
+        save(run, step)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-000000002", "step-000000003"]
+    assert (moved / "manifest.json").is_file()

@@ -42,6 +42,7 @@ def evaluate_tasks(
     recipe: Recipe | None = None,
     batch_size: int | None = None,
     base_model: str | None = None,
+    accept_changes: Sequence[str] = (),
     output: Path | str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -68,7 +69,9 @@ def evaluate_tasks(
     run = find_target(target).run
     where = data_path(data)
     with joined() as world:  # before the model is loaded: each rank has a GPU of its own
-        opened = open_target(target, recipe=recipe, base_only=base, base_model=base_model)
+        opened = open_target(
+            target, recipe=recipe, base_only=base, base_model=base_model, accept_changes=accept_changes
+        )
         for line in opened.notes:
             say(line, quiet=quiet)
         if destination is None and run is not None:

@@ -58,7 +58,7 @@ class Telling:
             kept = self._kept.get(name, {"id": "", "told": {}})
             tracked = Tracked(
                 directory=self._run.path,
-                project=Path(self._recipe.origin.path).stem,
+                project=shown(Path(self._recipe.origin.path).stem),
                 settings=plain_settings(self._recipe),
                 start_step=self._start_step,
                 kept_id=kept["id"],
