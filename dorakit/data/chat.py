@@ -25,6 +25,7 @@ from dorakit.data.quoting import quoted
 from dorakit.data.trial import MAX_TEXT, line_of, try_template
 from dorakit.data.turns import fault_in
 from dorakit.errors import DataError
+from dorakit.model.stops import special_tokens
 from dorakit.recipe.paths import is_template_text
 from dorakit.recipe.schema import DataSection
 
@@ -105,8 +106,7 @@ class ChatRenderer:
         try_template_of(tokenizer, data)
         self._tokenizer = tokenizer
         self._train_on = data.train_on
-        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._specials = tuple({token for token in [*tokenizer.all_special_tokens, *special] if token})
+        self._specials = special_tokens(tokenizer)
 
     def document(self, conversation: Conversation) -> Rendered:
         """The whole conversation, with the spans to train on: never those of turns with `weight: 0`."""

@@ -26,7 +26,7 @@ from dorakit.errors import MachineError
 
 MANY = 20_000  # fewer samples are tokenised in seconds
 _FILE, _COUNTS, _DIGEST = "tokens.safetensors", "counts.json", "blake2b.txt"
-_CODE = ("chat.py", "documents.py", "encoder.py", "kept_tokens.py")
+_CODE = ("chat.py", "documents.py", "encoder.py", "kept_tokens.py", "../model/stops.py")
 
 Pairs = list[tuple[Ids, Mask]]
 Counts = dict[str, int]

@@ -150,7 +150,11 @@ def _write(plan: MergePlan, target: Target, staging: Path, dtype: str, *, beside
         size = write_shards(staging, proof.rounded(plain.tensors, pick_dtype(dtype)))
     if plan.recipe is not None:
         install_template_(target.tokenizer, plan.recipe.data)
-    write_description(staging, target.model, target.tokenizer, dtype=pick_dtype(dtype), is_tied=plain.is_tied)
+    for line in write_description(
+        staging, target.model, target.tokenizer, dtype=pick_dtype(dtype), is_tied=plain.is_tied
+    ):
+        if line not in plan.notes:
+            plan.note(line)
     assert target.adapter is not None
     return {
         "dorakit": dorakit.__version__,

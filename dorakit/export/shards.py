@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dorakit.data.generation_config import write_generation_config
 from dorakit.errors import ResourceError, UsageError
 from dorakit.failpoints import reach
 from dorakit.files import FULL, give_rights_of_new, naming, write_json
@@ -72,8 +73,8 @@ def write_description(
     dtype: torch.dtype,
     is_tied: bool,
     quantization: dict[str, Any] | None = None,
-) -> None:
-    """Write everything but the weights: config, generation config, tokenizer, chat template.
+) -> list[str]:
+    """Write everything but the weights: config, generation config, tokenizer, chat template; lines to print.
 
     Args:
         directory: Where to.
@@ -94,10 +95,8 @@ def write_description(
     if quantization is not None:
         config.quantization_config = quantization
     config.save_pretrained(directory)
-    if model.generation_config is not None:
-        # Not save_pretrained, which refuses what some models ship (a temperature without sampling).
-        model.generation_config.to_json_file(directory / "generation_config.json")
     tokenizer.save_pretrained(directory)
+    return write_generation_config(directory, model.generation_config, tokenizer)
 
 
 def bitsandbytes_config(form: NF4Format, half: torch.dtype, kept: list[str]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dorakit.adapters.peft_format import check_saved, save_adapter
+from dorakit.data.generation_config import write_generation_config
 from dorakit.errors import RunError
 from dorakit.failpoints import reach
 from dorakit.files import whole_directory
+from dorakit.model.generate import ready_to_generate
 from dorakit.model.load import Base
 from dorakit.parallel.sharding import whole_tensors
 from dorakit.recipe.schema import Recipe
@@ -44,9 +46,13 @@ def write_result(run: Run, recipe: Recipe, base: Base, whole: dict[str, Tensor])
     """
     if recipe.method is None:
         with whole_directory(run.model, what="result") as staging:
-            base.model.save_pretrained(staging, state_dict=dict(whole))
+            with ready_to_generate(
+                base.model
+            ):  # transformers refuses to save some of the settings that models come with
+                base.model.save_pretrained(staging, state_dict=dict(whole))
             reach("result.file")
             base.tokenizer.save_pretrained(staging)
+            write_generation_config(staging, base.model.generation_config, base.tokenizer)
             _check_model(whole, staging)
         return run.model
     with whole_directory(run.adapter, what="result") as staging:
@@ -54,6 +60,7 @@ def write_result(run: Run, recipe: Recipe, base: Base, whole: dict[str, Tensor])
         reach("result.file")
         if recipe.model.added_tokens or recipe.data.chat_template:
             base.tokenizer.save_pretrained(staging)
+        write_generation_config(staging, base.model.generation_config, base.tokenizer)
         check_saved(base.model, staging)
     return run.adapter
 
