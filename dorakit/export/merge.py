@@ -19,6 +19,7 @@ from dorakit.adapters.peft_format import adapter_mode
 from dorakit.data.chat import install_template_
 from dorakit.errors import Gate, GateError, ModelError
 from dorakit.export.merge_plan import RECEIPT, MergePlan, plan_merge
+from dorakit.export.peft_reading import PeftReading
 from dorakit.export.proof import WeightProof
 from dorakit.export.receipt import (
     MAX_ROWS,
@@ -145,7 +146,9 @@ def _write(plan: MergePlan, target: Target, staging: Path, dtype: str, *, beside
     weights = sum(tensor.shape.numel() for tensor in plain.tensors) * pick_dtype(dtype).itemsize
     check_space(plan.output, weights + beside)
     plan.say(f"merging {len(plain.tensors)} tensors in float32, writing {dtype}")
-    proof = WeightProof(target.model)
+    assert target.adapter is not None
+    reading = PeftReading(target.adapter, target.model) if plan.place.run is None else None
+    proof = WeightProof(target.model, reading)
     with torch.no_grad():
         size = write_shards(staging, proof.rounded(plain.tensors, pick_dtype(dtype)))
     if plan.recipe is not None:
@@ -155,7 +158,6 @@ def _write(plan: MergePlan, target: Target, staging: Path, dtype: str, *, beside
     ):
         if line not in plan.notes:
             plan.note(line)
-    assert target.adapter is not None
     return {
         "dorakit": dorakit.__version__,
         "base": target.base,
@@ -166,6 +168,7 @@ def _write(plan: MergePlan, target: Target, staging: Path, dtype: str, *, beside
         "tied_embeddings": plain.is_tied,
         "bytes": size,
         "proved_tensors": proof.check_files(staging),
+        "as_peft_reads_it": None if reading is None else reading.num_checked,
     }
 
 

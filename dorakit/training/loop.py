@@ -61,7 +61,7 @@ def train(
             place = resume.path if resume else Run.place(recipe)  # refuse before minutes are spent on loading
             if resume:
                 held.enter_context(taken_up(resume, recipe, checkpoint, accept_changes, quiet=quiet))
-        prepared = prepare(recipe, place, world, start_from=start_from)
+        prepared = prepare(recipe, place, world, start_from=start_from, resume=resume)
         path = world.from_first(
             lambda: resume.path if resume else held.enter_context(begun(recipe, prepared, world.member)).path
         )
