@@ -20,6 +20,7 @@ from dorakit.errors import ResourceError, UsageError
 from dorakit.failpoints import reach
 from dorakit.files import FULL, give_rights_of_new, naming, write_json
 from dorakit.memory import return_freed_memory
+from dorakit.model.companions import copy_companions
 from dorakit.model.nf4 import NF4Format
 from dorakit.run import Run
 
@@ -74,7 +75,7 @@ def write_description(
     is_tied: bool,
     quantization: dict[str, Any] | None = None,
 ) -> list[str]:
-    """Write everything but the weights: config, generation config, tokenizer, chat template; lines to print.
+    """Write everything but the weights: config, generation config, tokenizer with what belongs to it; lines to print.
 
     Args:
         directory: Where to.
@@ -96,7 +97,8 @@ def write_description(
         config.quantization_config = quantization
     config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    return write_generation_config(directory, model.generation_config, tokenizer)
+    notes = copy_companions(model, directory, tokenizer)
+    return notes + write_generation_config(directory, model.generation_config, tokenizer)
 
 
 def bitsandbytes_config(form: NF4Format, half: torch.dtype, kept: list[str]) -> dict[str, Any]:

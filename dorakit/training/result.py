@@ -14,6 +14,7 @@ from dorakit.data.generation_config import write_generation_config
 from dorakit.errors import RunError
 from dorakit.failpoints import reach
 from dorakit.files import whole_directory
+from dorakit.model.companions import copy_companions
 from dorakit.model.generate import ready_to_generate
 from dorakit.model.load import Base
 from dorakit.parallel.sharding import whole_tensors
@@ -52,7 +53,10 @@ def write_result(run: Run, recipe: Recipe, base: Base, whole: dict[str, Tensor])
                 base.model.save_pretrained(staging, state_dict=dict(whole))
             reach("result.file")
             base.tokenizer.save_pretrained(staging)
-            write_generation_config(staging, base.model.generation_config, base.tokenizer)
+            notes = copy_companions(base.model, staging, base.tokenizer)
+            notes += write_generation_config(staging, base.model.generation_config, base.tokenizer)
+            for line in notes:
+                run.note(line)
             _check_model(whole, staging)
         return run.model
     with whole_directory(run.adapter, what="result") as staging:
