@@ -30,7 +30,7 @@ def base(tmp_path_factory):
 
 
 def test_they_go_with_every_model_directory(base, tmp_path):
-    """Planted bugs caught: one of the directories without them; what the tokenizer wrote itself replaced; every .txt copied."""
+    """Planted bug caught: a merged or quantized directory without them."""
     lora, full = (tiny_run(tmp_path / mode, mode, ("training.max_steps=1",), base=base) for mode in ("lora", "full"))
     for directory in (merge(lora, quiet=True), full.model, quantize(full, quiet=True)):
         there = {path.name: path for path in directory.iterdir()}

@@ -180,9 +180,7 @@ def logits(model):
 
 
 def test_own_ends_on_a_tied_base_are_those_of_peft(on_a_tied_base, tmp_path):
-    """Planted bugs caught: an embedding read into the head too; both read as one; tied ones merged as two; config.json that
-    ties what differs.
-    """
+    """Planted bugs caught: the pair read as one weight; a merge in memory whose config still ties it."""
     place, variant, expected = on_a_tied_base
     live = load_base(str(place / "base"), dtype="float32").model
     assert (expected - logits(live)).abs().max() > 0.1
