@@ -77,8 +77,10 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_model(recipe: Recipe) -> Base:
+def build_model(recipe: Recipe, *, keeps_ties: bool = True) -> Base:
     """The recipe's base with its adapters attached, or with float32 master weights to train in mode full.
+
+    `keeps_ties` is as for `attach_`.
 
     Raises:
         ModelError: The base cannot be had, or the adapter does not fit it.
@@ -95,7 +97,7 @@ def build_model(recipe: Recipe) -> Base:
         return base
     base = build_base(recipe)
     _check_ranks(base.model, [adapter.rank, *adapter.rank_pattern.values()])
-    attach_adapter_(base.model, recipe)
+    attach_adapter_(base.model, recipe, keeps_ties=keeps_ties)
     ends = (base.model.get_input_embeddings(), base.model.get_output_embeddings())
     if recipe.model.added_tokens and not all(isinstance(module, TrainedCopy) for module in ends if module is not None):
         raise ModelError(
@@ -121,7 +123,7 @@ def _check_ranks(model: nn.Module, ranks: list[int]) -> None:
         )
 
 
-def attach_adapter_(model: nn.Module, recipe: Recipe) -> None:
+def attach_adapter_(model: nn.Module, recipe: Recipe, *, keeps_ties: bool = True) -> None:
     """Attach a recipe's adapters to its base, on any device, meta included.
 
     Raises:
@@ -140,6 +142,7 @@ def attach_adapter_(model: nn.Module, recipe: Recipe) -> None:
         rank_pattern=adapter.rank_pattern,
         alpha_pattern=adapter.alpha_pattern,
         modules_to_save=adapter.modules_to_save,
+        keeps_ties=keeps_ties,
         seed=recipe.training.seed,
         method_options=recipe.method_options,
     )

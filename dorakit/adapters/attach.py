@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from dorakit.adapters import METHODS
 from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.lora import LoRALinear
+from dorakit.adapters.ties import tied_ends
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
 from dorakit.memory import return_freed_memory
@@ -34,6 +35,7 @@ def attach_(
     rank_pattern: dict[str, int] | None = None,
     alpha_pattern: dict[str, float] | None = None,
     modules_to_save: list[str] | None = None,
+    keeps_ties: bool = True,
     seed: int = 0,
     method_options: dict[str, Any] | None = None,
 ) -> list[str]:
@@ -50,7 +52,9 @@ def attach_(
         rslora: Scale by alpha / sqrt(r).
         rank_pattern: See rank.
         alpha_pattern: See alpha.
-        modules_to_save: Name suffixes of modules to train whole. Of tied modules, naming one trains both as one.
+        modules_to_save: Name suffixes of modules to train whole.
+        keeps_ties: Of an embedding and a head that are tied, naming one trains both as one. False gives each that is named
+            a weight of its own and leaves the other the base's, as PEFT does.
         seed: A's start is a pure function of (seed, module name).
         method_options: Keyword arguments of the method alone, e.g. magnitude_init of dora.
 
@@ -62,7 +66,7 @@ def attach_(
     """
     model.requires_grad_(False)
     names = target_names(model, target_modules)
-    whole = _whole_modules(model, modules_to_save or [])
+    whole = _whole_modules(model, modules_to_save or [], keeps_ties=keeps_ties)
     if twice := [name for name in names if any(_is_inside(name, other) for other in whole)]:
         raise ModelError(
             f"adapter: {twice[0]} is a target of adapters and, itself or a module around it, in modules_to_save; name it once"
@@ -86,7 +90,7 @@ def attach_(
         )
         model.set_submodule(name, adapter)
         return_freed_memory(2 * adapter.in_features * adapter.out_features)
-    _train_whole_(model, whole)
+    _train_whole_(model, whole, keeps_ties=keeps_ties)
     return names
 
 
@@ -161,6 +165,8 @@ def merge_(model: PreTrainedModel) -> PreTrainedModel:
             owner, _, leaf = key.rpartition(".")
             setattr(base.get_submodule(owner), leaf, new)
         model.set_submodule(name, base)
+    if done and not tied_ends(model):
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
     return model
 
 
@@ -210,7 +216,7 @@ def _holds_experts(name: str, module: nn.Module) -> bool:
     return bool(is_expert) and any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
 
 
-def _whole_modules(model: PreTrainedModel, wanted: list[str]) -> list[str]:
+def _whole_modules(model: PreTrainedModel, wanted: list[str], *, keeps_ties: bool) -> list[str]:
     if not wanted:
         return []
     names = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
@@ -222,17 +228,15 @@ def _whole_modules(model: PreTrainedModel, wanted: list[str]) -> list[str]:
                 f"adapter.modules_to_save: {name} is stored as NF4 and cannot be trained.\n"
                 "  add it to quantization.skip_modules"
             )
-    tied = {id(p) for name in chosen for p in model.get_submodule(name).parameters()}
-    partners = [model.get_input_embeddings(), model.get_output_embeddings()]
-    for name, module in model.named_modules():
-        if module in partners and name not in chosen and any(id(p) in tied for p in module.parameters()):
-            chosen.append(name)
-    return chosen
+    tied = tied_ends(model) if keeps_ties else []
+    return [*chosen, *(name for name in tied if name not in chosen and not {*tied}.isdisjoint(chosen))]
 
 
-def _train_whole_(model: PreTrainedModel, names: list[str]) -> None:
+def _train_whole_(model: PreTrainedModel, names: list[str], *, keeps_ties: bool) -> None:
     trained: dict[int, nn.Parameter] = {}
     for name in names:
+        if not keeps_ties:
+            trained = {}
         wrapper = TrainedCopy(model.get_submodule(name))
         for key, original in wrapper.base.named_parameters():
             owner, _, leaf = key.rpartition(".")

@@ -129,7 +129,10 @@ def _check_values(path: Path, config: dict[str, Any]) -> None:
     expect("lora_alpha", "a number", _is_number(config.get("lora_alpha")))
     dropout = config.get("lora_dropout", 0.0)
     expect("lora_dropout", "a number from 0 to below 1", _is_number(dropout) and 0 <= dropout < 1)
-    for key in ("use_dora", "use_rslora"):
+    whole = config.get("modules_to_save")
+    is_list = isinstance(whole, list) and all(isinstance(name, str) for name in whole)
+    expect("modules_to_save", "a list of module names", whole is None or is_list)
+    for key in ("use_dora", "use_rslora", "ensure_weight_tying"):
         expect(key, "true or false", config.get(key) in (None, True, False) and not _is_number(config.get(key)))
     for key, is_value in (("rank_pattern", _is_rank), ("alpha_pattern", _is_number)):
         patterns = config.get(key)

@@ -24,6 +24,7 @@ from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
 from dorakit.adapters.lora import LoRALinear
 from dorakit.adapters.peft_config import CONFIG, read_config, refuse_adapted_head, used_patterns
+from dorakit.adapters.ties import keeps_ties
 from dorakit.digests import TRAINED
 from dorakit.errors import ModelError, listed
 from dorakit.files import give_rights_of_new
@@ -89,9 +90,8 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
             f"({len(unknown)} of {len(adapted)} modules)"
         )
     refuse_adapted_head(model, adapted, path)
-    whole = sorted(
-        {name for name in own if name and any(_is_part_of(key, name, own) for key in tensors if ".lora_" not in key)}
-    )
+    beside = [key for key in tensors if ".lora_" not in key]
+    whole = sorted({name for name in own if name and any(_is_part_of(key, name, own) for key in beside)})
     attach_(
         model,
         method="dora" if config.get("use_dora") else "lora",
@@ -103,6 +103,7 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
         rank_pattern=used_patterns(config, "rank_pattern", adapted),
         alpha_pattern=used_patterns(config, "alpha_pattern", adapted),
         modules_to_save=whole,
+        keeps_ties=keeps_ties(config, tensors),
     )
     _fill(model, tensors, path)
 

@@ -24,6 +24,7 @@ from dorakit.data.rendering import Template
 from dorakit.data.training_form import training_form
 from dorakit.data.trial import try_template
 from dorakit.errors import DataError
+from dorakit.model.stops import special_tokens
 from dorakit.recipe.paths import is_template_text
 from dorakit.recipe.schema import DataSection
 
@@ -110,8 +111,7 @@ class ChatRenderer:
         self._tokenizer = tokenizer
         self._template = Template(tokenizer, today)
         self._train_on = data.train_on
-        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._specials = tuple({token for token in [*tokenizer.all_special_tokens, *special] if token})
+        self._specials = special_tokens(tokenizer)
 
     def document(self, conversation: Conversation) -> Rendered:
         """The whole conversation, with the spans to train on: never those of turns with `weight: 0`.

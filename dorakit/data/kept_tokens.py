@@ -27,7 +27,10 @@ from dorakit.errors import MachineError
 
 MANY = 20_000  # fewer samples are tokenised in seconds
 _FILE, _COUNTS, _DIGEST = "tokens.safetensors", "counts.json", "blake2b.txt"
-_CODE = ("chat.py", "documents.py", "encoder.py", "kept_tokens.py", "rendering.py", "left_out.py", "training_form.py")
+_CODE = (
+    *("chat.py", "documents.py", "encoder.py", "kept_tokens.py", "left_out.py", "rendering.py", "training_form.py"),
+    "../model/stops.py",
+)
 
 Pairs = list[tuple[Ids, Mask]]
 Counts = dict[str, int]

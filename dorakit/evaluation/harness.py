@@ -86,8 +86,12 @@ def measure_harness_tasks(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
+    from dorakit.model.stops import stop_token_ids
+
     began = time.monotonic()
     with _as_data_errors(",".join(tasks.names)), _on_stderr(quiet=quiet):
+        form = target.model.generation_config  # which the harness generates by
+        form.eos_token_id = stop_token_ids(target.tokenizer, form)
         model = HFLM(pretrained=target.model, tokenizer=target.tokenizer, batch_size=batch_size or _BATCH_SIZE)
         found = lm_eval.simple_evaluate(
             model=model, tasks=list(tasks.names), task_manager=tasks.manager, limit=limit, log_samples=False

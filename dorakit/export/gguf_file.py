@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,9 @@ def check_family(model_type: str) -> None:
         )
 
 
-def write_gguf(directory: Path, file: Path, outtype: str, *, name: str, origin: Path | None = None) -> Written:
+def write_gguf(
+    directory: Path, file: Path, outtype: str, *, name: str, stops: Sequence[int] = (), origin: Path | None = None
+) -> Written:
     """Write a model directory as GGUF: weights, sizes, tokenizer, chat template. One tensor is in memory at a time.
 
     Args:
@@ -101,6 +103,7 @@ def write_gguf(directory: Path, file: Path, outtype: str, *, name: str, origin: 
         outtype: One of TYPES. Norms and biases stay float32; a row that does not fill the blocks of a quantized type is
             f16; with q4_0 embedding and head are q8_0, since an error there meets every token.
         name: What the file says that the model is called.
+        stops: Tokens that end an answer.
         origin: The GGUF file that the base came from; its tokenizer is copied.
 
     Raises:
@@ -114,7 +117,7 @@ def write_gguf(directory: Path, file: Path, outtype: str, *, name: str, origin: 
     notes = _add_sizes(writer, config, name, outtype)
     frequencies, rope_notes = add_rope(writer, config)
     notes += rope_notes
-    notes += add_vocabulary(writer, directory, config.vocab_size, origin=origin)
+    notes += add_vocabulary(writer, directory, config.vocab_size, stops=stops, origin=origin)
     tensors = list(_tensors(directory, config, TYPES[outtype][0]))
     check_space(file, sum(tensor.num_bytes for tensor in tensors))
     types = Counter(tensor.kind.name for tensor in tensors)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# llama.cpp's names for what ends a text, a turn and a message. It ends an answer at any of them.
+_ENDS = ("eos", "eot", "eom")
 _GPT2_STEP, _BYTES_STEP, _DIGITS_STEP = ("bytes", True), ("bytes", False), ("digits", True)
 # The steps of tokenizer.json, and whether a word that is a token is taken whole before merges: llama.cpp's name.
 _RULES = {
@@ -43,13 +46,16 @@ class NotWritable(ModelError):
     """A family, tokenizer or kind of positions that is not written here; llama.cpp's own converter may know it."""
 
 
-def add_vocabulary(writer: gguf.GGUFWriter, directory: Path, num_rows: int, *, origin: Path | None) -> list[str]:
+def add_vocabulary(
+    writer: gguf.GGUFWriter, directory: Path, num_rows: int, *, stops: Sequence[int], origin: Path | None
+) -> list[str]:
     """Put a tokenizer into a GGUF file: tokens, merges, special tokens, chat template.
 
     Args:
         writer: Of the file.
         directory: A model directory with tokenizer.json and the chat template.
         num_rows: Rows of the embedding; those without a token are written as unused ones.
+        stops: Tokens that end an answer.
         origin: The GGUF file that the base was read from, whose tokenizer keys are copied; None for any other base.
 
     Returns:
@@ -66,7 +72,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, directory: Path, num_rows: int, *, o
         writer.add_chat_template(special.chat_template)
         special.chat_template = None
     if origin is not None:
-        return _copy(writer, origin, tokenizer, num_rows)
+        return _copy(writer, origin, tokenizer, num_rows, stops)
     name = pre_type(tokenizer)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name)
@@ -74,8 +80,11 @@ def add_vocabulary(writer: gguf.GGUFWriter, directory: Path, num_rows: int, *, o
     _add_tokens(writer, file, vocabulary | _added(tokenizer), num_rows)
     # llama.cpp takes silence for its own default, which differs from rule to rule.
     special.add_special_token.setdefault("bos", False)
+    ids = special.special_token_ids
+    ends, unsaid = _ends([ids.get("eos"), *stops, *(ids.pop(name, None) for name in _ENDS[1:])])
+    ids.update(ends)
     special.add_to_gguf(writer, quiet=True)
-    notes = [f"tokenizer: llama.cpp's pre-tokenizer {name!r}, recognised by its steps in tokenizer.json"]
+    notes = [*unsaid, f"tokenizer: llama.cpp's pre-tokenizer {name!r}, recognised by its steps in tokenizer.json"]
     if not special.merges:
         notes.append(
             "the tokenizer merges no bytes, and llama.cpp loads none without merges: transformers reads this file"
@@ -154,12 +163,19 @@ def _add_tokens(writer: gguf.GGUFWriter, file: Path, tokens: dict[int, tuple[str
     writer.add_token_types([kind for _, kind in rows])
 
 
-def _copy(writer: gguf.GGUFWriter, origin: Path, tokenizer: dict[str, Any], num_rows: int) -> list[str]:
+def _copy(
+    writer: gguf.GGUFWriter, origin: Path, tokenizer: dict[str, Any], num_rows: int, stops: Sequence[int]
+) -> list[str]:
     """Copy the tokenizer's keys of another GGUF file; tokens that were added since follow its own."""
     keys = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
     fields = {
         name: field for name, field in gguf.GGUFReader(origin).fields.items() if name.startswith("tokenizer.ggml.")
     }
+    stated = [fields.pop(f"tokenizer.ggml.{name}_token_id", None) for name in _ENDS]
+    eos, *others = (field and int(field.contents()) for field in stated)
+    ends, unsaid = _ends([eos, *stops, *others])
+    for name, number in ends.items():
+        getattr(writer, f"add_{name}_token_id")(number)
     for name, field in fields.items():
         if name not in keys:
             content, inner = field.contents(), None
@@ -174,5 +190,19 @@ def _copy(writer: gguf.GGUFWriter, origin: Path, tokenizer: dict[str, Any], num_
     added = {number: token for number, token in _added(tokenizer).items() if number >= len(texts)}
     _add_tokens(writer, origin, tokens | added, num_rows)
     return [
-        f"tokenizer: as in {origin.name}" + (f", and {counted(len(added), 'token')} added in training" if added else "")
+        *unsaid,
+        f"tokenizer: as in {origin.name}"
+        + (f", and {counted(len(added), 'token')} added in training" if added else ""),
     ]
+
+
+def _ends(stops: Iterable[int | None]) -> tuple[dict[str, int], list[str]]:
+    """The stops under llama.cpp's names for them, and a line on those that are beyond."""
+    found = list(dict.fromkeys(number for number in stops if number is not None))
+    notes = []
+    if beyond := found[len(_ENDS) :]:
+        notes = [
+            f"a GGUF file has room for {len(_ENDS)} tokens that end an answer: those with ids "
+            f"{', '.join(map(str, beyond))} are in the Modelfile alone"
+        ]
+    return dict(zip(_ENDS, found, strict=False)), notes

@@ -22,6 +22,7 @@ from dorakit.digests import write_receipt
 from dorakit.errors import Gate, GateError, ModelError
 from dorakit.export.destination import check_output, check_space, sources_of, staged
 from dorakit.export.merge_plan import RECEIPT, MergePlan, plan_merge
+from dorakit.export.peft_reading import PeftReading
 from dorakit.export.proof import WeightProof
 from dorakit.export.receipt import (
     MAX_ROWS,
@@ -153,13 +154,18 @@ def _write(plan: MergePlan, target: Target, staging: Path, dtype: str, *, beside
     weights = sum(tensor.shape.numel() for tensor in plain.tensors) * pick_dtype(dtype).itemsize
     check_space(plan.output, weights + beside)
     plan.say(f"merging {len(plain.tensors)} tensors in float32, writing {dtype}")
-    proof = WeightProof(target.model)
+    assert target.adapter is not None
+    reading = PeftReading(target.adapter, target.model) if plan.place.run is None else None
+    proof = WeightProof(target.model, reading)
     with torch.no_grad():
         size = write_shards(staging, proof.rounded(plain.tensors, pick_dtype(dtype)))
     if plan.recipe is not None:
         install_template_(target.tokenizer, plan.recipe.data)
-    write_description(staging, target.model, target.tokenizer, dtype=pick_dtype(dtype), is_tied=plain.is_tied)
-    assert target.adapter is not None
+    for line in write_description(
+        staging, target.model, target.tokenizer, dtype=pick_dtype(dtype), is_tied=plain.is_tied
+    ):
+        if line not in plan.notes:
+            plan.note(line)
     return {
         "dorakit": dorakit.__version__,
         "base": target.base,
@@ -170,6 +176,7 @@ def _write(plan: MergePlan, target: Target, staging: Path, dtype: str, *, beside
         "tied_embeddings": plain.is_tied,
         "bytes": size,
         "proved_tensors": proof.check_files(staging),
+        "as_peft_reads_it": None if reading is None else reading.num_checked,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from dorakit.adapters.peft_config import CONFIG
 from dorakit.adapters.peft_format import STORAGE, WEIGHTS
 from dorakit.build import build_tokenizer
 from dorakit.data.chat import install_template_
+from dorakit.data.generation_config import read_generation_config, write_generation_config
 from dorakit.digests import EXPORTED, refuse_changed, write_receipt
 from dorakit.errors import Gate, GateError, UsageError
 from dorakit.evaluation.progress import say
@@ -28,7 +29,7 @@ from dorakit.export.trained import Trained, find_trained
 from dorakit.files import write_json, write_whole
 from dorakit.model.configs import read_object
 from dorakit.model.load import load_tokenizer, saved_tokenizer
-from dorakit.model.source import gguf_file
+from dorakit.model.source import at_hand, gguf_file
 from dorakit.place import find_target
 from dorakit.run import Run
 from dorakit.terminal import typed
@@ -107,7 +108,10 @@ def export_peft(
     files = [trained.adapter / name for name in (CONFIG, WEIGHTS, STORAGE) if (trained.adapter / name).is_file()]
     with staged(trained.run, directory) as (staging, _):
         check_space(directory, sum(file.stat().st_size for file in files))
-        _tokenizer(trained).save_pretrained(staging)
+        tokenizer = _tokenizer(trained)
+        tokenizer.save_pretrained(staging)
+        stated = next((found for place in _stating(trained) if (found := read_generation_config(place))), None)
+        notes = write_generation_config(staging, stated, tokenizer)
         for file in files:
             shutil.copy(file, staging)
         if (staging / STORAGE).is_file():  # which listed the files of the other directory
@@ -117,7 +121,7 @@ def export_peft(
         if base_model is not None:
             config = {**config, "base_model_name_or_path": base_model, "revision": None}
             write_json(staging / CONFIG, config)
-        notes = [*accepted, *_adapter_notes(trained)]
+        notes = [*accepted, *notes, *_adapter_notes(trained)]
         for line in notes:
             # Printed, a command names the place; kept and published, it does not.
             for to in ("lora", "merged", "gguf"):
@@ -220,6 +224,14 @@ def _tokenizer(trained: Trained) -> PreTrainedTokenizerBase:
         install_template_(tokenizer, trained.recipe.data)
         return tokenizer
     return saved_tokenizer(trained.path) or load_tokenizer(trained.base, revision=trained.revision or "main")
+
+
+def _stating(trained: Trained) -> Iterator[Path]:
+    """Where an adapter's generation_config.json may lie: beside it, else with its base."""
+    assert trained.adapter is not None
+    yield trained.adapter
+    if (base := at_hand(trained.base, revision=trained.revision or "main")) is not None:
+        yield base
 
 
 def _adapter_notes(trained: Trained) -> list[str]:

@@ -18,6 +18,7 @@ from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.peft_config import read_config
 from dorakit.adapters.peft_format import WEIGHTS, adapter_mode, base_storage, check_saved, save_adapter
 from dorakit.data.chat import install_template_
+from dorakit.data.generation_config import write_generation_config
 from dorakit.digests import EXPORTED, sha256, write_receipt
 from dorakit.errors import UsageError
 from dorakit.evaluation.progress import say
@@ -238,6 +239,8 @@ def _write(live: Target, staging: Path, base_model: str | None, note: _Note) -> 
     if live.recipe is not None and live.recipe.data.chat_template:
         install_template_(live.tokenizer, live.recipe.data)
         live.tokenizer.save_pretrained(staging)
+    for line in write_generation_config(staging, live.model.generation_config, live.tokenizer):
+        note(line)
     if any(isinstance(module, NF4Linear) for module in live.model.modules()):
         note(f"no {GGUF}: llama.cpp loads no NF4 base; --onto original makes one for the unquantized weights")
     elif (family := live.model.config.model_type) not in FAMILIES:

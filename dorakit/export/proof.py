@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.lora import LoRALinear
 from dorakit.errors import Gate, GateError
+from dorakit.export.peft_reading import PeftReading
 from dorakit.export.tensors import PlainTensor
 from dorakit.memory import return_freed_memory
 from dorakit.model.nf4 import ROWS_AT_ONCE, dense_weight
@@ -35,9 +36,12 @@ class WeightProof:
 
     Args:
         model: The live model, adapters attached and enabled, in eval mode.
+        reading: PEFT's reading of an adapter that was made elsewhere, held against the weights too.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, reading: PeftReading | None = None):
+        self._reading = reading
+        self._written: set[str] = set()
         self._layers = dict(adapter_layers(model))
         self._whole = {
             f"{name}.{key}": parameter
@@ -60,11 +64,16 @@ class WeightProof:
                 value = value.to(dtype)
             self._digests[tensor.name] = _digest(value)
             yield tensor.name, value
-        trained = {id(self._whole[name]) for name in self._proved & self._whole.keys()}  # a tied pair is written once
-        missing = [name for name in self._layers if name not in self._proved]
-        missing += [name for name, parameter in self._whole.items() if id(parameter) not in trained]
+        missing = [name for name in [*self._layers, *self._whole] if name not in self._proved]
+        # A pair that is tied, or equal as at the start of its training, is written once.
+        written = set(self._digests.values())
+        missing = [
+            name for name in missing if name in self._layers or _digest(self._whole[name].to(dtype)) not in written
+        ]
         if missing:
             raise _wrong(f"{missing[0]} was trained and has no weight in the merged model")
+        if self._reading is not None and (fault := self._reading.left_out(self._written)):
+            raise _wrong(fault)
 
     def check_files(self, directory: Path) -> int:
         """Read the files back and compare every tensor; returns how many there are.
@@ -94,6 +103,11 @@ class WeightProof:
             if not torch.equal(value, trained):
                 raise _wrong(f"{tensor.owner}.{leaf} is not the one that was trained")
             self._proved.add(f"{tensor.owner}.{leaf}")
+        self._written.add(tensor.owner)
+        if self._reading is not None:
+            base = dense_weight(layer.base) if layer is not None and tensor.is_linear_weight else None
+            if fault := self._reading.fault(tensor.owner, leaf, value, base):
+                raise _wrong(fault)
 
 
 def _check_layer(name: str, layer: LoRALinear, merged_OI: Tensor) -> None:

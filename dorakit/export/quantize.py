@@ -242,7 +242,7 @@ def _write(target: Target, staging: Path, *, keep_row_norms: bool, quiet: bool) 
         say(f"row norms not kept, rows are no whole blocks: {', '.join(ledger.row_norms_not_kept)}", quiet=quiet)
     if target.recipe is not None:
         install_template_(target.tokenizer, target.recipe.data)
-    write_description(
+    notes = write_description(
         staging,
         model,
         target.tokenizer,
@@ -250,6 +250,8 @@ def _write(target: Target, staging: Path, *, keep_row_norms: bool, quiet: bool) 
         is_tied=plain.is_tied,
         quantization=bitsandbytes_config(form, half, ledger.kept),
     )
+    for line in notes:
+        say(line, quiet=quiet)
     return {
         "dorakit": dorakit.__version__,
         "format": "nf4",

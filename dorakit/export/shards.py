@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dorakit.data.generation_config import write_generation_config
 from dorakit.errors import ResourceError
 from dorakit.failpoints import reach
 from dorakit.files import FULL, give_rights_of_new, naming, write_json
 from dorakit.memory import return_freed_memory
+from dorakit.model.companions import copy_companions
 from dorakit.model.nf4 import NF4Format
 
 SHARD_BYTES = 1_000_000_000
@@ -68,8 +70,8 @@ def write_description(
     dtype: torch.dtype,
     is_tied: bool,
     quantization: dict[str, Any] | None = None,
-) -> None:
-    """Write everything but the weights: config, generation config, tokenizer, chat template.
+) -> list[str]:
+    """Write everything but the weights: config, generation config, tokenizer with what belongs to it; lines to print.
 
     Args:
         directory: Where to.
@@ -90,10 +92,9 @@ def write_description(
     if quantization is not None:
         config.quantization_config = quantization
     config.save_pretrained(directory)
-    if model.generation_config is not None:
-        # Not save_pretrained, which refuses what some models ship (a temperature without sampling).
-        model.generation_config.to_json_file(directory / "generation_config.json")
     tokenizer.save_pretrained(directory)
+    notes = copy_companions(model, directory, tokenizer)
+    return notes + write_generation_config(directory, model.generation_config, tokenizer)
 
 
 def bitsandbytes_config(form: NF4Format, half: torch.dtype, kept: list[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dorakit.data.chat import try_template_of
+from dorakit.data.generation_config import read_generation_config, tried_stops
 from dorakit.digests import EXPORTED, refuse_changed, sha256, write_receipt
 from dorakit.errors import ModelError, UsageError
 from dorakit.evaluation.progress import say
@@ -91,8 +92,10 @@ def export_gguf(
             source = carry_out(plan_merge(trained.text, merged, onto, dtype, base_model, accept_changes, quiet))
         check_model_directory(source)
         say(f"writing {file}", quiet=quiet)
-        written = write_gguf(source, staging / file, outtype, name=trained.name, origin=origin)
-        found = [*written.notes, *_write_modelfile(trained, source, staging, file)]
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        stops, found = tried_stops(tokenizer, read_generation_config(source))
+        written = write_gguf(source, staging / file, outtype, name=trained.name, stops=stops, origin=origin)
+        found += [*written.notes, *_write_modelfile(trained, source, tokenizer, stops, staging, file)]
         for line in found:
             say(line, quiet=quiet)
         merge_json = read_receipt(source, MERGE_RECEIPT) if trained.adapter is not None else {}
@@ -177,14 +180,15 @@ def _converter_named(trained: Trained) -> Iterator[None]:
         raise ModelError(f"{error}\n  {way}") from None
 
 
-def _write_modelfile(trained: Trained, source: Path, staging: Path, file: str) -> list[str]:
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+def _write_modelfile(
+    trained: Trained, source: Path, tokenizer: PreTrainedTokenizerBase, stops: list[int], staging: Path, file: str
+) -> list[str]:
     raw = is_raw(trained, source)
     frame = None
     if tokenizer.chat_template and not raw:
         try_template_of(tokenizer, trained.recipe.data if trained.recipe else None)
         frame = frame_of(tokenizer)
-    write_whole(staging / "Modelfile", modelfile(file, frame, _stops(tokenizer), is_raw=raw))
+    write_whole(staging / "Modelfile", modelfile(file, frame, tokenizer.convert_ids_to_tokens(stops), is_raw=raw))
     if raw and trained.recipe is None:
         return ["the tokenizer has no chat template: ask /v1/completions with the prompt as in training"]
     if raw:
@@ -197,7 +201,3 @@ def _write_modelfile(trained: Trained, source: Path, staging: Path, file: str) -
             "the Modelfile has no TEMPLATE: this chat template is no fixed text around each turn; Ollama takes its own"
         ]
     return []
-
-
-def _stops(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return [str(tokenizer.eos_token)] if tokenizer.eos_token else []

@@ -19,9 +19,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from dorakit.errors import ModelError
 from dorakit.model.load import input_device
+from dorakit.model.stops import stop_token_ids
 from dorakit.words import counted
-
-_PROBE = "dorakit"
 
 
 def generate_ids(
@@ -48,7 +47,7 @@ def generate_ids(
         batch_size: Prompts a batch.
         num_beams: 1 is greedy; with more, the finished beam of the highest mean log-probability per token is the answer.
         progress: Called after each batch with the number of prompts done so far.
-        stop_ids: Tokens that end an answer; None for `stop_token_ids(model, tokenizer)`.
+        stop_ids: Tokens that end an answer; None for those of model/stops.py.
 
     Returns:
         The new ids of each prompt, in the order given, without the stop token. One of length `max_new_tokens` did not
@@ -57,7 +56,7 @@ def generate_ids(
     Raises:
         ModelError: A prompt is empty, or longer than the model's positions allow.
     """
-    stops = sorted(stop_token_ids(model, tokenizer) if stop_ids is None else set(stop_ids))
+    stops = sorted(stop_token_ids(tokenizer, model.generation_config) if stop_ids is None else set(stop_ids))
     check_prompts(model, prompts, max_new_tokens)
     pad_id = tokenizer.pad_token_id
     if pad_id is None:
@@ -177,45 +176,6 @@ def _read_but_last(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> D
         logits_to_keep=1,
     )
     return cache
-
-
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that end an answer: the tokenizer's, the model's, and the one that ends a turn in the chat template."""
-    found = end_of_text_ids(model, tokenizer)
-    if (turn_end := _turn_end(tokenizer)) is not None:
-        found.add(turn_end)
-    return found
-
-
-def end_of_text_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that end a text: the tokenizer's and the model's."""
-    found: set[int] = set()
-    generation = getattr(model, "generation_config", None)
-    for stated in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)):
-        if isinstance(stated, int):
-            found.add(stated)
-        elif stated is not None:
-            found.update(stated)
-    return found
-
-
-def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template puts right after the assistant's text, if it puts one there."""
-    if not tokenizer.chat_template:
-        return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template raises what it likes; one that refuses these turns tells nothing
-        return None
-    assert isinstance(text, str)
-    rest = text.rpartition(_PROBE)[2].lstrip()
-    special = [token for token in tokenizer.all_special_tokens if rest.startswith(token)]
-    if not special:
-        return None
-    number = tokenizer.convert_tokens_to_ids(max(special, key=len))
-    assert isinstance(number, int)
-    return number
 
 
 def check_prompts(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dorakit.model.generate import check_prompts, ready_to_generate, stop_token_ids
+from dorakit.model.generate import check_prompts, ready_to_generate
+from dorakit.model.stops import stop_token_ids
 
 
 def stream_ids(
@@ -43,7 +44,7 @@ def stream_ids(
     Raises:
         ModelError: The prompt is empty, or longer than the model's positions allow.
     """
-    stops = sorted(stop_token_ids(model, tokenizer))
+    stops = sorted(stop_token_ids(tokenizer, model.generation_config))
     check_prompts(model, [prompt], max_new_tokens)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stops or [0])[0]
     sampling: dict[str, Any] = (

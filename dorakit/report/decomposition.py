@@ -45,6 +45,7 @@ from dorakit.target import check_base
 from dorakit.terminal import typed
 from dorakit.training.checkpoint import CHECKPOINT_FILES
 from dorakit.training.manifest import verify
+from dorakit.training.upgrade import begins_with_ties
 
 _ROWS_AT_ONCE = 1024  # bounds the float64 copies of a matrix
 _SAME_MAGNITUDE = 1e-6  # relative; another device or thread count sums a float32 row norm to within this
@@ -166,7 +167,9 @@ def decompose(run: Run, snapshots: Sequence[Snapshot] | None = None) -> list[Mat
     snapshots = find_snapshots(run)[0] if snapshots is None else snapshots
     recipe = run.recipe
     measured = _measure_adapters if recipe.method else _measure_whole
-    base = build_model(recipe) if recipe.method else build_base(recipe, dtype="float32")
+    base = (
+        build_model(recipe, keeps_ties=begins_with_ties(run)) if recipe.method else build_base(recipe, dtype="float32")
+    )
     check_base(run, base.identity)
     with contextlib.ExitStack() as opened:
         weights = [_Weights(snapshot, opened) for snapshot in snapshots]

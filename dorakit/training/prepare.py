@@ -28,7 +28,7 @@ from dorakit.run import Run
 from dorakit.training.checks import check_packing, check_recomputed, check_room
 from dorakit.training.loss import SupervisedLoss
 from dorakit.training.optim import Updater, num_trained
-from dorakit.training.upgrade import Predecessor, find_predecessor
+from dorakit.training.upgrade import Predecessor, begins_with_ties, find_predecessor
 from dorakit.training.validation import sample_prompts
 
 
@@ -80,17 +80,20 @@ def prepare(
         place: Where the run is or will be; None on a rank that writes nothing.
         world: The group; with parallel.strategy fsdp the base is shared out over it.
         start_from: An adapter directory or a finished run whose adapter a new run begins with.
-        resume: The run that goes on, where one does.
+        resume: The run that goes on.
 
     Raises:
         RecipeError, RunError, UsageError: As `find_predecessor`.
         DataError, ModelError, ResourceError: As their names say.
     """
     predecessor = None if start_from is None else find_predecessor(start_from, recipe)
+    keeps_ties = True if predecessor is None else predecessor.keeps_ties
+    if resume is not None:
+        keeps_ties = world.from_first(lambda: begins_with_ties(resume))
     shards = recipe.parallel.strategy == "fsdp" and world.size > 1
     trains_whole, dtype = recipe.method is None, pick_dtype(recipe.model.dtype)
     with shared_out(Share(world.rank, world.size, world.stacked)) if shards else contextlib.nullcontext():
-        base = build_model(recipe)
+        base = build_model(recipe, keeps_ties=keeps_ties)
     if predecessor is not None:
         predecessor.put_into_(base, recipe)  # before the optimizer takes its copies
     if recipe.parallel.strategy in ("ddp", "fsdp") and world.size == 1:

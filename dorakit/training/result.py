@@ -10,11 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dorakit.adapters.peft_format import check_saved, save_adapter
+from dorakit.data.generation_config import write_generation_config
 from dorakit.digests import TRAINED, write_receipt
 from dorakit.errors import RunError
 from dorakit.failpoints import reach
 from dorakit.files import whole_directory
+from dorakit.model.companions import copy_companions
 from dorakit.model.configs import read_object
+from dorakit.model.generate import ready_to_generate
 from dorakit.model.load import Base
 from dorakit.parallel.sharding import whole_tensors
 from dorakit.recipe.schema import Recipe
@@ -46,9 +49,15 @@ def write_result(run: Run, recipe: Recipe, base: Base, whole: dict[str, Tensor])
     """
     if recipe.method is None:
         with whole_directory(run.model, what="result") as staging:
-            base.model.save_pretrained(staging, state_dict=dict(whole))
+            # transformers refuses to save some of the settings that models come with.
+            with ready_to_generate(base.model):
+                base.model.save_pretrained(staging, state_dict=dict(whole))
             reach("result.file")
             base.tokenizer.save_pretrained(staging)
+            notes = copy_companions(base.model, staging, base.tokenizer)
+            notes += write_generation_config(staging, base.model.generation_config, base.tokenizer)
+            for line in notes:
+                run.note(line)
             _check_model(whole, staging)
             write_receipt(staging, TRAINED, {})
         return run.model
@@ -57,6 +66,7 @@ def write_result(run: Run, recipe: Recipe, base: Base, whole: dict[str, Tensor])
         reach("result.file")
         if recipe.model.added_tokens or recipe.data.chat_template:
             base.tokenizer.save_pretrained(staging)
+        write_generation_config(staging, base.model.generation_config, base.tokenizer)
         check_saved(base.model, staging)
         write_receipt(staging, TRAINED, read_object(staging / TRAINED))
     return run.adapter

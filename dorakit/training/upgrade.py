@@ -20,7 +20,8 @@ from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.continued import continue_adapter_
 from dorakit.adapters.foreign_names import PREFIX
 from dorakit.adapters.peft_config import refuse_adapted_head, used_patterns
-from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_adapter, shortest_targets
+from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_adapter, read_tensors, shortest_targets
+from dorakit.adapters.ties import keeps_ties
 from dorakit.build import nf4_format
 from dorakit.digests import sha256
 from dorakit.errors import Problem, RecipeError, RunError, UsageError
@@ -46,12 +47,14 @@ class Predecessor:
     Attributes:
         directory: Its PEFT directory.
         modules: Names of the modules that it adapts.
+        keeps_ties: False where its embedding or head is trained apart from the other one, though the base ties them.
         facts: What run.json says of it.
         base_files: sha256 of the files of its base, where a run says so.
     """
 
     directory: Path
     modules: frozenset[str]
+    keeps_ties: bool
     facts: dict[str, Any]
     base_files: dict[str, str] | None
 
@@ -84,7 +87,7 @@ class Predecessor:
 
 
 def find_predecessor(text: Path | str, recipe: Recipe) -> Predecessor:
-    """Hold an adapter against the recipe that is to go on with it, from headers alone.
+    """Hold an adapter against the recipe that is to go on with it, from headers; of one with modules trained whole, its tensors.
 
     Args:
         text: A PEFT directory, or a finished run.
@@ -122,7 +125,15 @@ def find_predecessor(text: Path | str, recipe: Recipe) -> Predecessor:
         "method": method,
         "base": named,
     }
-    return Predecessor(directory, modules, facts, files)
+    has_whole = any(".lora_" not in name for name in stored)
+    if not (ties := not has_whole or keeps_ties(config, read_tensors(directory))):
+        facts["keeps_ties"] = False  # by which a resume knows it
+    return Predecessor(directory, modules, ties, facts, files)
+
+
+def begins_with_ties(run: Run) -> bool:
+    """Whether what a run trains of a tied embedding and head is one weight; only the adapter that it began with can say no."""
+    return bool((run.read("run.json").get("from") or {}).get("keeps_ties", True))
 
 
 def remember_beginning_(model: nn.Module, run: Run) -> None:

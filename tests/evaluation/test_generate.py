@@ -3,7 +3,7 @@ import torch
 
 from dorakit import attach_
 from dorakit.errors import ModelError
-from dorakit.model.generate import _read_but_last, generate_ids, stop_token_ids
+from dorakit.model.generate import _read_but_last, generate_ids
 from dorakit.model.load import load_base
 
 # The fifth holds the padding token as text, which a guessed mask would hide.
@@ -67,18 +67,6 @@ def test_an_adapter_answers_and_the_models_own_settings_do_not_count():
     assert seen == [4, 6]
     assert base.model.training and all(module.training for module in base.model.modules())
     assert base.model.generation_config is own and own.repetition_penalty == 5.0
-
-
-def test_stop_tokens_come_from_tokenizer_model_and_template():
-    base = load_base("tiny:llama", dtype="float32")
-    end = base.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    start = base.tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert stop_token_ids(base.model, base.tokenizer) == {end}
-    base.model.generation_config.eos_token_id = [end, 77]
-    base.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '<|im_start|>' }}{% endfor %}"
-    assert stop_token_ids(base.model, base.tokenizer) == {end, 77, start}
-    base.tokenizer.chat_template = "{{ raise_exception('no') }}"
-    assert stop_token_ids(base.model, base.tokenizer) == {end, 77}
 
 
 @pytest.mark.parametrize(

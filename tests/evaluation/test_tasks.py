@@ -18,7 +18,7 @@ from dorakit.cli.app import app
 from dorakit.errors import GateError, RunError, UsageError
 from dorakit.evaluation.likelihood import log_likelihoods
 from dorakit.evaluation.tasks import answering, table
-from dorakit.model.generate import end_of_text_ids, generate_ids
+from dorakit.model.generate import generate_ids
 from dorakit.target import open_target
 
 
@@ -60,7 +60,6 @@ def test_beams_are_judged_and_counted(letters, tmp_path):
             max_new_tokens=6,
             batch_size=1,
             num_beams=4,
-            stop_ids=end_of_text_ids(opened.model, opened.tokenizer),
         )
         assert prediction["generated"] == opened.tokenizer.decode(new, skip_special_tokens=True)
         hits = re.findall(f"[{SIGNS}]", prediction["generated"])

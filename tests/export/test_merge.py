@@ -176,9 +176,10 @@ def test_a_wrong_model_of_right_weights_does_not_pass(run_of, monkeypatch):
     run = run_of("lora")
 
     def description(directory, model, *arguments, **options):
-        write_description(directory, model, *arguments, **options)
+        notes = write_description(directory, model, *arguments, **options)
         config = json.loads((directory / "config.json").read_text())
         write_json(directory / "config.json", config | {"rms_norm_eps": 1.0})
+        return notes
 
     monkeypatch.setattr("dorakit.export.merge.write_description", description)
     for dtype in ("bfloat16", "float32", "auto"):

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dorakit import attach_, merge
 from dorakit.errors import ResourceError
-from dorakit.export.shards import check_space, write_description, write_shards
+from dorakit.export.destination import check_space
+from dorakit.export.shards import write_description, write_shards
 from dorakit.export.tensors import plain_model
 from dorakit.model.load import load_base
 from dorakit.target import open_target

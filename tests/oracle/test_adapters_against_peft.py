@@ -1,14 +1,20 @@
 """Our adapter directory gives PEFT the same logits, and PEFT's gives them to us."""
 
+import json
+import warnings
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, GgufConfig
 
-from dorakit import attach_, load_adapter, merge_, save_adapter
-from dorakit.adapters.attach import base_only
+from dorakit import attach_, load_adapter, merge, merge_, save_adapter
+from dorakit.adapters import peft_format
+from dorakit.adapters.attach import base_only, whole_modules
 from dorakit.adapters.peft_format import base_storage
 from dorakit.adapters.whole import TrainedCopy
-from dorakit.errors import ModelError
+from dorakit.errors import GateError, ModelError
+from dorakit.export.to_gguf import export_gguf
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
 
@@ -149,3 +155,101 @@ def test_a_dora_adapter_without_its_magnitude_is_refused(tmp_path):
     save_file({name: t for name, t in load_file(file).items() if "magnitude" not in name}, file)
     with pytest.raises(ModelError, match=r"lacks .*lora_magnitude_vector"):
         load_adapter(base(), tmp_path)
+
+
+VARIANTS = {
+    "embedding": {"modules_to_save": ["embed_tokens"]},
+    "head": {"modules_to_save": ["lm_head"]},
+    "both": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "embedding, tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "head, tied": {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def on_a_tied_base(request, tmp_path_factory):
+    """Place of an adapter that PEFT made on a base with tied embeddings; its variant; what PEFT computes."""
+    place, variant = tmp_path_factory.mktemp("tied"), VARIANTS[request.param]
+    tied = load_base("tiny:llama", dtype="float32")
+    tied.model.config.tie_word_embeddings = True
+    tied.model.tie_weights()
+    tied.model.save_pretrained(place / "base")
+    tied.tokenizer.save_pretrained(place / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of the ties
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM", **variant)
+        theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(place / "base"), config)
+        perturb_(theirs)
+        theirs.save_pretrained(place / "adapter")
+    return place, variant, logits(theirs)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def test_own_ends_on_a_tied_base_are_those_of_peft(on_a_tied_base, tmp_path):
+    """Planted bugs caught: the pair read as one weight; a merge in memory whose config still ties it."""
+    place, variant, expected = on_a_tied_base
+    live = load_base(str(place / "base"), dtype="float32").model
+    assert (expected - logits(live)).abs().max() > 0.1
+    load_adapter(live, place / "adapter")
+    torch.testing.assert_close(logits(live), expected, rtol=1e-4, atol=1e-5)
+    merged = merge(place / "adapter", output=tmp_path / "merged", dtype="float32", quiet=True)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(merged)), expected, rtol=1e-4, atol=1e-5)
+    is_tied = variant.get("ensure_weight_tying", False)
+    assert json.loads((merged / "config.json").read_text())["tie_word_embeddings"] is is_tied
+    assert json.loads((merged / "merge.json").read_text())["as_peft_reads_it"] == (3 if is_tied else 4)
+    merge_(live)
+    assert live.config.tie_word_embeddings is is_tied
+    live.save_pretrained(tmp_path / "in memory")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "in memory")
+    torch.testing.assert_close(logits(again), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("on_a_tied_base", ["embedding"], indirect=True)
+def test_a_gguf_file_has_the_head_that_was_untied(on_a_tied_base, tmp_path):
+    place, _, expected = on_a_tied_base
+    made = export_gguf(place / "adapter", output=tmp_path / "gguf", quiet=True)
+    dense = GgufConfig(dequantize=True)
+    read = AutoModelForCausalLM.from_pretrained(
+        made.directory, gguf_file="model-f16.gguf", quantization_config=dense, dtype=torch.float32
+    )
+    torch.testing.assert_close(logits(read), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("on_a_tied_base", ["embedding", "head", "both"], indirect=True)
+def test_a_merge_of_another_reading_is_refused(on_a_tied_base, tmp_path, monkeypatch):
+    """The live model and the merge agree in what they misread, so only PEFT's rule can tell.
+
+    Planted bug caught: the tie, or one of the two weights, not looked at.
+    """
+    place, _, _ = on_a_tied_base
+    monkeypatch.setattr("dorakit.adapters.peft_format.keeps_ties", lambda config, tensors: True)
+    monkeypatch.setattr("dorakit.adapters.peft_format.matched_parameters", lenient)
+    with pytest.raises(GateError, match="PEFT"):
+        merge(place / "adapter", output=tmp_path / "merged", dtype="float32", quiet=True)
+
+
+def lenient(model, tensors, path, known=peft_format.matched_parameters):
+    """As it was once: one of a tied pair is enough."""
+    ends = {name: f"{name}.weight" for name, _ in whole_modules(model)}
+    filled = {
+        key: tensors[next(k for k in ends.values() if k in tensors)] for key in ends.values() if key not in tensors
+    }
+    return {key: p for key, p in known(model, {**tensors, **filled}, path).items() if key in tensors}
+
+
+@pytest.mark.parametrize("changes", [{"use_rslora": True}, {"alpha_pattern": {"q_proj": 9}}, {"lora_alpha": 9}])
+def test_a_scale_that_is_misread_is_refused(tmp_path, monkeypatch, changes):
+    """Planted bug caught: linear layers not held against PEFT's formula."""
+    attached = base("llama")
+    attach_(attached, method="dora", rank=4, alpha=8, target_modules=["q_proj"])
+    perturb_(attached)
+    save_adapter(attached, tmp_path, base_name_or_path="tiny:llama")
+    assert merge(tmp_path, output=tmp_path / "right", dtype="float32", quiet=True)
+    real = peft_format.read_config
+    monkeypatch.setattr("dorakit.adapters.peft_format.read_config", lambda directory: {**real(directory), **changes})
+    with pytest.raises(GateError, match="is not what PEFT makes of"):
+        merge(tmp_path, output=tmp_path / "wrong", dtype="float32", quiet=True)

@@ -1,5 +1,6 @@
 """`train --from`: a LoRA goes on as a DoRA that at first answers as the LoRA did."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -17,10 +18,12 @@ from dorakit.cli.app import app
 from dorakit.errors import GateError, Interrupted, ModelError, RecipeError, RunError, UsageError
 from dorakit.model.load import load_base
 from dorakit.model.source import sha256
+from dorakit.report.decomposition import decompose
 from dorakit.target import open_target
 from dorakit.training import optim
 from dorakit.training.checkpoint import named_checkpoint
 from dorakit.training.trained import restore_trained
+from dorakit.training.upgrade import find_predecessor
 
 KEPT = ("training.save_every=1", "training.keep_checkpoints=5")
 # 8-bit state, which is made anew where a checkpoint has none: that of step 0.
@@ -389,3 +392,45 @@ def test_the_targets_that_are_named_are_the_adapters(tmp_path, targets, written)
     theirs.peft_config["default"].base_model_name_or_path = "tiny:llama"
     theirs.save_pretrained(tmp_path / "adapter")
     assert followed(tmp_path, "lora", tmp_path / "adapter")[1] == [f"adapter.target_modules={written}"]
+
+
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["embed_tokens", "lm_head"]], ids=["embedding", "both"])
+def test_what_peft_untied_goes_on_untied(tmp_path, modules):
+    """Planted bugs caught: the pair tied again by the recipe, by a resume, or by who reads the run's own adapter."""
+    base = load_base("tiny:llama", dtype="float32")
+    base.model.config.tie_word_embeddings = True
+    base.model.tie_weights()
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    settings = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj"], modules_to_save=modules)
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32), settings)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    theirs.save_pretrained(tmp_path / "adapter")
+    changes = (*KEPT, "adapter.target_modules=[q_proj]", f"adapter.modules_to_save={json.dumps(modules)}")
+    runs = []
+    for place, stop in (("a", ""), ("b", "step:2=sigterm")):
+        recipe = tiny_recipe(tmp_path / place, "lora", changes, base=str(tmp_path / "base"))
+        failpoints.arm(stop)
+        try:
+            with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
+                train(recipe, start_from=tmp_path / "adapter", quiet=True)
+        finally:
+            failpoints.arm("")
+        runs.append(Run.open(recipe.output_dir))
+    whole, broken_off = runs
+    started = build_model(whole.recipe, keeps_ties=False).model
+    restore_trained(started, named_checkpoint(whole, "step-000000000").trained)
+    with torch.no_grad():
+        torch.testing.assert_close(started.eval()(IDS).logits, theirs.eval()(IDS).logits, rtol=1e-4, atol=1e-4)
+    resumed = train(broken_off.recipe, resume=broken_off, quiet=True)
+    one, two = (r.adapter / "adapter_model.safetensors" for r in (whole, resumed))
+    assert one.read_bytes() == two.read_bytes()
+    restore_trained(started, named_checkpoint(whole, "step-000000003").trained)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(whole), started(IDS).logits)
+    assert find_predecessor(whole.path, whole.recipe).keeps_ties is False
+    decompose(resumed)

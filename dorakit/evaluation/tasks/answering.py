@@ -18,7 +18,8 @@ from dorakit.evaluation.metrics import option_judge
 from dorakit.evaluation.progress import progress, say
 from dorakit.evaluation.tasks.kept import KeptAnswers
 from dorakit.evaluation.tasks.rows import TaskRows
-from dorakit.model.generate import check_prompts, end_of_text_ids, generate_ids
+from dorakit.model.generate import check_prompts, generate_ids
+from dorakit.model.stops import stop_token_ids
 from dorakit.parallel.world import World
 from dorakit.target import Target
 
@@ -56,7 +57,7 @@ def settings_of(target: Target, rows: TaskRows) -> dict[str, Any]:
     if rows.scoring == "logprob":
         form: dict[str, Any] = {"response": task.response, "options": list(task.options)}
     else:
-        stops = sorted(end_of_text_ids(model, target.tokenizer))
+        stops = sorted(stop_token_ids(target.tokenizer, model.generation_config))
         form = {"num_beams": task.num_beams, "max_new_tokens": task.max_new_tokens, "stop_ids": stops}
         form |= {"pattern": task.pattern.pattern, "takes": task.takes, "part": task.part, "metric": task.metric}
     return {
@@ -101,7 +102,6 @@ def _generate(
     quiet: bool,
 ) -> None:
     task = rows.task
-    stops = end_of_text_ids(target.model, target.tokenizer)
     order = sorted(rest, key=lambda number: -len(questions[number].prompt_ids))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -113,7 +113,6 @@ def _generate(
             max_new_tokens=task.max_new_tokens,
             batch_size=batch_size,
             num_beams=task.num_beams,
-            stop_ids=stops,
         )
         return [
             judged(questions[number], new, target.tokenizer, task.judge, max_new_tokens=task.max_new_tokens)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dorakit.evaluation.generation import summary
+from dorakit.evaluation.generation import ready_template_, summary
 from dorakit.evaluation.harness import find_harness_tasks, measure_harness_tasks
 from dorakit.evaluation.progress import say
 from dorakit.evaluation.tasks.answering import answer_rows, check_lengths, questions_of, settings_of
@@ -72,6 +72,7 @@ def evaluate_tasks(
         opened = open_target(
             target, recipe=recipe, base_only=base, base_model=base_model, accept_changes=accept_changes
         )
+        ready_template_(opened)  # it tells which token ends an answer; no prompt goes through it
         for line in opened.notes:
             say(line, quiet=quiet)
         if destination is None and run is not None:
