@@ -204,7 +204,7 @@ def _open_adapter(
 
 def _storage(directory: Path, recipe: Recipe | None) -> tuple[NF4Format | None, list[str]]:
     """How to store an adapter's base, None for as it is; and what to say where that is a guess."""
-    from dorakit.adapters.peft_format import STORAGE, base_storage
+    from dorakit.adapters.storage import STORAGE, base_storage
     from dorakit.build import nf4_format
 
     stored = base_storage(directory)

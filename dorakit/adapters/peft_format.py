@@ -3,15 +3,14 @@
 Written so that PEFT loads them, and read from whatever PEFT wrote for LoRA and DoRA on linear layers. What an adapter
 needs and we do not have is refused by name, never dropped: a DoRA without its magnitude is another model.
 
-Beside them lies dorakit.json, which PEFT does not read: how the base was stored, since an adapter that was trained on
-NF4 weights is another model on the original ones.
+Beside them lies dorakit.json (storage.py), which PEFT does not read.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,16 +23,15 @@ from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
 from dorakit.adapters.lora import LoRALinear
 from dorakit.adapters.peft_config import CONFIG, read_config, refuse_adapted_head, used_patterns
+from dorakit.adapters.storage import STORAGE, base_storage, stored_as
 from dorakit.adapters.ties import keeps_ties
-from dorakit.digests import TRAINED
 from dorakit.errors import ModelError, listed
 from dorakit.files import give_rights_of_new
-from dorakit.model.configs import read_object
 from dorakit.model.names import has_suffix, pattern_value
-from dorakit.model.nf4 import BLOCK_SIZES, NF4Format, NF4Linear
+from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.model.weights_check import Stored, check_weights
 
-WEIGHTS, STORAGE = "adapter_model.safetensors", TRAINED
+WEIGHTS = "adapter_model.safetensors"
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -66,7 +64,7 @@ def save_adapter(
     give_rights_of_new(path / WEIGHTS)
     config = _config(model, layers, base_name_or_path, revision)
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (path / STORAGE).write_text(json.dumps({"base_storage": _storage(model)}, indent=2) + "\n", encoding="utf-8")
+    (path / STORAGE).write_text(json.dumps({"base_storage": stored_as(model)}, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
@@ -161,50 +159,10 @@ def _check_ranks(path: Path, config: dict[str, Any], stored: dict[str, Stored]) 
         )
 
 
-def base_storage(directory: Path) -> NF4Format | Literal["unquantized"] | None:
-    """How the base of an adapter was stored when it was trained; None where nothing says so, as in PEFT's own.
-
-    Raises:
-        ModelError: dorakit.json is damaged, or names a format that is not known here.
-    """
-    path = directory / STORAGE
-    if not path.is_file():
-        return None
-    try:
-        stated = read_object(path)["base_storage"]
-        if stated is None:
-            return "unquantized"
-        if stated["format"] != "nf4":
-            raise ModelError(f"{path}: the base was stored as {stated['format']!r}; only nf4 is known")
-        if (size := stated["block_size"]) not in BLOCK_SIZES:
-            raise ModelError(f"{path}: block_size is {size!r}, expected one of {', '.join(map(str, BLOCK_SIZES))}")
-        return NF4Format(size, bool(stated["double_quant"]), tuple(map(str, stated["skip_modules"])))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path} does not say how the base was stored: {type(error).__name__}: {error}") from None
-
-
 def adapter_mode(directory: Path) -> str:
     """The mode that would train such an adapter; in 4 bits only where dorakit.json says that the base was stored so."""
     stored = "q" if isinstance(base_storage(directory), NF4Format) else ""
     return stored + ("dora" if read_config(directory).get("use_dora") else "lora")
-
-
-def _storage(model: nn.Module) -> dict[str, Any] | None:
-    quantized = next((module for module in model.modules() if isinstance(module, NF4Linear)), None)
-    if quantized is None:
-        return None
-    dense = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-    whole = [name for name, _ in whole_modules(model)]
-    dense = [name for name in dense if not any(f"{name}.".startswith(f"{owner}.copy.") for owner in whole)]
-    for wrapper in (*whole, *(name for name, _ in adapter_layers(model))):
-        inside = f"{wrapper}.base"  # of which the base knows nothing
-        dense = [wrapper + n.removeprefix(inside) if f"{n}.".startswith(f"{inside}.") else n for n in dense]
-    return {
-        "format": "nf4",
-        "block_size": quantized.block_size,
-        "double_quant": quantized.is_double_quantized,
-        "skip_modules": sorted(dense),
-    }
 
 
 def _config(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dorakit.adapters.peft_format import base_storage
+from dorakit.adapters.storage import base_storage
 from dorakit.digests import MERGED
 from dorakit.errors import ModelError, UsageError
 from dorakit.evaluation.progress import say

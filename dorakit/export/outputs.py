@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 import dorakit
 from dorakit.adapters.peft_config import CONFIG
-from dorakit.adapters.peft_format import STORAGE, WEIGHTS
+from dorakit.adapters.peft_format import WEIGHTS
+from dorakit.adapters.storage import STORAGE
 from dorakit.build import build_tokenizer
 from dorakit.data.chat import install_template_
 from dorakit.data.generation_config import read_generation_config, write_generation_config

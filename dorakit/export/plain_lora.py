@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import dorakit
 from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.peft_config import read_config
-from dorakit.adapters.peft_format import WEIGHTS, adapter_mode, base_storage, check_saved, save_adapter
+from dorakit.adapters.peft_format import WEIGHTS, adapter_mode, check_saved, save_adapter
+from dorakit.adapters.storage import base_storage
 from dorakit.data.chat import install_template_
 from dorakit.data.generation_config import write_generation_config
 from dorakit.digests import EXPORTED, sha256, write_receipt

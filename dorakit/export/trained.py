@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dorakit.adapters.peft_config import adapter_base
-from dorakit.adapters.peft_format import adapter_mode, base_storage, check_adapter
+from dorakit.adapters.peft_format import adapter_mode, check_adapter
+from dorakit.adapters.storage import base_storage
 from dorakit.build import nf4_format
 from dorakit.errors import UsageError
 from dorakit.model.nf4 import NF4Format

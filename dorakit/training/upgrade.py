@@ -20,7 +20,8 @@ from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.continued import continue_adapter_
 from dorakit.adapters.foreign_names import PREFIX
 from dorakit.adapters.peft_config import refuse_adapted_head, used_patterns
-from dorakit.adapters.peft_format import WEIGHTS, base_storage, check_adapter, read_tensors, shortest_targets
+from dorakit.adapters.peft_format import WEIGHTS, check_adapter, read_tensors, shortest_targets
+from dorakit.adapters.storage import base_storage
 from dorakit.adapters.ties import keeps_ties
 from dorakit.build import nf4_format
 from dorakit.digests import sha256

@@ -358,4 +358,4 @@ def test_the_tokenizer_of_a_gguf_base_is_copied(tmp_path):
     assert tokens[: len(texts) + 1] == [*texts, "<new>"] and len(tokens) == 320
     assert types[: len(texts) + 1] == [*kinds, gguf.TokenType.CONTROL]
     assert key(file, "tokenizer.chat_template") == "of the run"
-    assert said.notes == ["tokenizer: as in base.gguf, and 1 tokens that were added"]
+    assert said.notes == ["tokenizer: as in base.gguf, and 1 token added in training"]

@@ -250,7 +250,7 @@ def test_what_cannot_be_merged(trained, tmp_path):
         merge(copy, quiet=True)
     unfinished = Run(shutil.copytree(trained("lora").path, tmp_path / "run"))
     shutil.rmtree(unfinished.adapter)
-    with pytest.raises(RunError, match="no result yet"):
+    with pytest.raises(RunError, match="has lost its result"):
         merge(unfinished, quiet=True)
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GgufConfig
 from dorakit import attach_, load_adapter, merge, merge_, save_adapter
 from dorakit.adapters import peft_format
 from dorakit.adapters.attach import base_only, whole_modules
-from dorakit.adapters.peft_format import base_storage
+from dorakit.adapters.storage import base_storage
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import GateError, ModelError
 from dorakit.export.to_gguf import export_gguf
@@ -247,9 +247,11 @@ def test_a_scale_that_is_misread_is_refused(tmp_path, monkeypatch, changes):
     attached = base("llama")
     attach_(attached, method="dora", rank=4, alpha=8, target_modules=["q_proj"])
     perturb_(attached)
-    save_adapter(attached, tmp_path, base_name_or_path="tiny:llama")
-    assert merge(tmp_path, output=tmp_path / "right", dtype="float32", quiet=True)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    save_adapter(attached, adapter, base_name_or_path="tiny:llama")
+    assert merge(adapter, output=tmp_path / "right", dtype="float32", quiet=True)
     real = peft_format.read_config
     monkeypatch.setattr("dorakit.adapters.peft_format.read_config", lambda directory: {**real(directory), **changes})
     with pytest.raises(GateError, match="is not what PEFT makes of"):
-        merge(tmp_path, output=tmp_path / "wrong", dtype="float32", quiet=True)
+        merge(adapter, output=tmp_path / "wrong", dtype="float32", quiet=True)
