@@ -49,6 +49,14 @@ class KeptAnswers:
         if self._file is not None:
             self._file.flush()
 
+    def as_list(self) -> list[list[Any]]:
+        """`found` as JSON can hold it, for `take`."""
+        return [[number, prediction.as_dict(), seconds] for number, (prediction, seconds) in self.found.items()]
+
+    def take(self, answers: list[list[Any]]) -> None:
+        """Have the answers of another rank, and no others."""
+        self.found = {number: (Prediction(**fields), seconds) for number, fields, seconds in answers}
+
     def text(self) -> str:
         """All answers, in the order of their rows."""
         return "".join(_line(self.keys[number], *self.found[number]) for number in sorted(self.found))
