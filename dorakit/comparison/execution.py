@@ -43,6 +43,8 @@ def train_cell(cell: Cell, recipe: Recipe, output: Path, *, quiet: bool) -> Run:
     else:
         # The whole recipe as it is meant, so that the run does not hang on a file that may change.
         plan = output / "recipes" / f"{cell.name}.yaml"
+        if plan.parent.is_symlink():
+            raise RunError(f"{plan.parent} is a link, and a comparison is not followed out of its directory: remove it")
         plan.parent.mkdir(parents=True, exist_ok=True)
         write_whole(plan, dump_resolved(recipe))
         twin = ["--twin"] if recipe.origin.is_twin else []

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dorakit.errors import RunError
 from dorakit.evaluation.generation import Prediction
 from dorakit.files import naming, write_whole
+from dorakit.links import as_own
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,7 +82,7 @@ class KeptAnswers:
             RunError: Another process evaluates into the same file.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(path), open(path, "a+b") as file:
+        with naming(path), open(path, "a+b", opener=as_own) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
