@@ -444,6 +444,44 @@ def test_a_snapshot_of_the_hub_links_to_its_own_blobs(files, monkeypatch, capsys
     assert code == 2 and "outside its directory" in said
 
 
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("vocab", "{outside}"),
+        ("merges_file", "../private.txt"),
+        ("spm_file", "private.txt"),
+        ("fast_tokenizer_files", ["tokenizer.json", "../private.txt"]),
+        ("extra", {"vocab_file": "{outside}"}),
+    ],
+)
+def test_a_config_names_no_file_elsewhere(files, monkeypatch, capsys, key, name):
+    """Its lines would be tokens of what is written. Planted bug caught: only texts at the top are looked at."""
+    outside = files.tmp / "private.txt"
+    outside.write_text("password=hunter2\n")
+    monkeypatch.chdir(files.tmp)
+    value = json.loads(json.dumps(name).replace("{outside}", str(outside)))
+    settings = files.model / "tokenizer_config.json"
+    before = settings.read_text()
+    change_json(settings, **{key: value})
+    code, _, said = run_command(files.arguments(GENERATE), monkeypatch, capsys)
+    assert code == 2 and f"tokenizer_config.json: {key}" in said and "names a file outside" in said, said
+    settings.write_text(before)
+    change_json(settings, name_or_path=str(outside))
+    assert run_command(files.arguments(GENERATE), monkeypatch, capsys)[0] == 0
+
+
+@pytest.mark.parametrize("deep", ["additional_chat_templates/leak.jinja", "additional_chat_templates"])
+def test_a_link_below_the_top_leads_nowhere(files, monkeypatch, capsys, deep):
+    """Planted bug caught: links looked for at the top alone."""
+    (files.tmp / "private").mkdir()
+    (files.tmp / "private" / "leak.jinja").write_text("password=hunter2\n")
+    link = files.model / deep
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(files.tmp / "private" / ("leak.jinja" if deep.endswith("jinja") else ""))
+    code, _, said = run_command(files.arguments(GENERATE), monkeypatch, capsys)
+    assert code == 2 and f"{link} is a link to" in said and "outside its directory" in said, said
+
+
 def test_nf4_of_bitsandbytes_is_read_and_looked_at(trained, files, monkeypatch, capsys):
     """Entries 62 and 63. Planted bugs caught: NF4 refused; a NaN in its statistics taken for a weight."""
     command = ["quantize", trained("lora").path, "--output", files.tmp / "small", "--quiet"]
