@@ -61,7 +61,7 @@ def find_target(text: str) -> Place:
         return Place(text, "model", None, None)
     if not path.is_dir():
         if "/" in text and (run := run_around(text)) is not None:
-            hint = f"\n  `dorakit {_MAKERS[path.name]} {run.path}` makes it" if path.name in _MAKERS else ""
+            hint = f"\n  `dorakit {_MAKERS[path.name]} {typed(run.path)}` makes it" if path.name in _MAKERS else ""
             raise RunError(f"no such directory: {text}{hint}")
         beside = sorted(file.parent.name for file in path.parent.glob("*/run.json") if not file.parent.is_symlink())
         if "/" in text and beside:

@@ -35,7 +35,7 @@ from dorakit.lock import hold, refuse_held
 from dorakit.machine import machine_facts
 from dorakit.recipe.resolved import dump_resolved, with_first_sources
 from dorakit.recipe.schema import Recipe
-from dorakit.run_facts import SCHEMA_VERSION, check_facts
+from dorakit.run_facts import SCHEMA_VERSION, check_facts, field_of
 from dorakit.terminal import typed
 
 _LOCK = "run.lock"
@@ -246,6 +246,10 @@ class Run:
         if name == "run.json":
             check_facts(self.path / name, content)
         return content
+
+    def fact(self, name: str) -> Any:
+        """A field of run.json, as `run_facts.field_of` gives it."""
+        return field_of(self.path / "run.json", self.read("run.json"), name)
 
     def update(self, **fields: Any) -> None:
         """Change fields of run.json."""

@@ -12,7 +12,7 @@ import typer
 from dorakit.cli import completion, options
 from dorakit.cli.failures import failure, problem_dict
 from dorakit.errors import Problem, RecipeError, UsageError, shown
-from dorakit.terminal import json_line, printable
+from dorakit.terminal import json_line, printable, typed
 
 if TYPE_CHECKING:
     from dorakit.data.first_look import Look
@@ -158,7 +158,7 @@ def import_(
     if as_json:
         typer.echo(json_line(content))
     elif not quiet:
-        typer.echo(printable(f"next:  dorakit validate {target} --explain\n       dorakit data {target}"))
+        typer.echo(printable(f"next:  dorakit validate {typed(target)} --explain\n       dorakit data {typed(target)}"))
 
 
 def _recipe_files(arguments: list[str]) -> list[str]:

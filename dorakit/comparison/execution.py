@@ -23,6 +23,7 @@ from dorakit.files import write_whole
 from dorakit.recipe.resolved import dump_resolved
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
+from dorakit.terminal import typed
 
 
 def train_cell(cell: Cell, recipe: Recipe, output: Path, *, quiet: bool) -> Run:
@@ -96,7 +97,7 @@ def row_scores(run: Run, name: str, measure: Measure) -> dict[str, tuple[float, 
             return {f"{line['row']} {line['digest']}": (float(line["nats"]), int(line["tokens"])) for line in lines}
         return {f"{line['row']} {_digest(line)}": (float(bool(line["correct"])), 1) for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} cannot be used ({error})\n  remove {run.eval} and compare again") from None
+        raise RunError(f"{file} cannot be used ({error})\n  rm -r {typed(run.eval)}, and compare again") from None
 
 
 def _digest(line: dict[str, Any]) -> str:

@@ -125,7 +125,7 @@ def result_of(cell: Cell, run: Run, measure: Measure = Measure(), *, with_genera
     Raises:
         RunError: It was not measured, or the files are damaged.
     """
-    facts, measured = run.read("run.json"), run.read("eval/comparison.json")
+    measured = run.read("eval/comparison.json")
     forgotten = None
     if with_general:
         forgotten = float(run.read("eval/general.json")["loss"]) - float(run.read("eval/general-base.json")["loss"])
@@ -133,10 +133,10 @@ def result_of(cell: Cell, run: Run, measure: Measure = Measure(), *, with_genera
         cell=cell,
         rows=row_scores(run, "comparison", measure),
         unparsed=int(measured["unparsed"] or 0),
-        validation_loss=facts["best_validation_loss"],
-        seconds=float(facts["seconds"]),
-        peak_memory_bytes=int(facts["peak_memory_bytes"]),
-        trained_parameters=int(facts["trained_parameters"]),
+        validation_loss=run.fact("best_validation_loss"),
+        seconds=float(run.fact("seconds")),
+        peak_memory_bytes=int(run.fact("peak_memory_bytes")),
+        trained_parameters=int(run.fact("trained_parameters")),
         forgotten=forgotten,
         trained_on=measured.get("rows_trained_on"),  # absent in results of an earlier dorakit
     )

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,10 @@ from tiny_runs import tiny_recipe
 from transformers import modeling_gguf_pytorch_utils
 
 from dorakit import Run
+from dorakit.adapters.peft_config import read_config
+from dorakit.adapters.peft_format import check_adapter
 from dorakit.cli import app
+from dorakit.errors import ModelError
 from dorakit.model.load import AutoModelForCausalLM
 from dorakit.model.source import resolve
 
@@ -442,6 +446,29 @@ def test_a_snapshot_of_the_hub_links_to_its_own_blobs(files, monkeypatch, capsys
         path.symlink_to(target.replace("blobs", "others"))
     code, _, said = run_command(files.arguments(GENERATE), monkeypatch, capsys)
     assert code == 2 and "outside its directory" in said
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {f".*[a-z._0-9]*.*x{i}": 4 for i in range(1000)},
+        {f".*x{i}.*": 4 for i in range(1000)},
+        {f"x{i}+": 4 for i in range(10_000)},
+    ],
+)
+def test_patterns_do_not_take_for_ever(files, patterns):
+    """All together too. Planted bug caught: a bound for each pattern alone."""
+    change_json(files.settings, rank_pattern=patterns)
+    with pytest.raises(ModelError, match="patterns have so many repetitions"):
+        read_config(files.adapter)
+
+
+def test_many_plain_patterns_are_quick(files):
+    """Ten thousand module names, as PEFT writes them. Planted bug caught: each compiled anew for each module."""
+    change_json(files.settings, rank_pattern={f"model.layers.{i}.mlp.up_proj": 4 for i in range(100, 10_099)})
+    before = time.process_time()
+    check_adapter(files.adapter)
+    assert time.process_time() - before < 20
 
 
 @pytest.mark.parametrize(
