@@ -20,6 +20,7 @@ from pathlib import Path
 from dorakit.errors import RunError
 from dorakit.failpoints import reach
 from dorakit.files import FULL, naming
+from dorakit.links import not_followed, own
 
 _HELD, _OURS = "held.lock", "dorakit process"
 
@@ -34,11 +35,11 @@ def hold(file: Path, *, of: Path) -> Iterator[str]:
         RunError: Another process holds it, or the file system has no locks.
     """
     with naming(of):
-        lock = open(file, "ab+", buffering=0)  # what a full disk refuses is not written again when it is closed
+        lock = _taken(file, of)
     with lock:
         # What fails within the block may be anything's, so it is not named after the directory.
         with naming(of):
-            vanished = _take(lock, of)
+            vanished = _sign(lock)
         try:
             yield vanished
         finally:  # which a killed process does not come to
@@ -88,7 +89,7 @@ def refuse_held(file: Path, *, of: Path) -> None:
     """
     if not file.is_file():
         return
-    with naming(of), open(file, "rb", buffering=0) as lock:
+    with naming(of), open(file, "rb", buffering=0, opener=not_followed) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -97,7 +98,27 @@ def refuse_held(file: Path, *, of: Path) -> None:
             return
 
 
-def _take(lock: FileIO, of: Path) -> str:
+def _taken(file: Path, of: Path) -> FileIO:
+    """The file with its lock, and no other name: that of a copy with hard links would be one lock for two runs."""
+    is_own = False
+    while True:
+        # What a full disk refuses is not written again when it is closed.
+        lock = open(file, "ab+", buffering=0, opener=not_followed)
+        try:
+            _take(lock, of)
+            held, there = os.fstat(lock.fileno()), os.lstat(file)
+            if os.path.samestat(held, there):  # else another process gave it bytes of its own meanwhile
+                if is_own or held.st_nlink == 1:
+                    return lock
+                own(file)
+                is_own = True
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
+
+
+def _take(lock: FileIO, of: Path) -> None:
     reach("lock")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,6 +129,10 @@ def _take(lock: FileIO, of: Path) -> str:
             f"{of}: the file system cannot lock files ({error.strerror}), so two writers could not be kept apart\n"
             "  put output_dir on a local disk"
         ) from None
+
+
+def _sign(lock: FileIO) -> str:
+    """Say in the file who holds it; what it said of an earlier holder."""
     vanished = _content(lock)
     lock.truncate(0)
     holder = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode()

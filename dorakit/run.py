@@ -30,17 +30,15 @@ from typing import Any
 
 from dorakit.errors import RunError
 from dorakit.files import check_writable, naming, remove_rubbish, write_json, write_whole
+from dorakit.links import refuse_links
 from dorakit.lock import hold, refuse_held
 from dorakit.machine import machine_facts
 from dorakit.recipe.resolved import dump_resolved, with_first_sources
 from dorakit.recipe.schema import Recipe
+from dorakit.run_facts import SCHEMA_VERSION, check_facts, field_of
 from dorakit.terminal import typed
 
-SCHEMA_VERSION = 1
 _LOCK = "run.lock"
-# Of run.json, what is used without a further question.
-_FIELDS = {"state": str, "notes": list, "base": dict, "is_twin": bool}
-_NEEDED = ("state", "notes")
 
 
 class Run:
@@ -86,8 +84,9 @@ class Run:
                 if path.is_dir() and not any(path.iterdir()):
                     break
                 raise RunError(f"{path} exists and is not a run directory.\n  set output_dir to another place")
+            found = cls.open(path)
             refuse_held(path / _LOCK, of=path)
-            if cls.open(path).state != "finished":
+            if found.state != "finished":
                 raise RunError(
                     f"{path} holds an unfinished run.\n"
                     f"  go on with it:             dorakit train --resume {typed(path)}\n"
@@ -157,7 +156,7 @@ class Run:
         """Open an existing run directory.
 
         Raises:
-            RunError: The path holds no run, one made by a newer dorakit, or one whose run.json is damaged.
+            RunError: The path holds no run, one made by a newer dorakit, one whose run.json is damaged, or one with links.
         """
         path = Path(path)
         if not path.exists():
@@ -167,6 +166,9 @@ class Run:
             above = next((p for p in path.resolve().parents if (p / "run.json").is_file()), None)
             hint = f"\n  did you mean {above}?" if above else "\n  `dorakit train RECIPE` makes one"
             raise RunError(f"{path} is not a run directory: it has no run.json{hint}")
+        for place in (path, *path.absolute().parents):
+            if (place / "run.json").is_file():  # also a run that this one lies in, by a link
+                refuse_links(place)
         run.read("run.json")
         return run
 
@@ -242,8 +244,12 @@ class Run:
         if not isinstance(content, dict):
             raise RunError(f"{self.path / name} holds {type(content).__name__}, expected an object")
         if name == "run.json":
-            _check_facts(self.path / name, content)
+            check_facts(self.path / name, content)
         return content
+
+    def fact(self, name: str) -> Any:
+        """A field of run.json, as `run_facts.field_of` gives it."""
+        return field_of(self.path / "run.json", self.read("run.json"), name)
 
     def update(self, **fields: Any) -> None:
         """Change fields of run.json."""
@@ -274,17 +280,6 @@ class Run:
     def record(self, recipe: Recipe) -> None:
         """Put another recipe in the place of the one that the run began with, which recipe.yaml still is."""
         write_whole(self.path / "recipe.resolved.yaml", dump_resolved(recipe))
-
-
-def _check_facts(file: Path, facts: dict[str, Any]) -> None:
-    if (version := facts.get("schema")) != SCHEMA_VERSION:
-        raise RunError(f"{file} has schema {version!r:.40}; this dorakit reads {SCHEMA_VERSION}")
-    for field, kind in _FIELDS.items():
-        if field not in facts:
-            if field in _NEEDED:
-                raise RunError(f"{file} is damaged: it has no {field!r}")
-        elif not isinstance(facts[field], kind):
-            raise RunError(f"{file} is damaged: {field!r} is {facts[field]!r:.40}, expected a {kind.__name__}")
 
 
 def _point_latest_to(path: Path) -> None:

@@ -12,6 +12,7 @@ from dorakit.digests import refuse_changed
 from dorakit.errors import ModelError, ResourceError, RunError, UsageError
 from dorakit.place import Kind, Place, find_target
 from dorakit.run import Run
+from dorakit.terminal import typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -246,7 +247,7 @@ def _open_model(
     place: Place, recipe: Recipe | None, *, base_only: bool, as_stored: bool, accept_changes: Sequence[str]
 ) -> Target:
     if base_only:
-        hint = f"\n  the base of its run: {place.run.path} --base" if place.run else ""
+        hint = f"\n  the base of its run: {typed(place.run.path)} --base" if place.run else ""
         raise UsageError(f"--base: {place.text} is a whole model, with no adapter to switch off{hint}")
     try:
         base = _load(place.text, "main", recipe, as_stored=as_stored)

@@ -30,6 +30,15 @@ CALLS = {
     "jinja2.Environment": "renders outside the sandbox",
     "jinja2.Template": "renders outside the sandbox",
 }
+# By their last name, of whatever module: what one process of a group is sent by another is not unpickled.
+METHODS = {
+    "all_gather_object",
+    "broadcast_object_list",
+    "gather_object",
+    "recv_object_list",
+    "scatter_object_list",
+    "send_object_list",
+}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 # Keywords that are dangerous unless they say False.
 SWITCHES = {"shell", "allow_pickle", "trust_remote_code", "weights_only"}
@@ -72,6 +81,8 @@ def _called(node):
         argument = node.args[0]
         if isinstance(argument, ast.Constant) and str(argument.value).split(".")[0] in MODULES:
             yield f"imports {argument.value}"
+    if name.split(".")[-1] in METHODS:
+        yield f"{name} sends a pickle"
     for keyword in node.keywords:
         says_no = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
         if keyword.arg in SWITCHES and not says_no:
@@ -135,6 +146,7 @@ def test_the_source():
         "class Model:\n    trust_remote_code: bool = False",
         "typer.Option(False, '--trust-remote-code')",
         "reader(path, weights_only=True)",
+        "dist.all_gather_object(values, value)",
     ],
 )
 def test_each_is_found(text):

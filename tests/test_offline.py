@@ -3,6 +3,8 @@
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 
 import datasets
@@ -20,6 +22,36 @@ from dorakit.model import hub
 from dorakit.model.source import resolve
 from dorakit.plan.estimate import estimate
 from dorakit.recipe.schema import SourceSection
+
+# A package that fetches native code, and a processor for which bitsandbytes asks it to.
+_KERNELS = """
+def get_kernel(*arguments, **options):
+    open("asked", "a").close()
+    raise RuntimeError("no network")
+"""
+_IMPORTED = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Processor(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "bitsandbytes.backends.cpu.ops":
+            sys.modules["bitsandbytes.functional"].has_avx512bf16 = lambda: True
+
+sys.meta_path.insert(0, Processor())
+import {}
+import kernels  # is there again
+"""
+
+
+@pytest.mark.parametrize(("module", "asks"), [("bitsandbytes", True), ("dorakit.training.optim", False)])
+def test_bitsandbytes_fetches_no_kernel(tmp_path, module, asks):
+    """Its import does where the package `kernels` is installed, which a machine may have for something else."""
+    (tmp_path / "kernels.py").write_text(_KERNELS)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    code = [sys.executable, "-c", _IMPORTED.format(module)]
+    subprocess.run(code, check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
+    assert (tmp_path / "asked").exists() == asks
 
 
 @pytest.fixture

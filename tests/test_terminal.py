@@ -1,21 +1,29 @@
 """Text of a model, a file or a row is shown on the terminal and does not steer it."""
 
+import ast
 import itertools
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made_runs import made_run
 from safetensors.torch import load_file, save_file
 from tiny_runs import tiny_recipe
 from typer.testing import CliRunner
 
+import dorakit
 from dorakit import Run
 from dorakit.cli import app
+from dorakit.errors import RunError
 from dorakit.evaluation import generation, task
 from dorakit.evaluation.progress import say
 from dorakit.model.load import load_base
+from dorakit.place import find_target
 from dorakit.terminal import json_line, printable
 from dorakit.training.metrics import Metrics
 
@@ -162,3 +170,46 @@ def test_names_of_tensors_in_a_model(tmp_path, monkeypatch, capsys):
     code, said = said_by(monkeypatch, capsys, "generate", adapter, "-p", "x")
     assert code == 2 and "owned" in said.err
     assert not steers(said.err)
+
+
+# What a person may copy into a shell, up to a path.
+_COMMAND = re.compile(r"(dorakit [a-z]+( -?-[a-z-]+)*|\b(rm -r|mv)) $")
+
+
+def unquoted(source: str) -> list[str]:
+    """Values that an f-string puts behind a command without `typed`."""
+    tree, found = ast.parse(source), []
+    quoted = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("typed(")
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        parts = node.values if isinstance(node, ast.JoinedStr) else []
+        for before, value in itertools.pairwise(parts):
+            if (
+                isinstance(before, ast.Constant)
+                and isinstance(value, ast.FormattedValue)
+                and _COMMAND.search(before.value)
+            ):
+                text = ast.unparse(value.value)
+                is_fixed = text in quoted or text.startswith(("typed(", "'")) or text.isupper()
+                found += [] if is_fixed else [text]
+    return found
+
+
+def test_advice_quotes_its_paths():
+    """A path may hold a blank, or a command. Planted bug caught: `dorakit merge {run.path}`."""
+    files = sorted(Path(dorakit.__file__).parent.rglob("*.py"))
+    odd = {file.name: names for file in files if (names := unquoted(file.read_text(encoding="utf-8")))}
+    assert odd == {}
+    assert unquoted('f"  dorakit train --resume {run.path}"') == ["run.path"] and not unquoted('f"rm -r {typed(x)}"')
+
+
+def test_advice_about_a_run_with_a_strange_name(tmp_path):
+    run = made_run(tmp_path / "x; touch PWNED #")
+    with pytest.raises(RunError) as caught:
+        find_target(f"{run}/merged")
+    assert f"dorakit merge {shlex.quote(str(run))}`" in str(caught.value)

@@ -45,6 +45,8 @@ _STARTS_BESIDE_THE_BASE = (None, True, False, "gaussian", "orthogonal", "eva", "
 _REPEATED = re.compile(r"(?<!\\)[*+{?]")
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _MAX_REPETITIONS, _MAX_PATTERN, _MAX_PATTERNS = 3, 500, 10_000
+# What all patterns together may cost for a module name: one with n repetitions tries up to _LENGTH ** n ways.
+_LENGTH, _MAX_WORK = 30, 250_000
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -142,6 +144,11 @@ def _check_values(path: Path, config: dict[str, Any]) -> None:
         expect(key, "an object of module names and numbers", right)
         for pattern in patterns:
             _check_pattern(path, key, pattern)
+        if sum(_LENGTH ** len(_REPEATED.findall(pattern)) for pattern in patterns) > _MAX_WORK:
+            raise ModelError(
+                f"{path}: {key}: its {len(patterns):,} patterns have so many repetitions (* + ? {{) that matching them could "
+                "take hours\n  write the module names out"
+            )
 
 
 def _check_pattern(path: Path, key: str, pattern: str) -> None:

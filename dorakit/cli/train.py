@@ -59,6 +59,7 @@ def train(
     """
     from dorakit.parallel.environment import this_process
     from dorakit.parallel.launch import launch_and_exit
+    from dorakit.place import run_around
     from dorakit.recipe.schema import Recipe
     from dorakit.run import Run
     from dorakit.training import start
@@ -73,6 +74,7 @@ def train(
     overrides = [*(overrides or []), *_placed(output, overrides or [], is_new=resume is None)]
     run, checkpoint = None, None
     if resume is not None:
+        run_around(str(resume))  # as it is typed: opened, so that no link within a run is followed out of it
         directory = resume.resolve()
         if directory.parent.name == "checkpoints" and not (directory / "run.json").is_file():
             directory, checkpoint = directory.parents[1], directory.name

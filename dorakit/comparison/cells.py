@@ -91,9 +91,8 @@ def check_same(run: Run, recipe: Recipe) -> None:
         RunError: It was trained with other settings; the first three are named.
     """
     then, now = settings(run.recipe), settings(recipe)
-    facts = run.read("run.json")
-    then["--twin"], now["--twin"] = str(facts["is_twin"]), str(recipe.origin.is_twin)
-    then["--from"], now["--from"] = "an adapter" if facts.get("from") else "none", "none"
+    then["--twin"], now["--twin"] = str(run.fact("is_twin")), str(recipe.origin.is_twin)
+    then["--from"], now["--from"] = "an adapter" if run.read("run.json").get("from") else "none", "none"
     different = [
         f"{key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} asked for"
         for key in sorted(then.keys() | now.keys())
@@ -116,11 +115,10 @@ def check_alike(runs: Sequence[tuple[Cell, Run]]) -> None:
     """
     seen: dict[tuple[str, int], tuple[Cell, object]] = {}
     for cell, run in runs:
-        facts = run.read("run.json")
         for what, seed, value in (
-            ("base", 0, facts["base"]["files"]),
-            ("rows", cell.seed, facts["data"]["fingerprint"]),
-            ("dtype", 0, facts.get("computing", {}).get("dtype")),
+            ("base", 0, run.fact("base.files")),
+            ("rows", cell.seed, run.fact("data.fingerprint")),
+            ("dtype", 0, run.read("run.json").get("computing", {}).get("dtype")),
         ):
             first, known = seen.setdefault((what, seed), (cell, value))
             if known != value:

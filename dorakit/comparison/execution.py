@@ -23,6 +23,7 @@ from dorakit.files import write_whole
 from dorakit.recipe.resolved import dump_resolved
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
+from dorakit.terminal import typed
 
 
 def train_cell(cell: Cell, recipe: Recipe, output: Path, *, quiet: bool) -> Run:
@@ -43,6 +44,8 @@ def train_cell(cell: Cell, recipe: Recipe, output: Path, *, quiet: bool) -> Run:
     else:
         # The whole recipe as it is meant, so that the run does not hang on a file that may change.
         plan = output / "recipes" / f"{cell.name}.yaml"
+        if plan.parent.is_symlink():
+            raise RunError(f"{plan.parent} is a link, and a comparison is not followed out of its directory: remove it")
         plan.parent.mkdir(parents=True, exist_ok=True)
         write_whole(plan, dump_resolved(recipe))
         twin = ["--twin"] if recipe.origin.is_twin else []
@@ -94,7 +97,7 @@ def row_scores(run: Run, name: str, measure: Measure) -> dict[str, tuple[float, 
             return {f"{line['row']} {line['digest']}": (float(line["nats"]), int(line["tokens"])) for line in lines}
         return {f"{line['row']} {_digest(line)}": (float(bool(line["correct"])), 1) for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} cannot be used ({error})\n  remove {run.eval} and compare again") from None
+        raise RunError(f"{file} cannot be used ({error})\n  rm -r {typed(run.eval)}, and compare again") from None
 
 
 def _digest(line: dict[str, Any]) -> str:

@@ -140,7 +140,7 @@ def result_of(cell: Cell, run: Run, measure: Measure = Measure(), *, with_genera
     Raises:
         RunError: It was not measured, or the files are damaged.
     """
-    facts, measured = run.read("run.json"), run.read("eval/comparison.json")
+    measured = run.read("eval/comparison.json")
     forgotten = None
     if with_general:
         forgotten = float(run.read("eval/general.json")["loss"]) - float(run.read("eval/general-base.json")["loss"])
@@ -149,9 +149,9 @@ def result_of(cell: Cell, run: Run, measure: Measure = Measure(), *, with_genera
         rows=row_scores(run, "comparison", measure),
         unparsed=int(measured["unparsed"] or 0),
         validation_loss=_validation_loss(run),
-        seconds=float(facts["seconds"]),
-        peak_memory_bytes=int(facts["peak_memory_bytes"]),
-        trained_parameters=int(facts["trained_parameters"]),
+        seconds=float(run.fact("seconds")),
+        peak_memory_bytes=int(run.fact("peak_memory_bytes")),
+        trained_parameters=int(run.fact("trained_parameters")),
         forgotten=forgotten,
         trained_on=measured.get("rows_trained_on"),  # absent in results of an earlier dorakit
     )
@@ -160,7 +160,7 @@ def result_of(cell: Cell, run: Run, measure: Measure = Measure(), *, with_genera
 def _validation_loss(run: Run) -> float | None:
     """Of the weights that are tested: those of the last step, or with keep_best those of the lowest."""
     if run.recipe.training.keep_best:
-        best: float | None = run.read("run.json")["best_validation_loss"]
+        best: float | None = run.fact("best_validation_loss")
         return best
     return read_content(run).last("validation/loss")
 

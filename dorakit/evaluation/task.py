@@ -219,9 +219,9 @@ def _measure(
     losses: list[dict[str, Any]] = []
     if rows.documents:
         size = target.recipe.training.micro_batch_size
-        own = world.share(rows.documents)
+        some = world.share(rows.documents)
         sums = world.collected(
-            row_losses(target.model, target.tokenizer, own, micro_batch_size=size, quiet=quiet) if own else []
+            row_losses(target.model, target.tokenizer, some, micro_batch_size=size, quiet=quiet) if some else []
         )
         loss = math.fsum(sums) / tokens
         if not math.isfinite(loss):
@@ -256,9 +256,8 @@ def _measure(
         predictions = choose_options(*whose, rows.questions, judge, options=section.options, world=world, **how)
     else:
         share = world.share(rows.questions)
-        predictions = world.collected(
-            answer_questions(*whose, share, judge, max_new_tokens=section.max_new_tokens, **how) if share else []
-        )
+        own = answer_questions(*whose, share, judge, max_new_tokens=section.max_new_tokens, **how) if share else []
+        predictions = [Prediction(**fields) for fields in world.collected([answer.as_dict() for answer in own])]
     result |= summary(predictions)
     result["samples"] = [
         {"prompt_tail": p.prompt[-_TAIL:], "answer": p.answer, "generated": p.generated, "correct": p.correct}

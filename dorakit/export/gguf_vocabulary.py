@@ -16,6 +16,7 @@ from typing import Any
 import gguf
 
 from dorakit.errors import ModelError, shown
+from dorakit.model.configs import read_object
 from dorakit.words import counted
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -141,8 +142,52 @@ def _step(step: dict[str, Any]) -> tuple[str, Any]:
 
 
 def _read(directory: Path) -> dict[str, Any]:
+    """The content of tokenizer.json, as far as this file uses it; {} where there is none.
+
+    Raises:
+        ModelError: It is damaged.
+    """
     file = directory / "tokenizer.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    found = read_object(file)
+    parts = ("model", "decoder", "normalizer", "pre_tokenizer")
+    problems = [f"{part} is {found[part]!r:.60}" for part in parts if not isinstance(found.get(part) or {}, dict)]
+    problems += [
+        f"added_tokens[{number}] is {added!r:.60}"
+        for number, added in enumerate(found.get("added_tokens") or [])
+        if not (isinstance(added, dict) and _is_added(added))
+    ]
+    if not problems:
+        model = found.get("model") or {}
+        if model.get("type") == "BPE":
+            kinds = {"vocab": dict, "merges": list}
+            problems = [
+                f"model.{key} is {model.get(key)!r:.60}" for key in kinds if not isinstance(model.get(key), kinds[key])
+            ]
+        vocabulary = model.get("vocab") or {}
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else [vocabulary]
+        problems += [f"model.vocab has {value!r:.60}" for value in ids if not _is_id(value)]
+        steps = (found.get("pre_tokenizer") or {}).get("pretokenizers") or []
+        problems += [] if _are_steps(steps) else [f"pre_tokenizer.pretokenizers is {steps!r:.60}"]
+    if problems:
+        raise ModelError(f"{file} is damaged: {problems[0]}\n  take it from the base again")
+    return found
+
+
+def _is_added(added: dict[str, Any]) -> bool:
+    return _is_id(added.get("id")) and isinstance(added.get("content"), str) and isinstance(added.get("special"), bool)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_steps(steps: Any) -> bool:
+    """Whether `_step` can look at them."""
+    return isinstance(steps, list) and all(
+        isinstance(step, dict) and isinstance(step.get("pattern") or {}, dict) for step in steps
+    )
 
 
 def _added(tokenizer: dict[str, Any]) -> dict[int, tuple[str, int]]:

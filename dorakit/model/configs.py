@@ -1,12 +1,14 @@
 """JSON files of a model or an adapter that somebody else wrote: read with the place of a mistake, refused where they name code.
 
 transformers and PEFT import modules, and fetch kernels from a hub, by keys of such files. None of that is offered here,
-so a file that asks for it asks for something that it would not get; it is refused before a library reads it.
+so a file that asks for it asks for something that it would not get; it is refused before a library reads it. Nor may a config
+name a file elsewhere, which a tokenizer would open and take over, line by line.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -35,16 +37,22 @@ _IMPLEMENTATION_KEYS = (
 _BUILT_IN = re.compile(r"[a-z0-9_|]+")
 # PEFT names the class of the base so where an adapter has no task_type. It is never imported here.
 _OF_TRANSFORMERS = re.compile(r"transformers(\.[A-Za-z0-9_]+)*")
+# Where it was made, which is recorded and not opened.
+_RECORDED = ("name_or_path", "_name_or_path", "base_model_name_or_path", "special_tokens_map_file")
+# Keys of files, whose value may be a bare name: `vocab`, `merges_file`, `spm_file`, `fast_tokenizer_files`.
+_FILE_KEY = re.compile(r"vocab|merges|.*(file|files|path|spm)")
 
 
 def check_configs(directory: Path) -> None:
-    """Read every `*config.json` of a model or adapter directory and refuse those that name code.
+    """Read every `*config.json` of a model or adapter directory and refuse those that name code or a file elsewhere.
 
     Raises:
-        ModelError: One is not valid JSON, or names code.
+        ModelError: One is not valid JSON, or names code, or a file outside the directory.
     """
-    for path in sorted(directory.glob("*config.json")):
-        refuse_code(path, read_object(path))
+    for path in sorted({*directory.glob("*config.json"), *directory.glob("special_tokens_map.json")}):
+        stated = read_object(path)
+        refuse_code(path, stated)
+        _refuse_files_elsewhere(path, stated)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -107,6 +115,23 @@ def refuse_code(path: Path, stated: dict[str, Any]) -> None:
                 f"{path}: {place} = {_short(value)} names code, and code that a model brings or asks for is never run\n"
                 f"  use a model that transformers has built in; if this one is, remove {key!r} from {path.name}"
             )
+
+
+def _refuse_files_elsewhere(path: Path, stated: dict[str, Any]) -> None:
+    """Refuse a value that names a file outside the directory, as a library may open it: from here, or from the directory."""
+    root = path.parent.resolve()
+    for place, key, value in _entries(stated):
+        for name in value if isinstance(value, list) else [value]:
+            if not isinstance(name, str) or key in _RECORDED or not ("/" in name or _FILE_KEY.fullmatch(key)):
+                continue
+            for found in (Path(name), path.parent / name):
+                # Of a snapshot of the hub, what lies in it is a link to its blobs.
+                is_within = Path(os.path.normpath(Path.cwd() / found)).is_relative_to(os.path.abspath(path.parent))
+                if os.path.isfile(found) and not (is_within or found.resolve().is_relative_to(root)):
+                    raise ModelError(
+                        f"{path}: {place} = {_short(value)} names a file outside {path.parent}, which is not read\n"
+                        f"  put the file there, or remove {key!r} from {path.name}"
+                    )
 
 
 def _entries(stated: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -7,6 +7,8 @@ refused, as it would make a model of a stranger read, hash and name files of thi
 
 from __future__ import annotations
 
+import fnmatch
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ def check_files(directory: Path) -> None:
     roots = [root]
     if root.parent.name == "snapshots":
         roots.append(root.parent.parent / "blobs")  # as it is: a blobs that is itself a link leads elsewhere
-    for path in sorted({path for pattern in READ for path in directory.glob(pattern)}):
+    for path in _looked_at(directory):
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError):  # a loop of links is a RuntimeError up to Python 3.12
@@ -61,9 +63,25 @@ def check_files(directory: Path) -> None:
                 f"{path} is a link to {target}, outside its directory\n"
                 "  put the file itself there, or name the directory that it is in"
             )
-        if not target.is_file():
+        if not target.is_file() and not (target.is_dir() and path.parent != directory):
             kind = "a directory" if target.is_dir() else "not a regular file"
             raise ModelError(f"{path} is {kind}; remove it or put the file there")
+
+
+def _looked_at(directory: Path) -> list[Path]:
+    """What is read from a directory, and every link below it to such a file or to a directory, at any depth."""
+    found = {path for pattern in READ for path in directory.glob(pattern)}
+    for above, directories, files in os.walk(directory):
+        places = [
+            *(Path(above, name) for name in directories),
+            *(Path(above, name) for name in files if _is_read(name)),
+        ]
+        found |= {path for path in places if path.is_symlink()}
+    return sorted(found)
+
+
+def _is_read(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in READ)
 
 
 def _check_kind(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import TypeVar
@@ -56,6 +57,11 @@ def select(names: Iterable[str], wanted: str | list[str], *, setting: str) -> li
 def pattern_value(name: str, patterns: dict[str, _Number], default: _Number) -> _Number:
     """The value whose key matches the end of `name`, as PEFT reads rank_pattern and alpha_pattern: first hit wins."""
     for key, value in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", name):
+        if _ending(key).match(name):
             return value
     return default
+
+
+@functools.lru_cache(maxsize=1 << 15)  # re's own keeps 512
+def _ending(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")

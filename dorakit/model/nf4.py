@@ -2,11 +2,9 @@
 
 `NF4Linear` holds plain uint8 tensors and calls `bitsandbytes.functional`. It is not `bnb.nn.Linear4bit`, which on a CPU
 with avx512_bf16 repacks its weight in an eval forward: training after that loses the gradient through the base.
-Bytes, and the names on disk, are bitsandbytes' own. The transformers quantizer that streams weights into these layers
-is in model/streaming.py.
+Bytes, and the names on disk, are bitsandbytes' own. model/streaming.py streams weights into these layers.
 
-An adapter sees its base only through `dense_weight` and `.bias`; whether the base is dense or NF4 is decided here and
-nowhere else.
+An adapter sees its base only through `dense_weight` and `.bias`; whether the base is dense or NF4 is decided here alone.
 """
 
 from __future__ import annotations
@@ -22,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from dorakit.errors import ModelError
+from dorakit.model.packages import not_importable
 
-# On import bitsandbytes advises installing an optional package whose kernel is not called here.
+# On import bitsandbytes advises installing an optional package, `kernels`, whose kernel is not called here.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-import bitsandbytes.functional as bnb  # noqa: E402
+with not_importable("kernels"):  # where it is installed, the import would fetch native code from a hub and run it
+    import bitsandbytes.functional as bnb
 
 # Scratch of bitsandbytes' quantizer is a multiple of its input, so weights are quantized in slices of about this size.
 _CHUNK_WEIGHTS = 1 << 22

@@ -1,9 +1,12 @@
-"""Bases that come inside a Python package: `pkg:<package>/<file>`."""
+"""Python packages: bases that come inside one (`pkg:<package>/<file>`), and one that is kept from another."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from dorakit.errors import ModelError
@@ -45,6 +48,19 @@ def inside_package(base: str) -> Path:
         models = ", ".join(str(p.relative_to(root)) for p in sorted(root.rglob("*.gguf"))) or "no .gguf file"
         raise ModelError(f"{base}: the package {package} has no file {inside!r}; it holds {models}")
     return path
+
+
+@contextlib.contextmanager
+def not_importable(package: str) -> Iterator[None]:
+    """Within the block, importing a package fails as if it were not installed."""
+    before = sys.modules.get(package)
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.modules.pop(package, None)
+        if before is not None:
+            sys.modules[package] = before
 
 
 def _place(base: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""What torchrun (or another launcher) tells a process of its group, read without torch."""
+"""What `--nproc`, torchrun or another launcher tells a process of its group, read without torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import platform
 from dataclasses import dataclass
 
 from dorakit.errors import UsageError
+
+# Set by `--nproc` (parallel/launch.py): the file in which the ranks of one host meet.
+MEETING = "DORAKIT_MEETING_FILE"
 
 
 @dataclass(frozen=True)

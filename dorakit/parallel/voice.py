@@ -1,7 +1,8 @@
 """One message and one exit code for a group of processes, whichever of them fails.
 
 Who fails leaves, which ends whatever the others wait for. Who was first to leave says why; the others end with its exit code and
-say nothing. They find each other in a key-value store: torchrun's own, or without torchrun one that the first rank keeps.
+say nothing. They find each other in a key-value store: the file that `--nproc` names, torchrun's own, or one that the first
+rank keeps.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from dorakit.errors import MachineError, PeerLost, ToldByAnother
-from dorakit.parallel.environment import Member, this_process
+from dorakit.parallel.environment import MEETING, Member, this_process
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -60,19 +61,26 @@ def one_voice() -> Iterator[None]:
         _store = None
 
 
-def address() -> tuple[str, int]:
-    """Host and port where the group meets, as the launcher says."""
+def meeting_place() -> str:
+    """Where the group meets, as the launcher says: a file, or HOST:PORT."""
+    return os.environ.get(MEETING) or ":".join(map(str, _address()))
+
+
+def _address() -> tuple[str, int]:
     return os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
 
 
 def _keeps_store(member: Member) -> bool:
-    return member.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    is_kept = MEETING in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return member.is_first and not is_kept
 
 
 def _connected(member: Member) -> Store:
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    host, port = address()
+    if file := os.environ.get(MEETING):
+        return FileStore(file, member.size)
+    host, port = _address()
     try:
         store = TCPStore(
             host,

@@ -1,12 +1,13 @@
-"""The processes of one training, and what they tell each other.
+"""The processes of one training, and what they tell each other: tensors and JSON, never pickles.
 
-Nothing here starts a process: torchrun does (parallel/launch.py). Every rank goes through the same steps; the first one
+Nothing here starts a process: parallel/launch.py does, or torchrun. Every rank goes through the same steps; the first one
 writes files and speaks. A rank that fails leaves, so that there is nothing for the others to hang in (parallel/voice.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from torch import Tensor
 from dorakit.errors import MachineError, PeerLost, RunError
 from dorakit.model.load import pick_device
 from dorakit.parallel.environment import Member, this_process
-from dorakit.parallel.voice import address, one_voice, store_of_group
+from dorakit.parallel.voice import meeting_place, one_voice, store_of_group
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -26,7 +27,10 @@ _SECONDS_TO_ANSWER = 3600
 
 
 class World:
-    """The group, as one rank sees it; of a group of one, every exchange is with itself and costs nothing."""
+    """The group, as one rank sees it; of a group of one, every exchange is with itself and costs nothing.
+
+    Values are those of JSON, with texts for keys; a tuple arrives as a list.
+    """
 
     def __init__(self, member: Member | None = None):
         self.member = member or Member()
@@ -56,10 +60,14 @@ class World:
         """The value of each rank, by rank, on every rank."""
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
+        own = _packed(value)
+        lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
         with _talking():
-            dist.all_gather_object(values, value)
-        return values
+            dist.all_gather(lengths, torch.tensor([len(own)]))
+            longest = max(int(length) for length in lengths)
+            parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(parts, torch.cat([own, own.new_zeros(longest - len(own))]))
+        return [_unpacked(part[: int(length)]) for part, length in zip(parts, lengths, strict=True)]
 
     def stacked(self, rows: Tensor, number: int) -> Tensor:
         """On every rank the rows of all, `number` in all, dealt out as torch.chunk does."""
@@ -75,19 +83,17 @@ class World:
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` returns on the first rank, the only one to call it; on every rank."""
-        value = make() if self.is_first else None
-        if self.size > 1:
-            box = [value]
-            with _talking():
-                dist.broadcast_object_list(box, src=0)
-            value = box[0]
-        return value  # type: ignore[return-value]
+        if self.size == 1:
+            return make()
+        packed = _packed(make()) if self.is_first else torch.empty(0, dtype=torch.uint8)
+        length = self.tensor_from_first(torch.tensor(len(packed)))
+        if not self.is_first:
+            packed = packed.new_empty(int(length))
+        value: T = _unpacked(self.tensor_from_first(packed))
+        return value
 
     def tensor_from_first(self, tensor: Tensor) -> Tensor:
-        """The first rank's tensor, on the CPU of every rank; elsewhere only shape and dtype count, so it may be on meta.
-
-        Not through `from_first`: of a view, pickle takes the whole storage.
-        """
+        """The first rank's tensor, on the CPU of every rank; elsewhere only shape and dtype count, so it may be on meta."""
         own = tensor.cpu().contiguous() if self.is_first else torch.empty(tensor.shape, dtype=tensor.dtype)
         if self.size > 1:
             with _talking():
@@ -160,9 +166,18 @@ def _meet(member: Member, timeout: timedelta, backend: str) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise MachineError(
-            f"rank {member.rank} of {member.size} did not find the others at {':'.join(map(str, address()))} within "
+            f"rank {member.rank} of {member.size} did not find the others at {meeting_place()} within "
             f"{timeout.total_seconds():.0f} s: {str(error).splitlines()[0]:.200}"
         ) from error
+
+
+def _packed(value: Any) -> Tensor:
+    """A value as the bytes of its JSON."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor) -> Any:
+    return json.loads(packed.numpy().tobytes())
 
 
 @contextlib.contextmanager

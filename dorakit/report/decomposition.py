@@ -118,9 +118,8 @@ def find_snapshots(run: Run) -> tuple[list[Snapshot], list[str]]:
         step = int(path.name.removeprefix("step-"))
         found[step] = Snapshot(step, (path / "adapter.safetensors",), is_result=False)
     if run.state == "finished":
-        facts = run.read("run.json")
-        kept_best = run.recipe.training.keep_best and facts["best_step"]
-        step = int(facts["best_step"] if kept_best else facts["steps"])
+        kept_best = run.recipe.training.keep_best and run.fact("best_step")
+        step = int(run.fact("best_step" if kept_best else "steps"))
         if step not in found:
             found[step] = Snapshot(step, _result_files(run, notes), is_result=True)
     if not found:

@@ -25,10 +25,24 @@ from dorakit.errors import ResourceError, RunError
 from dorakit.failpoints import reach
 from dorakit.files import FULL, discard, whole_directory, write_json
 from dorakit.run import Run
+from dorakit.run_facts import Count, Maybe, check_shape
 from dorakit.terminal import typed
 from dorakit.training.manifest import verify, write_manifest
 from dorakit.training.trained import load_tensors, save_tensors
 
+_STATE = {
+    "step": Count(),
+    "num_tokens?": Count(),
+    "summed_rate?": float,
+    "best_loss?": Maybe(float),
+    "best_step?": Count(),
+    "seconds?": float,
+    "skipped?": Count(),
+    "is_exact?": bool,
+    "optimizer": {str: float},
+    "computing": {str: str},
+    "facts": {"recipe": {str: str}, "base": {str: str}, "data": str, "template": str},
+}
 _NAME = re.compile(r"step-(\d{9})")
 _NAME_ASIDE = re.compile(r"aside-(\d+-)?step-\d{9}")
 CHECKPOINT_FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
@@ -222,8 +236,8 @@ def _name(step: int) -> str:
 
 def _best_step(checkpoint: Path) -> int:
     try:
-        return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["best_step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(read_state(checkpoint).get("best_step", 0))
+    except (OSError, RunError):
         return 0  # damaged: it will not be resumed from
 
 
@@ -248,6 +262,23 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """The state.json of a checkpoint, with every field that is used later.
+
+    Raises:
+        RunError: With what is missing or odd.
+    """
+    file = path / "state.json"
+    try:
+        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file} is not valid JSON: {error}") from None
+    check_shape(file, state, _STATE)
+    if state.get("best_step") and state.get("best_loss") is None:
+        raise RunError(f"{file} is damaged: 'best_step' is {state['best_step']}, and it has no 'best_loss'")
+    return state
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Verify a checkpoint, then read it.
 
@@ -255,13 +286,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         RunError: As `manifest.verify`; or a file holds something else than it should.
     """
     verify(path, CHECKPOINT_FILES)
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        step = int(state["step"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: state.json cannot be used ({type(error).__name__}: {error})") from None
+    state = read_state(path)
     return Checkpoint(
-        step=step,
+        step=state["step"],
         trained=load_tensors(path / "adapter.safetensors"),
         optimizer=load_tensors(path / "optimizer.safetensors"),
         state=state,

@@ -30,7 +30,7 @@ from dorakit.training.nonfinite import is_finite, pass_over
 from dorakit.training.opening import SMALLER, base_facts, begun, taken_up
 from dorakit.training.optim import learning_rate, num_trained
 from dorakit.training.prepare import Prepared, prepare
-from dorakit.training.restore import Restored, Start, restore
+from dorakit.training.restore import Progress, Restored, Start, restore
 from dorakit.training.result import whole_model, write_result
 from dorakit.training.resume import Facts
 from dorakit.training.same_start import agree, put_in_, put_in_trained_
@@ -64,10 +64,10 @@ def train(
                 held.enter_context(taken_up(resume, recipe, checkpoint, accept_changes, quiet=quiet))
         prepared = prepare(recipe, place, world, start_from=start_from, resume=resume)
         path = world.from_first(
-            lambda: resume.path if resume else held.enter_context(begun(prepared, accept_changes, world.member)).path
+            lambda: str((resume or held.enter_context(begun(prepared, accept_changes, world.member))).path)
         )
         start = Start(checkpoint, tuple(accept_changes), has_adapter=prepared.predecessor is not None)
-        return _Training(prepared, Run(path), world, start, quiet=quiet).run()
+        return _Training(prepared, Run(Path(path)), world, start, quiet=quiet).run()
 
 
 class _Training:
@@ -96,7 +96,7 @@ class _Training:
                 total_steps=self.total_steps,
             )
         put_in_(world, self.model, self.updater, restored.checkpoint)
-        self.progress = world.from_first(lambda: restored.progress)
+        self.progress = Progress(**world.from_first(lambda: vars(restored.progress)))
         self.base.notes += restored.notes
         self.validation = Validation(
             self.recipe, run, world, self.loss, self.base.tokenizer, self.data, self._micro_batches

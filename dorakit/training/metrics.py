@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from dorakit.errors import Interrupted, shown
 from dorakit.files import write_whole
+from dorakit.links import as_own
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.terminal import json_line, lasting
@@ -45,8 +46,8 @@ class Metrics:
         )
         for file in (run.metrics_file, run.nonfinite_file):
             _forget_after(file, start_step)
-        self._file = open(run.metrics_file, "a", encoding="utf-8")
-        self._log = open(run.log_file, "a", encoding="utf-8")
+        self._file = open(run.metrics_file, "a", encoding="utf-8", opener=as_own)
+        self._log = open(run.log_file, "a", encoding="utf-8", opener=as_own)
         self._quiet = quiet
         self._has_lost_lines = False
         self._total = total_steps

@@ -10,6 +10,7 @@ from typing import Any
 from dorakit.data.batches import Batch
 from dorakit.errors import Gate, GateError
 from dorakit.files import FULL
+from dorakit.links import as_own
 from dorakit.recipe.schema import NonfiniteSection
 from dorakit.run import Run
 
@@ -75,7 +76,7 @@ def pass_over(
 
 
 def _append(run: Run, entry: dict[str, Any]) -> None:
-    with open(run.nonfinite_file, "a", encoding="utf-8") as file:
+    with open(run.nonfinite_file, "a", encoding="utf-8", opener=as_own) as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 

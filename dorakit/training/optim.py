@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-import dorakit.model.nf4  # noqa: F401  first, it quiets bitsandbytes
+import dorakit.model.nf4  # noqa: F401  first: it quiets bitsandbytes, and keeps it from a hub
 
 import bitsandbytes as bnb  # isort: skip
 

@@ -127,7 +127,7 @@ def restore(
             f"the recipe now asks for {total_steps} steps and the checkpoint is of step {checkpoint.step}\n"
             "  raise training.max_steps or training.epochs, or go on from an earlier one: --resume RUN/checkpoints/step-N"
         )
-    then, now = state["facts"]["recipe"]["optimizer.name"], recipe.optimizer.name
+    then, now = state["facts"]["recipe"].get("optimizer.name", "none"), recipe.optimizer.name
     if not keeps_alike(then, now):
         raise RunError(
             f"optimizer.name: {then} then, {now} now: the state of the one cannot go on as that of the other\n"

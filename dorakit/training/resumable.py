@@ -6,7 +6,6 @@ training/restore.py looks again, at everything, once the base is there.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from dorakit.errors import RunError
 from dorakit.recipe.resolved import settings
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
-from dorakit.training.checkpoint import CHECKPOINT_FILES, named_checkpoint, newest_checkpoint
+from dorakit.training.checkpoint import CHECKPOINT_FILES, named_checkpoint, newest_checkpoint, read_state
 from dorakit.training.manifest import verify
 from dorakit.training.resume import accepted_at, refuse_changed_settings
 
@@ -36,16 +35,17 @@ def check_resumable(run: Run, recipe: Recipe, checkpoint: str | None, accepted: 
     if path is None:
         return
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        step, then = state["step"], state["facts"]["recipe"]
-    except (ValueError, KeyError, TypeError):  # which restore.py tells
-        return
+        state = read_state(path)
+    except RunError:
+        if checkpoint is not None:
+            raise
+        return  # restore.py looks for an older one
     refuse_changed_settings(
         run,
-        then,
+        state["facts"]["recipe"],
         settings(recipe),
         accepted=accepted,
-        accepted_before=accepted_at(run, step),
+        accepted_before=accepted_at(run, state["step"]),
         validates_best=recipe.training.keep_best,
     )
 

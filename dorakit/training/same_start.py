@@ -76,13 +76,14 @@ def put_in_trained_(world: World, model: nn.Module, tensors: dict[str, Tensor] |
 
 def _handed_out(world: World, model: nn.Module, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
     """The first rank's tensors, on every rank; where each takes only its rows, on the others what they are like instead."""
-    described = world.from_first(
-        lambda: {n: t if not t.dim() else torch.empty_like(t, device="meta") for n, t in (tensors or {}).items()}
+    described: list[tuple[str, list[int], str]] = world.from_first(
+        lambda: [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in (tensors or {}).items()]
     )
-    found = described if tensors is None else tensors
-    if is_shared_out(model):
-        return found
-    return {name: world.tensor_from_first(tensor) for name, tensor in found.items()}
+    found = tensors
+    if found is None:
+        found = {n: torch.empty(size, dtype=getattr(torch, dtype), device="meta") for n, size, dtype in described}
+    keeps = is_shared_out(model)
+    return {name: t if keeps and t.dim() else world.tensor_from_first(t) for name, t in found.items()}
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -1,15 +1,14 @@
 """Several ranks do what one process does."""
 
 import os
-import pickle
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from dying_runs import digest, make_site
 from groups import distance, dorakit_group, plain, weights
 from safetensors.torch import load_file, save_file
+from torch.distributed import distributed_c10d
 
 from dorakit.parallel.sharding import whole_tensors
 from dorakit.training.optim import Updater
@@ -98,24 +97,17 @@ def test_only_the_first_rank_speaks_and_writes(site):
     assert site.facts()["computing"]["ranks"] == "2"
 
 
-def test_tensors_are_not_pickled(site, half_done, tmp_path):
-    """A pickled view brings its whole buffer along, once for each tensor."""
-    sizes = tmp_path / "sizes"
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_nothing_is_pickled(site, half_done, strategy):
+    """Neither by us nor by what torch does for FSDP: whoever reaches a rank could have it run code."""
 
-    def measured(rank):
-        own = dist.broadcast_object_list
+    def without(rank):
+        distributed_c10d._pickler = distributed_c10d._unpickler = None
 
-        def broadcast_object_list(box, src=0):
-            with sizes.open("a") as file:
-                file.write(f"{len(pickle.dumps(box))}\n")
-            return own(box, src=src)
-
-        dist.broadcast_object_list = broadcast_object_list
-
-    assert dorakit_group(2, "train", site.recipe, "--set", "training.max_steps=1", before=measured).codes == [0, 0]
-    assert dorakit_group(2, "train", "--resume", half_done.run, before=measured).codes == [0, 0]
-    adapters = sum(tensor.nbytes for tensor in weights(site.run).values())
-    assert 0 < max(map(int, sizes.read_text().split())) < adapters / 2
+    how = ["--set", f"parallel.strategy={strategy}"]
+    for what in ([site.recipe, "--set", "training.max_steps=1"], ["--resume", half_done.run]):
+        ended = dorakit_group(2, "train", *what, *how, before=without)
+        assert ended.codes == [0, 0], ended.ranks
 
 
 def test_validation_is_that_of_one_process(tmp_path, unbroken):

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTraine
 
 from dorakit.errors import ModelError
 from dorakit.export.gguf_file import write_gguf
-from dorakit.export.gguf_vocabulary import pre_type
+from dorakit.export.gguf_vocabulary import add_vocabulary, pre_type
 from dorakit.model.tiny import tiny_tokenizer
 
 TEXT = "The meeting moved from Tuesday at 9:30 to Friday at 14:00, in room 4. Water boils at 100 degrees. " * 4
@@ -238,6 +238,24 @@ def test_a_window_is_said(tmp_path):
     """Planted bug caught: no word of a window that llama.cpp does not keep to."""
     model_of("mistral", tmp_path, sliding_window=64)
     assert any("sliding_window 64" in note for note in written(tmp_path)[1].notes)
+
+
+def test_a_damaged_tokenizer_is_said(tmp_path):
+    """A bit of each letter in turn. Planted bug caught: a key that is not there any more taken for a bug of ours."""
+    saved(trained_tokenizer(SMOLLM_STEPS), tmp_path)
+    file, refused = tmp_path / "tokenizer.json", 0
+    whole = file.read_bytes()
+    begin, end = (
+        whole.index(b'"vocab"') + 200,
+        whole.rindex(b'"merges"') + 20,
+    )  # a part of vocabulary and merges is enough
+    for place in [*range(0, begin, 3), *range(end, min(end + 60, len(whole)))]:
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 32]) + whole[place + 1 :])
+        try:
+            add_vocabulary(gguf.GGUFWriter(None, "llama"), tmp_path, 400, origin=None)
+        except ModelError:
+            refused += 1
+    assert refused > 100
 
 
 def test_a_tokenizer_as_llama_cpp_reads_it(tmp_path):

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,10 @@ from tiny_runs import forget_digests, tiny_recipe
 from transformers import modeling_gguf_pytorch_utils
 
 from dorakit import Run
+from dorakit.adapters.peft_config import read_config
+from dorakit.adapters.peft_format import check_adapter
 from dorakit.cli import app
+from dorakit.errors import ModelError
 from dorakit.model.load import AutoModelForCausalLM
 from dorakit.model.source import resolve
 
@@ -450,6 +454,67 @@ def test_a_snapshot_of_the_hub_links_to_its_own_blobs(files, monkeypatch, capsys
         path.symlink_to(target.replace("blobs", "others"))
     code, _, said = run_command(files.arguments(GENERATE), monkeypatch, capsys)
     assert code == 2 and "outside its directory" in said
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {f".*[a-z._0-9]*.*x{i}": 4 for i in range(1000)},
+        {f".*x{i}.*": 4 for i in range(1000)},
+        {f"x{i}+": 4 for i in range(10_000)},
+    ],
+)
+def test_patterns_do_not_take_for_ever(files, patterns):
+    """All together too. Planted bug caught: a bound for each pattern alone."""
+    change_json(files.settings, rank_pattern=patterns)
+    with pytest.raises(ModelError, match="patterns have so many repetitions"):
+        read_config(files.adapter)
+
+
+def test_many_plain_patterns_are_quick(files):
+    """Ten thousand module names, as PEFT writes them. Planted bug caught: each compiled anew for each module."""
+    change_json(files.settings, rank_pattern={f"model.layers.{i}.mlp.up_proj": 4 for i in range(100, 10_099)})
+    before = time.process_time()
+    check_adapter(files.adapter)
+    assert time.process_time() - before < 20
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("vocab", "{outside}"),
+        ("merges_file", "../private.txt"),
+        ("spm_file", "private.txt"),
+        ("fast_tokenizer_files", ["tokenizer.json", "../private.txt"]),
+        ("extra", {"vocab_file": "{outside}"}),
+    ],
+)
+def test_a_config_names_no_file_elsewhere(files, monkeypatch, capsys, key, name):
+    """Its lines would be tokens of what is written. Planted bug caught: only texts at the top are looked at."""
+    outside = files.tmp / "private.txt"
+    outside.write_text("password=hunter2\n")
+    monkeypatch.chdir(files.tmp)
+    value = json.loads(json.dumps(name).replace("{outside}", str(outside)))
+    settings = files.model / "tokenizer_config.json"
+    before = settings.read_text()
+    change_json(settings, **{key: value})
+    code, _, said = run_command(files.arguments(GENERATE), monkeypatch, capsys)
+    assert code == 2 and f"tokenizer_config.json: {key}" in said and "names a file outside" in said, said
+    settings.write_text(before)
+    change_json(settings, name_or_path=str(outside))
+    assert run_command(files.arguments(GENERATE), monkeypatch, capsys)[0] == 0
+
+
+@pytest.mark.parametrize("deep", ["additional_chat_templates/leak.jinja", "additional_chat_templates"])
+def test_a_link_below_the_top_leads_nowhere(files, monkeypatch, capsys, deep):
+    """Planted bug caught: links looked for at the top alone."""
+    (files.tmp / "private").mkdir()
+    (files.tmp / "private" / "leak.jinja").write_text("password=hunter2\n")
+    link = files.model / deep
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(files.tmp / "private" / ("leak.jinja" if deep.endswith("jinja") else ""))
+    code, _, said = run_command(files.arguments(GENERATE), monkeypatch, capsys)
+    assert code == 2 and f"{link} is a link to" in said and "outside its directory" in said, said
 
 
 def test_nf4_of_bitsandbytes_is_read_and_looked_at(trained, files, monkeypatch, capsys):

@@ -87,7 +87,8 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, calls):
 
 def save(run, step):
     tensors = {"w": torch.full((300,), float(step))}
-    state = {"step": step, "best_step": 0}
+    facts = {"recipe": {}, "base": {}, "data": "", "template": ""}
+    state = {"step": step, "best_step": 0, "optimizer": {}, "computing": {}, "facts": facts}
     return save_checkpoint(run, trained=tensors, optimizer={"m": tensors["w"] / 2}, state=state, keep=2)
 
 

@@ -23,7 +23,8 @@ def run(tmp_path):
 
 def save(run, step, keep=2):
     tensors = {"w": torch.full((300,), float(step))}
-    state = {"step": step, "best_step": 0}
+    facts = {"recipe": {}, "base": {}, "data": "", "template": ""}
+    state = {"step": step, "best_step": 0, "optimizer": {}, "computing": {}, "facts": facts}
     return save_checkpoint(run, trained=tensors, optimizer={"m": tensors["w"] / 2}, state=state, keep=keep)
 
 

@@ -105,7 +105,7 @@ def _generate(
     order = sorted(rest, key=lambda number: -len(questions[number].prompt_ids))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
-    def of_batch(chosen: Sequence[int]) -> list[Prediction]:
+    def of_batch(chosen: Sequence[int]) -> list[dict[str, Any]]:
         answers = generate_ids(
             target.model,
             target.tokenizer,
@@ -115,7 +115,7 @@ def _generate(
             num_beams=task.num_beams,
         )
         return [
-            judged(questions[number], new, target.tokenizer, task.judge, max_new_tokens=task.max_new_tokens)
+            judged(questions[number], new, target.tokenizer, task.judge, max_new_tokens=task.max_new_tokens).as_dict()
             for number, new in zip(chosen, answers, strict=True)
         ]
 
@@ -124,8 +124,8 @@ def _generate(
         for a_round in world.in_rounds(batches, of_batch):
             now, num_answers = time.monotonic(), sum(len(chosen) for chosen, _ in a_round)
             for chosen, predictions in a_round:
-                for number, prediction in zip(chosen, predictions, strict=True):
-                    kept.add(number, prediction, (now - last) / num_answers)
+                for number, fields in zip(chosen, predictions, strict=True):
+                    kept.add(number, Prediction(**fields), (now - last) / num_answers)
             kept.flush()
             last, done = now, done + num_answers
             tell(done)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dorakit.errors import RunError
 from dorakit.evaluation.generation import Prediction
 from dorakit.files import naming, write_whole
+from dorakit.links import as_own
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +50,14 @@ class KeptAnswers:
         if self._file is not None:
             self._file.flush()
 
+    def as_list(self) -> list[list[Any]]:
+        """`found` as JSON can hold it, for `take`."""
+        return [[number, prediction.as_dict(), seconds] for number, (prediction, seconds) in self.found.items()]
+
+    def take(self, answers: list[list[Any]]) -> None:
+        """Have the answers of another rank, and no others."""
+        self.found = {number: (Prediction(**fields), seconds) for number, fields, seconds in answers}
+
     def text(self) -> str:
         """All answers, in the order of their rows."""
         return "".join(_line(self.keys[number], *self.found[number]) for number in sorted(self.found))
@@ -73,7 +82,7 @@ class KeptAnswers:
             RunError: Another process evaluates into the same file.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(path), open(path, "a+b") as file:
+        with naming(path), open(path, "a+b", opener=as_own) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -164,7 +164,7 @@ def _measure(
     with contextlib.ExitStack() as writing:
         if file is not None and world.is_first:
             writing.enter_context(kept.appending(_unfinished(file), before=file))
-        kept.found = world.from_first(lambda: kept.found)
+        kept.take(world.from_first(kept.as_list))
         reused = len(kept.found)
         if reused:
             say(f"{rows.task.name}: {reused} of {len(questions)} answers are there already, beside {file}", quiet=quiet)

@@ -15,6 +15,7 @@ from typing import Any
 
 from dorakit.errors import shown
 from dorakit.files import write_json
+from dorakit.links import own
 from dorakit.recipe.resolved import plain_settings
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
@@ -53,7 +54,9 @@ class Telling:
             self._keep()
 
     def start(self) -> None:
-        """Start them."""
+        """Start them. What they write in place here becomes the run's own first."""
+        for file in (self._run.path / "mlflow.db", *self._run.path.glob("trackio/**/*")):
+            own(file)
         for name in dict.fromkeys(self._recipe.logging.to):
             kept = self._kept.get(name, {"id": "", "told": {}})
             tracked = Tracked(
