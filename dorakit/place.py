@@ -104,7 +104,7 @@ def _how_to_make(run: Run, name: str) -> str:
         return ""
     if run.state != "finished":
         return f"\n  training did not finish: `dorakit train --resume {typed(run.path)}`"
-    if name in _RESULTS or (run.recipe.method is None and name in ("merged", "peft", "lora")):
+    if name in _RESULTS or (run.model.is_dir() and name in ("merged", "peft", "lora")):
         return f"\n  the result is {run.result}"
     return f"\n  `dorakit {_MAKERS[name]} {typed(run.path)}` makes it"
 

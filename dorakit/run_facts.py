@@ -35,7 +35,7 @@ _RUN = {
     "base?": {"name?": str, "revision?": Maybe(str), "files?": {str: str}},
     "from?": Maybe({"adapter": str, "keeps_ties?": bool}),
     "launch?": str,
-    "template_date?": str,
+    "template_date?": Maybe(str),
     "accepted?": {"step": Count(), "values": dict},
     "data?": {"fingerprint?": str},
     "computing?": {str: str},

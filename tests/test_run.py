@@ -67,8 +67,8 @@ def test_what_fails_while_a_run_is_written_is_not_named_after_it(tmp_path):
         ("notes", ..., "it has no 'notes'"),
         ("state", ..., "it has no 'state'"),
         ("notes", 3, "'notes' is 3, expected a list"),
-        ("base", [], r"'base' is \[\], expected a dict"),
-        ("is_twin", "no", "'is_twin' is 'no', expected a bool"),
+        ("base", [], r"'base' is \[\], expected an object"),
+        ("is_twin", "no", "'is_twin' is 'no', expected true or false"),
     ],
 )
 def test_a_damaged_run_json_is_named(tmp_path, field, value, said):

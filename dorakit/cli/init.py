@@ -63,8 +63,10 @@ def init(
     may_ask = sys.stdin.isatty() and not as_json
     absent = [flag for flag, value in (("--data", data), ("--model", model)) if value is None]
     if absent and not may_ask:
-        own = f"--data {typed(data or _only_row_file() or 'my.jsonl')} --model {typed(model or _usual_model())}"
-        raise UsageError(f"no {' and no '.join(absent)} given\n  for example: dorakit init {own}")
+        raise UsageError(
+            f"no {' and no '.join(absent)} given\n  for example: dorakit init "
+            f"--data {typed(data or _only_row_file() or 'my.jsonl')} --model {typed(model or _usual_model())}"
+        )
     mode = None if mode is None else _known_mode(mode)
     gpu = None if gpu is None else known_card(gpu)
     if data is None:
