@@ -14,6 +14,18 @@ os.environ.setdefault("COLUMNS", "120")
 os.environ.setdefault("NO_COLOR", "1")
 
 
+@pytest.fixture(autouse=True)
+def _switches_as_they_were():
+    """`--debug` and `--offline` set them for the rest of a process, which here runs other tests."""
+    names = ("DORAKIT_DEBUG", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """Finished runs by mode, shared by all tests: to be read only."""

@@ -139,6 +139,7 @@ class Site:
         text = (
             "base_model: tiny:llama\nadapter: lora\nlora_r: 8\nlora_alpha: 16\nsequence_len: 64\nlearning_rate: 1e-3\n"
         )
+        text += "lora_model_dir: ./theirs\n"
         text += "datasets: [{path: chats.jsonl, ds_type: json, type: chat_template}]\n"
         turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]
         self.write("chats.jsonl", json.dumps({"messages": turns}) + "\n")
@@ -191,6 +192,9 @@ NOT_PROVOKED = {
     "What `dorakit eval` measures": "names the reader of a section",
     "Defaults of `dorakit merge`": "names the reader of a section",
     "ended with exit code": "names what failed",
+    "not made by `dorakit eval`": "names what makes such a file",
+    "is not converted": "names where to begin",
+    "no recipe in that directory": "names what writes one",
     "another process of this run is gone": "takes several processes: tests/distributed/test_one_fails.py",
 }
 
@@ -214,7 +218,13 @@ def lines_to_type(text, site):
     in_text = r"`(dorakit [^`]+)`|(?:^ +|: +)((?:dorakit|rm -r|mv) .+?)(?=;|, then|$)"
     lines = [found[1] or found[2] for found in re.finditer(in_text, text, re.MULTILINE)]
     whole = {"--resume RUN": "--resume unfinished", "RUN": "finished", "RECIPE": shlex.quote(str(site.recipe))}
-    whole |= {"THIS": "'my own.yaml'", "DIR": "elsewhere", "PATH/": "base/", "--debug ...": "--debug schema"}
+    whole |= {
+        "THIS": "'my own.yaml'",
+        "DIR": "elsewhere",
+        "DIRECTORY": "finished/adapter",
+        "PATH/": "base/",
+        "--debug ...": "--debug schema",
+    }
     return [functools.reduce(lambda line, item: line.replace(*item), whole.items(), line) for line in lines]
 
 

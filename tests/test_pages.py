@@ -150,7 +150,10 @@ def test_it_runs(command, prepared, tmp_path, monkeypatch):
     if "--resume" in arguments:
         run = Path(arguments[arguments.index("--resume") + 1])
         leave_unfinished(run.parents[1] if run.parent.name == "checkpoints" else run)
-    if "--accept-change" in arguments:
+    if "merged/generation_config.json" in arguments:
+        config = Path("runs/my/merged/generation_config.json")
+        config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    elif "--accept-change" in arguments:
         recipe = Path("my.yaml").read_text(encoding="utf-8")
         Path("my.yaml").write_text(re.sub("learning_rate: .*", "learning_rate: 3e-4", recipe), encoding="utf-8")
     try:

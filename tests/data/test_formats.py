@@ -127,21 +127,21 @@ def test_tools_may_be_a_json_text():
             {"instructions": "a", "output": "b"},
             {"format": "instruction"},
             "a.jsonl:7: no field 'instruction'; the row has: instructions, output.\n"
-            "  format instruction needs instruction and output; may have input, answer\n"
+            "  format instruction needs instruction and output; may have input, system, history, answer\n"
             "  if it goes by another name, say so in the source: columns: {instruction: instructions}",
         ),
         (
             {"instruction": "a", "response": "b"},
             {"format": "instruction"},
             "a.jsonl:7: no field 'output'; the row has: instruction, response.\n"
-            "  format instruction needs instruction and output; may have input, answer\n"
+            "  format instruction needs instruction and output; may have input, system, history, answer\n"
             "  if it goes by another name, say so in the source: columns: {output: response}",
         ),
         (
             {"question": "a", "context": "", "response": "b"},
             {"format": "instruction"},
             "a.jsonl:7: no fields 'instruction' and 'output'; the row has: question, context, response.\n"
-            "  format instruction needs instruction and output; may have input, answer\n"
+            "  format instruction needs instruction and output; may have input, system, history, answer\n"
             "  if they go by other names, say so in the source: columns: {instruction: question, output: response}",
         ),
         (

@@ -69,7 +69,7 @@ def test_every_answer_as_if_it_were_the_newest(section, write, template, train_o
     assert tokenizer.decode(document.input_ids, clean_up_tokenization_spaces=False) == WHOLE
     assert trained_text(document, tokenizer) == trained.removeprefix("<|im_start|>" if train_on == "all" else "")
     assert any(
-        "in 1 conversations each one is trained as it is written when it is the newest" in n for n in encoded.notes
+        "in 1 conversation each one is trained as it is written when it is the newest" in n for n in encoded.notes
     )
 
 

@@ -71,7 +71,7 @@ def test_an_adapter_answers_and_the_models_own_settings_do_not_count():
 
 @pytest.mark.parametrize(
     ("prompts", "message"),
-    [([[5], []], "prompt 2 holds no token"), ([[5] * 8190], "8190 tokens and 4 new ones exceed")],
+    [([[5], []], "prompt 2 holds no token"), ([[5] * 8190], "8,190 tokens and 4 new ones exceed")],
 )
 def test_prompts_that_cannot_be_answered(prompts, message):
     base = load_base("tiny:llama", dtype="float32")

@@ -249,7 +249,7 @@ def test_what_cannot_be_measured(trained, tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "p" * 8190, "answer": "1"}, r"long\.jsonl:2: a prompt of 8190 tokens and 6 new ones"),
+        ({"prompt": "p" * 8190, "answer": "1"}, r"long\.jsonl:2: a prompt of 8,190 tokens and 6 new ones"),
         ({"prompt": "p", "completion": "c" * 9000}, r"long\.jsonl:2: 9002 tokens, and the model has 8192 positions"),
     ],
 )

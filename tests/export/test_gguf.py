@@ -252,7 +252,7 @@ def test_a_damaged_tokenizer_is_said(tmp_path):
     for place in [*range(0, begin, 3), *range(end, min(end + 60, len(whole)))]:
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 32]) + whole[place + 1 :])
         try:
-            add_vocabulary(gguf.GGUFWriter(None, "llama"), tmp_path, 400, origin=None)
+            add_vocabulary(gguf.GGUFWriter(None, "llama"), tmp_path, 400, origin=None, stops=())
         except ModelError:
             refused += 1
     assert refused > 100

@@ -209,7 +209,7 @@ TOKENISED = [
     Case(43, r"none of the training rows fits into data\.max_seq_len = 8 tokens, the first are rows\.jsonl:1\.", put("max_seq_len: 64", "max_seq_len: 8")),
     Case(44, r"none of the training rows keeps a supervised token in data\.max_seq_len = 8 tokens", put("max_seq_len: 64", "max_seq_len: 8\n  overlength: truncate"), ROW.replace("1 + 1", "1 + 1 + 1 + 1")),
     Case(48, r"no supervised token in any of the validation rows", put("max_seq_len: 64", "validation: {path: v.jsonl}").replace("completion", "chat"), CHAT, files={"v.jsonl": CHAT.replace("assistant", "user")}),
-    Case(48, r"data\.validation holds out 1 rows of 1: nothing is left to train on", put("max_seq_len: 64", "validation: {rows: 1}")),
+    Case(48, r"data\.validation holds out 1 row of 1: nothing is left to train on", put("max_seq_len: 64", "validation: {rows: 1}")),
     Case(53, r"data\.chat_template t\.jinja cannot be used: unexpected '\}' \(line 2 of the template\)", put("max_seq_len: 64", "chat_template: t.jinja").replace("completion", "chat"), CHAT, files={"t.jinja": "{# one #}\n{{ messages }\n"}),
     Case(53, r"rows\.jsonl:1: the chat template cannot render the turns \(user, assistant\): roles must alternate \(line 1 of the template\)", put("max_seq_len: 64", "chat_template: \"{{ raise_exception('roles must alternate') }}\"").replace("completion", "chat"), CHAT),
     Case(53, r"data\.chat_template cannot be used: it takes more than (2 seconds|256 MiB)", put("max_seq_len: 64", f'chat_template: "{ENDLESS}"').replace("completion", "chat"), CHAT),

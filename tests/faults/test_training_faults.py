@@ -91,7 +91,7 @@ def test_a_signal_outside_the_steps(site, unbroken, matrix, name, code):
     """Row 7. Dies if it ends the run without a word, or if the run is said to have vanished."""
 
     def while_the_base_loads():
-        prepare.build_model = lambda *_: signal.raise_signal(getattr(signal, name.upper()))
+        prepare.build_model = lambda *_, **__: signal.raise_signal(getattr(signal, name.upper()))
 
     ended = site.train(before=while_the_base_loads)
     assert (ended.code, ended.err) == (code, "stopped before the run began: nothing is left of it\n")
@@ -172,7 +172,7 @@ def test_no_room_is_said_before_training(site, monkeypatch, matrix):
 
 def loads_nothing():
     """End the process, with a code that nothing else has, where a base would be loaded."""
-    prepare.build_model = lambda *_: os._exit(99)
+    prepare.build_model = lambda *_, **__: os._exit(99)
 
 
 def test_a_run_that_may_not_be_written(half_done, matrix):

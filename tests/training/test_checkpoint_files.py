@@ -1,6 +1,7 @@
 """Checkpoints on disk: which are kept, which count, what is refused before it is read."""
 
 import errno
+import json
 import os
 
 import pytest
@@ -18,6 +19,7 @@ from dorakit.training.trained import restore_trained
 def run(tmp_path):
     run = Run(tmp_path / "run")
     run.path.mkdir()
+    (run.path / "run.json").write_text(json.dumps({"schema": 1, "state": "training", "notes": []}))
     return run
 
 

@@ -150,8 +150,8 @@ def test_base_bytes_never_change(monkeypatch, make_recipe, mode):
     seen = {}
     original = prepare.build_model
 
-    def keep(recipe):
-        base = original(recipe)
+    def keep(recipe, **how):
+        base = original(recipe, **how)
         frozen = {n: t for n, t in [*base.model.named_parameters(), *base.model.named_buffers()] if not t.requires_grad}
         seen["tensors"], seen["before"] = frozen, {n: t.clone() for n, t in frozen.items()}
         return base
@@ -260,8 +260,8 @@ def test_a_magnitude_that_never_moved_is_an_error(monkeypatch, make_recipe):
     """A DoRA that trained as LoRA must not be saved as DoRA."""
     original = prepare.build_model
 
-    def frozen(recipe):
-        base = original(recipe)
+    def frozen(recipe, **how):
+        base = original(recipe, **how)
         for name, parameter in base.model.named_parameters():
             if name.endswith("lora_magnitude_vector"):
                 parameter.requires_grad_(False)
@@ -526,8 +526,8 @@ def test_float32_masters_always_compute_in_the_dtype_of_training(monkeypatch, ma
     seen = set()
     original = prepare.build_model
 
-    def watched(recipe):
-        base = original(recipe)
+    def watched(recipe, **how):
+        base = original(recipe, **how)
         base.model.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
         return base
 

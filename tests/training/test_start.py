@@ -13,7 +13,7 @@ from dorakit.training import prepare
 
 @pytest.fixture
 def no_loading(monkeypatch):
-    monkeypatch.setattr(prepare, "build_model", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(prepare, "build_model", lambda *_, **__: pytest.fail("the base was loaded"))
 
 
 def begun(place):

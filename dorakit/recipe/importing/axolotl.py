@@ -65,7 +65,9 @@ def axolotl(ledger: Ledger, directory: Path) -> None:
     if everything and targets:
         ledger.leave("lora_target_modules", targets, "lora_target_linear stands beside it: every linear layer")
     if ledger.take("lora_model_dir"):
-        ledger.leave("lora_model_dir", "an adapter", "to begin with an adapter: dorakit train RECIPE --from DIRECTORY")
+        ledger.leave(
+            "lora_model_dir", "an adapter", "to begin with an adapter: `dorakit train RECIPE --from DIRECTORY`"
+        )
     _set_rows(ledger)
     set_validation(ledger, "val_set_size")
     set_template(ledger, "chat_template")

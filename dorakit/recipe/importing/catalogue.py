@@ -12,7 +12,13 @@ from dorakit.recipe.importing.keys import Keys
 from dorakit.recipe.importing.ledger import Ledger
 
 _COLUMNS = {
-    "alpaca": {"instruction": "prompt", "input": "query", "output": "response"},
+    "alpaca": {
+        "instruction": "prompt",
+        "input": "query",
+        "output": "response",
+        "system": "system",
+        "history": "history",
+    },
     "sharegpt": {"messages": "messages", "system": "system", "tools": "tools"},
 }
 # The tags of a turn that format chat reads by itself: OpenAI's and ShareGPT's.
