@@ -220,8 +220,8 @@ def lines_to_type(text, site):
     whole = {"--resume RUN": "--resume unfinished", "RUN": "finished", "RECIPE": shlex.quote(str(site.recipe))}
     whole |= {
         "THIS": "'my own.yaml'",
-        "DIR": "elsewhere",
         "DIRECTORY": "finished/adapter",
+        "DIR": "elsewhere",
         "PATH/": "base/",
         "--debug ...": "--debug schema",
     }

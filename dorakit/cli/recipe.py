@@ -17,7 +17,7 @@ from dorakit.words import counted
 
 if TYPE_CHECKING:
     from dorakit.data.first_look import Look
-    from dorakit.recipe.schema import Recipe
+    from dorakit.recipe.schema import Recipe, SourceSection
 
 
 def validate(
@@ -145,8 +145,9 @@ def import_(
     imported = import_recipe(file, toolkit=from_, directory=target.parent)
     write_whole(target, imported.text)
     problems: list[Problem] = []
+    sources: list[SourceSection] = []
     try:
-        load_recipe(str(target), [])
+        sources = load_recipe(str(target), []).data.train
     except RecipeError as error:
         problems = list(error.problems)
     content = {
@@ -160,6 +161,9 @@ def import_(
     if not as_json:
         done = f"{imported.toolkit}: {file} -> {target}, {counted(len(imported.carried), 'setting')}"
         typer.echo(printable(str(target) if quiet else done))
+        for source in [] if quiet else sources:
+            columns = f", columns {', '.join(f'{name}: {column}' for name, column in source.columns.items())}"
+            typer.echo(printable(f"  rows: {source.path}, format {source.format}{columns if source.columns else ''}"))
         for item in imported.left:
             typer.echo(printable(f"  not carried over: {one_line(item)}"), err=quiet)
         if imported.empty and not quiet:

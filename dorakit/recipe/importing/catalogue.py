@@ -63,7 +63,9 @@ class Catalogue:
         columns: dict[str, Any] = {}
         for column, theirs in _COLUMNS["sharegpt" if form == "sharegpt" else "alpaca"].items():
             value = facts.take(f"columns.{theirs}")
-            if value not in (None, column) and (column, value) != ("messages", "conversations"):
+            # What is read by itself is not written, but for columns that are read only where they are named there.
+            is_named = column in ("system", "history") and value is not None
+            if is_named or (value not in (None, column) and (column, value) != ("messages", "conversations")):
                 columns[column] = value
         if columns:
             source["columns"] = columns
