@@ -64,7 +64,9 @@ def working_directory(of: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 Path(lock.name).rename(work / _HELD)  # under its name it is held from the first moment on
-            yield work
+            inside = work / "in"  # apart from the lock, for what is made in it may have any name
+            inside.mkdir()
+            yield inside
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

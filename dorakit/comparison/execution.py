@@ -17,6 +17,7 @@ from typing import Any
 
 from dorakit.comparison.cells import Cell, check_same
 from dorakit.comparison.measure import Measure
+from dorakit.digests import sha256
 from dorakit.errors import DorakitError, Interrupted, RunError
 from dorakit.evaluation.written import beside, losses_beside
 from dorakit.files import write_whole
@@ -71,7 +72,7 @@ def measure_cell(
         Interrupted: A signal came.
     """
     result, asked = run.eval / f"{name}.json", run.eval / f"{name}.arguments"  # a .json there is a result
-    digest = "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = "" if file is None else sha256(file)
     wanted = json.dumps([*arguments, digest])
     with contextlib.suppress(OSError):
         if asked.read_text(encoding="utf-8") == wanted and result.is_file():

@@ -144,18 +144,15 @@ class ChatRenderer:
     def reply(self, conversation: Conversation, prompt: str) -> str:
         """What training teaches behind `prompt`, up to the end of what the turn says; a template may put a think block first."""
         said = conversation.reply.strip()
-        if not said:
-            return ""
-        try:
-            text = self.document(conversation).text
-        except DataError:  # it can be asked and not trained on
+        whole = self._template.with_fitting_arguments(conversation)
+        text = self._template.render(whole, len(whole.messages)) if said else ""
+        if not text.startswith(prompt):
             return conversation.reply
-        end = text.rfind(said)
-        return (
-            text[len(prompt) : end + len(said)]
-            if text.startswith(prompt) and end >= len(prompt)
-            else conversation.reply
-        )
+        written = text[len(prompt) :]
+        # Behind the block, which may hold the same words; a block of the row's own is part of what it says.
+        places = (written.find(said, start) for start in (written.rfind("</think>") + 1, 0))
+        found = next((place for place in places if place >= 0), -1)
+        return written[: found + len(said)] if found >= 0 else conversation.reply
 
     def _everything(self, conversation: Conversation, answers: list[int], trained: list[int]) -> Rendered:
         text = self._template.render(conversation, len(conversation.messages))

@@ -97,7 +97,6 @@ def encode(
         notes += remarks
         if (num_taken := int(copies.sum())) != len(rows):
             notes.append(f"{source.path}: {counted(len(rows), 'row')}, {num_taken:,} with weight {source.weight:g}")
-        notes += unread_fields(rows, source, str(tokenizer.chat_template))
     num_rows = sum(len(rows) for _, rows, _ in taken)
     chosen, remarks = choose_held_out(data, num_rows, seed, twin=twin)
     notes += remarks
@@ -109,6 +108,7 @@ def encode(
     tally = Tally()
     for index, (source, rows, counts) in enumerate(taken):
         documents = make_documents(read_samples(rows, source), data, tokenizer, tally, twin=twin, today=today)
+        notes += unread_fields(rows, source, str(tokenizer.chat_template))
         for document, row, count in zip(documents, rows, counts, strict=True):
             if document is not None and seen in chosen:
                 validation.append(document)
@@ -136,15 +136,18 @@ def encode_rows(
     tokenizer: PreTrainedTokenizerBase,
     *,
     twin: bool = False,
+    today: datetime | None = None,
 ) -> list[Document]:
     """Tokenise rows as training does; overlong ones go by `data.overlength`, so there may be fewer documents.
+
+    `today` is what a chat template is told that asks for the date.
 
     Raises:
         DataError: Rows that cannot be used, or no supervised token in any of them.
     """
     install_template_(tokenizer, data)
     tally = Tally()
-    documents = make_documents(read_samples(rows, source), data, tokenizer, tally, twin=twin)
+    documents = make_documents(read_samples(rows, source), data, tokenizer, tally, twin=twin, today=today)
     kept = [document for document in documents if document is not None]
     if not kept:
         raise tally.nothing_left(data, source.path)
@@ -152,9 +155,14 @@ def encode_rows(
 
 
 def encode_prompts(
-    rows: Sequence[Row], source: SourceSection, data: DataSection, tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[Row],
+    source: SourceSection,
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    today: datetime | None = None,
 ) -> list[Question]:
-    """Tokenise rows up to where the (last) answer starts, generation prompt included.
+    """Tokenise rows up to where the (last) answer starts, generation prompt included; `today` as in `encode_rows`.
 
     Raises:
         DataError: Rows or a chat template that cannot be used, or rows of format text, which asks nothing.
@@ -166,7 +174,7 @@ def encode_prompts(
     samples = read_samples(rows, source, evaluation=True)
     encoder = Encoder(tokenizer)
     if any(isinstance(sample, Conversation) for sample in samples):
-        renderer = ChatRenderer(tokenizer, data)
+        renderer = ChatRenderer(tokenizer, data, today=today)
         talks = [sample for sample in samples if isinstance(sample, Conversation)]
         texts = [renderer.prompt(talk) for talk in talks]
         replies = [renderer.reply(talk, text) for talk, text in zip(talks, texts, strict=True)]

@@ -64,7 +64,10 @@ def training_form(
     return text, spans
 
 
+_LONGEST_STOP = 200  # a bound, for all lengths are tried
+
+
 def _overlap(text: str, following: str) -> int:
-    """Characters at the end of one text that the other begins with, as many as there are."""
-    most = min(len(text), len(following))
+    """Characters at the end of one text that the other begins with, as many as there are: a stop token and blanks."""
+    most = min(len(text), len(following), _LONGEST_STOP)
     return next((count for count in range(most, 0, -1) if text.endswith(following[:count])), 0)

@@ -65,7 +65,8 @@ def choose_options(
         first = pattern.search(question.reply, len(thought))
         written = question.reply
         if first is None or first.group() != right:
-            written, first = question.answer, pattern.search(question.answer)
+            written = question.answer
+            first = pattern.search(written, len(written) - len(answer_in(written)))
         assert first is not None  # the judge has found one
         texts.append([written[: first.start()] + option + written[first.end() :] for option in some])
     encoded = iter(Encoder(tokenizer).continuations([text for some in texts for text in some]))

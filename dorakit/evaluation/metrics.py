@@ -32,9 +32,9 @@ def judge_of(section: EvaluationSection) -> Judge | None:
     """The judge (expected text, generated text, row name) -> Verdict of a recipe; None where nothing is compared.
 
     exact_match compares the whole texts, stripped. last_number compares the last numbers by value: 1,234.50 equals
-    $1234.5, and 3:4 only 3:4. option and
-    option_likelihood compare the first of the options in each text, as whole words and with case. Of a text with
-    reasoning in <think> tags, which some chat templates write even where there is none, what follows it is judged.
+    $1234.5, and 3:4 only 3:4. option and option_likelihood compare the first of the options in each text, as whole words
+    and with case. Of a text with reasoning in <think> tags, which some chat templates write even where there is none, what
+    follows it is judged.
 
     The judge raises DataError where the expected text itself holds nothing to compare with.
     """

@@ -55,8 +55,9 @@ def file_rows(
     offset: int = 0,
     limit: int | None = None,
     as_questions: bool = False,
+    run: Run | None = None,
 ) -> HeldOut:
-    """Rows of a file or data set in the form of the recipe's first training source.
+    """Rows of a file or data set in the form of the recipe's first training source, with the date of `run` in their template.
 
     A relative path starts from data.root. Of a data set `split` is read; the split `otherwise`, where that is None.
     With `as_questions`, rows that have an answer and no text to train on are welcome: there is then no document.
@@ -69,7 +70,7 @@ def file_rows(
     rows, notes = read_rows(source, recipe.data.root, split=otherwise, seed=seed, twin=twin)
     place = Path(recipe.data.root, os.path.expanduser(path))
     held_out = HeldOut(Path(path).name, 0, [], [], list(notes), str(place.resolve()) if place.exists() else path, split)
-    _add(held_out, rows, source, recipe, tokenizer, as_questions=as_questions)
+    _add(held_out, rows, source, recipe, tokenizer, as_questions=as_questions, run=run)
     return held_out
 
 
@@ -103,6 +104,7 @@ def validation_rows(
             offset=offset,
             limit=limit,
             as_questions=as_questions,
+            run=run,
         )
         held_out.name = "validation"
         return held_out
@@ -125,7 +127,7 @@ def validation_rows(
             source = source.model_copy(update={"prompt": prompt})
         rows = [row for origin, row in chosen if origin == index]
         if rows:
-            _add(held_out, rows, source, recipe, tokenizer, as_questions=as_questions)
+            _add(held_out, rows, source, recipe, tokenizer, as_questions=as_questions, run=run)
     return held_out
 
 
@@ -176,12 +178,14 @@ def _add(
     tokenizer: PreTrainedTokenizerBase,
     *,
     as_questions: bool,
+    run: Run | None,
 ) -> None:
+    today = None if run is None else template_date(run)
     held_out.num_rows += len(rows)
     if as_questions:
-        held_out.questions += encode_prompts(rows, source, recipe.data, tokenizer)
+        held_out.questions += encode_prompts(rows, source, recipe.data, tokenizer, today=today)
     try:
-        documents = encode_rows(rows, source, recipe.data, tokenizer, twin=recipe.origin.is_twin)
+        documents = encode_rows(rows, source, recipe.data, tokenizer, twin=recipe.origin.is_twin, today=today)
     except DataError as error:
         # Rows with an answer alone can be asked, not trained on. Without questions there would be nothing to measure.
         if not as_questions:

@@ -22,7 +22,7 @@ from dorakit.evaluation.metrics import judge_of
 from dorakit.evaluation.perplexity import perplexity, row_losses
 from dorakit.evaluation.progress import say
 from dorakit.evaluation.rows import HeldOut, file_rows, settings_of, validation_rows
-from dorakit.evaluation.taught import check_taught, expected_of
+from dorakit.evaluation.taught import check_taught, expected_of, in_one_frame
 from dorakit.evaluation.written import beside, losses_beside, output_file, place_of
 from dorakit.files import write_json, write_whole
 from dorakit.model.generate import check_prompts
@@ -193,12 +193,14 @@ def rows_to_measure(
     if path is None:
         rows = validation_rows(recipe, tokenizer, run=run, **asked)
     else:
-        rows = file_rows(recipe, tokenizer, path, split=section.split, **asked)
+        rows = file_rows(recipe, tokenizer, path, split=section.split, run=run, **asked)
     if section.split is not None and (path is None or Path(str(rows.path)).is_file()):
         unread.append(f"evaluation.split {section.split} ({rows.name} has no splits)")
     rows.notes += [f"not read: {setting}" for setting in unread]
     rows.notes += check_taught(rows.questions, section)
     rows.questions = [replace(question, answer=expected_of(question, section)) for question in rows.questions]
+    rows.questions, lines = in_one_frame(rows.questions, section)
+    rows.notes += lines
     return rows
 
 

@@ -1,13 +1,15 @@
-"""What answers are compared with, held against what training teaches: whoever learnt it perfectly must be judged right."""
+"""What answers are compared with, held against what training teaches: a perfect model must score 100 %."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from dorakit.data.first_look import Look
+from dorakit.data.tokens import Question
 from dorakit.errors import DataError
-from dorakit.evaluation.metrics import judge_of, option_pattern, short
+from dorakit.evaluation.metrics import answer_in, judge_of, option_pattern, short
 from dorakit.recipe.schema import EvaluationSection, Recipe
 
 
@@ -37,6 +39,29 @@ def expected_of(asked: Asked, section: EvaluationSection) -> str:
         if not pattern.search(asked.answer) and pattern.search(asked.reply):
             return asked.reply
     return asked.answer
+
+
+def in_one_frame(questions: Sequence[Question], section: EvaluationSection) -> tuple[list[Question], list[str]]:
+    """The questions as option_likelihood scores them, and a line where that is not what is taught.
+
+    The text around the option may be scored where it is the same for all rows. Where it differs, it may give the answer away
+    (reasoning that leads to it), so the bare answers are scored.
+    """
+    if section.metric != "option_likelihood":
+        return list(questions), []
+    pattern, frames = option_pattern(section.options), set()
+    for question in questions:
+        if question.reply and (
+            first := pattern.search(question.reply, len(question.reply) - len(answer_in(question.reply)))
+        ):
+            frames.add((question.reply[: first.start()], question.reply[first.end() :]))
+    if len(frames) < 2 or all(question.reply == question.answer for question in questions):
+        return list(questions), []
+    line = (
+        "evaluation.metric option_likelihood: the rows teach different texts around the option, which may give it away; "
+        "the bare answers are scored (metric option judges what is generated)"
+    )
+    return [replace(question, reply="") for question in questions], [line]
 
 
 def check_taught(rows: Sequence[Asked], section: EvaluationSection) -> list[str]:
@@ -73,7 +98,10 @@ def check_first_rows(recipe: Recipe, seen: Look) -> list[str]:
         DataError: As `check_taught`.
     """
     section = recipe.evaluation
-    notes = check_taught(seen.trained if section.path is None else seen.asked, section)
+    held_out = (
+        seen.trained if recipe.data.validation.path is None else []
+    )  # rows of that file are judged when they are read
+    notes = check_taught(held_out if section.path is None else seen.asked, section)
     replies = [row.reply for row in seen.trained]
     absent = [
         option for option in section.options if replies and not any(map(option_pattern([option]).search, replies))

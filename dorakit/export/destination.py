@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -126,8 +127,8 @@ def staged(run: Run | None, output: Path) -> Iterator[tuple[Path, Path]]:
     which the next one to the same output clears if this process is killed.
     """
     with locked(run, output), working_directory(output) as work, whole_directory(output, work=work) as staging:
-        (work / "scratch").mkdir()
-        yield staging, work / "scratch"
+        scratch = Path(tempfile.mkdtemp(prefix="scratch-", dir=work))  # whatever the output is called
+        yield staging, scratch
 
 
 @contextlib.contextmanager

@@ -209,13 +209,14 @@ def _rows(target: Target) -> tuple[HeldOut | None, str | None]:
     """Rows for perplexity, or why there are none."""
     if target.recipe is None:
         return None, "no recipe names rows; give one with --recipe"
+    unjudged = target.recipe.evaluation.model_copy(update={"metric": "none", "options": []})
     try:
-        rows = rows_to_measure(target.recipe, target.tokenizer, limit=MAX_ROWS)
+        rows = rows_to_measure(
+            target.recipe.model_copy(update={"evaluation": unjudged}), target.tokenizer, limit=MAX_ROWS
+        )
     except DataError as error:
         return None, str(error).splitlines()[0]
-    if not rows.documents:
-        return None, "the test rows hold no text to take the loss of"
-    return rows, None
+    return (rows, None) if rows.documents else (None, "the test rows hold no text to take the loss of")
 
 
 def _perplexity(target: Target, rows: HeldOut | None, *, quiet: bool) -> float | None:

@@ -72,9 +72,10 @@ def _told(rank: int, size: int, meeting: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _noted() -> Iterator[list[int]]:
-    """A list that receives the signals that are to be passed on."""
+    """A list that receives the signals that are to be passed on; one that is ignored, as under nohup, stays ignored."""
     received: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in _PASSED_ON}
+    heard = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in heard}
     try:
         yield received
     finally:

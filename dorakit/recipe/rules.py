@@ -181,8 +181,10 @@ def _sources(root: Node) -> Iterator[Problem]:
     if node is None or node.value != "last" or train is None:
         return
     forms = [form.value for item in train.items if (form := item.at(("format",)))]
-    if forms and "chat" not in forms:
-        yield node.place.problem("data.train_on: last needs a source of format chat", "write completion or all")
+    prompts = [prompt.value for item in train.items if (prompt := item.at(("prompt",)))]
+    if forms and "chat" not in [*forms, *prompts]:
+        message = "data.train_on: last needs a source of format chat, or of format instruction with prompt: chat"
+        yield node.place.problem(message, "write completion or all")
     elif "text" in forms:
         yield node.place.problem("data.train_on: a source of format text has no last turn", "write completion or all")
 

@@ -10,11 +10,12 @@ from dorakit import Recipe
 from dorakit.cli.app import app
 from dorakit.data.formats import read_samples
 from dorakit.data.sources import Row
+from dorakit.data.tokens import Question
 from dorakit.errors import DataError
 from dorakit.evaluation.likelihood import choose_options
 from dorakit.evaluation.metrics import judge_of
 from dorakit.evaluation.task import rows_to_measure
-from dorakit.evaluation.taught import check_taught, expected_of
+from dorakit.evaluation.taught import check_taught, expected_of, in_one_frame
 from dorakit.model.load import load_base
 from dorakit.model.tiny import tiny_tokenizer
 from dorakit.recipe.schema import EvaluationSection, SourceSection
@@ -116,3 +117,17 @@ def test_a_think_block_of_the_template_is_part_of_what_is_scored(tmp_path):
     ])  # fmt: skip
     (question,) = rows_to_measure(plan, tiny_tokenizer()).questions
     assert question.reply == f"<think>\n\n</think>\n\n{TAUGHT}" and question.text.endswith("<assistant>")
+
+
+def question(reply, answer="B"):
+    return Question([5], answer, "a.jsonl:1", "Which? A or B", reply)
+
+
+def test_reasoning_of_the_rows_is_not_scored():
+    """Planted bug caught: the row's own reasoning in front of every candidate, which gives the answer away."""
+    section = EvaluationSection(metric="option_likelihood", options=["A", "B"])
+    same = [question("<think>\n\n</think>\n\nB"), question("<think>\n\n</think>\n\nA", "A")]
+    assert in_one_frame(same, section) == (same, [])
+    reasoned = [question("<think>A is wrong, so B</think>B"), question("<think>so A</think>A", "A")]
+    bare, (line,) = in_one_frame(reasoned, section)
+    assert [one.reply for one in bare] == ["", ""] and "the bare answers are scored" in line

@@ -179,7 +179,7 @@ def test_the_next_one_clears_what_a_kill_left(tmp_path, where):
 
     with working_directory(place) as held:
         assert write(place) == 0
-        assert held.is_dir() and {path.name for path in tmp_path.iterdir()} == {"out", mine.name, held.name}
+        assert held.is_dir() and {path.name for path in tmp_path.iterdir()} == {"out", mine.name, held.parent.name}
     assert (mine / "held.lock").read_text() == "a person's" and (place / "a").read_text() == "new"
 
 
@@ -219,3 +219,9 @@ def test_an_evaluation_replaces_only_an_evaluation(tmp_path):
         with pytest.raises(UsageError, match="which is not written through"):
             output_file(link)
         assert file.read_text() == content
+
+
+@pytest.mark.parametrize("name", ["scratch", "held.lock"])
+def test_an_output_may_be_called_anything(run_of, tmp_path, name):
+    """Planted bug caught: a scratch directory of that name beside the staging one."""
+    assert merge(run_of("lora"), output=tmp_path / name, dtype="float32", receipt=False, quiet=True) == tmp_path / name

@@ -245,7 +245,7 @@ def test_space_for_what_is_written(monkeypatch, tmp_path):
     for share, enough in ((0.7, True), (0.4, False)):
 
         def left(_, *, share=share):
-            written = sum(file.stat().st_size for file in tmp_path.glob(".tmp-*/scratch/*"))
+            written = sum(file.stat().st_size for file in tmp_path.glob(".tmp-*/in/scratch-*/*"))
             return usage._replace(free=int(share * dense) + answers + 1024 - written)
 
         with monkeypatch.context() as patch, contextlib.nullcontext() if enough else pytest.raises(ResourceError):

@@ -150,7 +150,7 @@ BETWEEN = {
     "micro-batch by default": ("version: 1", "version: 1\ntraining: {batch_size: 2}", "",
                                "2:24+1: training.micro_batch_size 4 (the default) is larger than training.batch_size 2 [set micro_batch_size to 2 or less]"),
     "last of texts": ("format: chat", "format: text\n  train_on: last", "",
-                      "11:13+4: data.train_on: last needs a source of format chat [write completion or all]"),
+                      "11:13+4: data.train_on: last needs a source of format chat, or of format instruction with prompt: chat [write completion or all]"),
     "prompt name": ("format: chat", "format: instruction\n      prompt: orca-maths", "",
                     "11:15+10: data.train.0.prompt: 'orca-maths' is not one of default, llm-adapters, orca-math, chat and has no {instruction} [did you mean 'orca-math'?]"),
     "best of nothing": ("version: 1", "version: 1\ntraining: {keep_best: true}", "",

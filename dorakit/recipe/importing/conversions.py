@@ -14,7 +14,7 @@ ALL_LINEAR = ("all", "all-linear", "all_linear")
 PEFT_DEFAULT = ["q_proj", "v_proj"]
 _NAMES = re.compile(r"[\w.]+(\s*,\s*[\w.]+)*,?")
 _NO_ADAPTER = ("lm_head", "embed_tokens", "output_layer")
-_TEMPLATE = "the tokenizer's own chat template is used; another goes into data.chat_template as Jinja"
+TEMPLATE = "the tokenizer's own chat template is used; another goes into data.chat_template as Jinja"
 _PAPER_START = (True, "true", "True", "default", "kaiming")
 
 
@@ -121,7 +121,7 @@ def set_template(ledger: Ledger, name: str) -> None:
     elif isinstance(template, str) and is_template_text(template):
         ledger.set("data.chat_template", template, name)
     elif template is not None:
-        ledger.leave(name, template, _TEMPLATE)
+        ledger.leave(name, template, TEMPLATE)
 
 
 def carry_place(row: Keys, source: dict[str, Any], **names: str) -> None:
@@ -149,9 +149,8 @@ def hold_out(ledger: Ledger, source: dict[str, Any], key: str, *, split: str) ->
     elif not str(source["path"]).lower().endswith(ROW_FILES):
         ledger.set_default("data.validation.split", split)
     first = (ledger.recipe.get("data.train") or [{}])[0]
-    is_another = source["path"] != first.get(
-        "path"
-    )  # of another data set, the first one's name and revision say nothing
+    # Of another data set, the first one's name and revision say nothing.
+    is_another = source["path"] != first.get("path")
     for field in ("format", "columns", "name", "revision", "prompt"):
         usual = None if is_another and field in ("name", "revision") else first.get(field)
         if source.get(field) != usual:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dorakit.recipe.importing.catalogue import Catalogue
 from dorakit.recipe.importing.conversions import (
+    TEMPLATE,
     carry_adapter,
     hold_out,
     set_batch,
@@ -18,7 +19,6 @@ from dorakit.recipe.importing.conversions import (
 from dorakit.recipe.importing.ledger import Ledger
 from dorakit.recipe.importing.trainer import carry_trainer
 
-_TEMPLATE = "the tokenizer's own chat template is used; another goes into data.chat_template as Jinja"
 _BITSANDBYTES = ("bnb", "bitsandbytes", "BNB")
 
 
@@ -78,10 +78,12 @@ def _set_rows(ledger: Ledger, directory: Path, stage: str) -> None:
         hold_out(ledger, catalogue.source(ledger, "eval_dataset", name, limit), "eval_dataset", split="train")
     set_validation(ledger, "val_size")
     if template := ledger.take("template"):
-        ledger.leave("template", template, _TEMPLATE)
+        ledger.leave("template", template, TEMPLATE)
     on_prompt, last_only = ledger.flag("train_on_prompt"), ledger.flag("mask_history")
     train_on = "all" if on_prompt or stage == "pt" else "completion"
-    if last_only and not any(source["format"] == "chat" for source in sources):
+    if last_only and not any(
+        source["format"] == "chat" or "history" in source.get("columns", {}) for source in sources
+    ):
         last_only = False  # rows of one turn
     ledger.set(
         "data.train_on", "last" if last_only else train_on, ledger.said("train_on_prompt", "mask_history", "stage")
