@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dorakit.data.first_look import Look
-from dorakit.data.tokens import Question
 from dorakit.errors import DataError
 from dorakit.evaluation.metrics import answer_in, judge_of, option_pattern, short
 from dorakit.recipe.schema import EvaluationSection, Recipe
+
+if TYPE_CHECKING:  # it imports transformers, and `dorakit validate` does without
+    from dorakit.data.tokens import Question
 
 
 class Asked(Protocol):
