@@ -45,7 +45,7 @@ _STARTS_BESIDE_THE_BASE = (None, True, False, "gaussian", "orthogonal", "eva", "
 _REPEATED = re.compile(r"(?<!\\)[*+{?]")
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _MAX_REPETITIONS, _MAX_PATTERN, _MAX_PATTERNS = 3, 500, 10_000
-# What all patterns together may cost for a module name: one with n repetitions tries up to _LENGTH ** n ways.
+# Bound on the matching work of all patterns for one module name; a pattern with n repetitions may try _LENGTH ** n ways.
 _LENGTH, _MAX_WORK = 30, 250_000
 
 

@@ -41,7 +41,7 @@ def base_storage(directory: Path) -> NF4Format | Literal["unquantized"] | None:
 
 
 def stored_as(model: nn.Module) -> dict[str, Any] | None:
-    """What dorakit.json says of a model with adapters: the form of its NF4 layers and what is dense beside them, or None."""
+    """The `base_storage` entry of dorakit.json: the NF4 format and the layers kept dense; None if no layer is NF4."""
     quantized = next((module for module in model.modules() if isinstance(module, NF4Linear)), None)
     if quantized is None:
         return None

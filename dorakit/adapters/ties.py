@@ -30,7 +30,7 @@ def keeps_ties(config: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
         tensors: Of `read_tensors`.
     """
     whole = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
-    named = tuple(config.get("modules_to_save") or ())
+    named = tuple(config.get("modules_to_save") or ())  # PEFT compares ends of names, without a dot between
     if config.get("ensure_weight_tying") or not any(name.rpartition(".")[0].endswith(named) for name in whole):
         return True
     matrices = [tensor for tensor in whole.values() if tensor.dim() == 2]

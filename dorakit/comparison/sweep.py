@@ -158,7 +158,7 @@ def result_of(cell: Cell, run: Run, measure: Measure = Measure(), *, with_genera
 
 
 def _validation_loss(run: Run) -> float | None:
-    """Of the weights that are tested: those of the last step, or with keep_best those of the lowest."""
+    """Validation loss of the tested weights: the last step's, or with keep_best the best ones."""
     if run.recipe.training.keep_best:
         best: float | None = run.fact("best_validation_loss")
         return best

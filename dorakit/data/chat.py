@@ -142,7 +142,7 @@ class ChatRenderer:
         return self._template.render(asked, count, add_generation_prompt=True)
 
     def reply(self, conversation: Conversation, prompt: str) -> str:
-        """What training teaches behind `prompt`, up to the end of what the turn says; a template may put a think block first."""
+        """The trained text that follows `prompt`, without the stop token; some templates begin it with a think block."""
         said = conversation.reply.strip()
         whole = self._template.with_fitting_arguments(conversation)
         text = self._template.render(whole, len(whole.messages)) if said else ""

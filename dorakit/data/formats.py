@@ -51,7 +51,7 @@ class Passage:
 
     @property
     def reply(self) -> str:
-        """What training teaches to write here."""
+        """The trained text."""
         return self.completion
 
 
@@ -66,7 +66,7 @@ class Conversation:
 
     @property
     def reply(self) -> str:
-        """What training teaches to write at the end; "" where the last turn is not the assistant's, or holds calls alone."""
+        """The text of the last turn; "" if it is not the assistant's or holds only tool calls."""
         last = self.messages[-1]
         return str(last.get("content") or "") if last["role"] == "assistant" else ""
 

@@ -30,12 +30,7 @@ def check_tools(template: Template, conversation: Conversation) -> None:
     for what, other in others.items():
         if other == conversation or not messages:
             continue
-        text = template.render(conversation, len(messages))
-        try:
-            is_dropped = text == template.render(other, len(messages))
-        except DataError:
-            continue  # a template that cannot do without them reads them
-        if is_dropped:
+        if _is_written_as(template, conversation, other):
             raise DataError(
                 f"{conversation.row}: the chat template writes no {what}, so the model would never see them.\n"
                 f"  {_WAYS_OUT}"
@@ -53,16 +48,20 @@ def check_questions(template: Template, conversation: Conversation, text: str) -
         if turn["role"] == "assistant" or _squeezed(turn["content"]) in squeezed:
             continue
         silent = [*messages[:number], {**turn, "content": ""}, *messages[number + 1 :]]
-        try:
-            whole = template.render(conversation, len(messages))
-            is_dropped = whole == template.render(replace(conversation, messages=silent), len(messages))
-        except DataError:
-            continue  # a template that cannot do without it reads it
-        if is_dropped:
+        if _is_written_as(template, conversation, replace(conversation, messages=silent)):
             raise DataError(
                 f"{conversation.row}: the chat template leaves out turn {number + 1} ({turn['role']}), so the model "
                 f"would never see it: {quoted(turn['content'], 60)}\n  {_WAYS_OUT}"
             )
+
+
+def _is_written_as(template: Template, conversation: Conversation, other: Conversation) -> bool:
+    """Whether the template writes the same text without what `other` lacks; a template that fails without it reads it."""
+    text = template.render(conversation, len(conversation.messages))
+    try:
+        return text == template.render(other, len(other.messages))
+    except DataError:
+        return False
 
 
 def check_answer(conversation: Conversation, turn: int, written: str) -> None:

@@ -127,9 +127,9 @@ def _with_text_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def _checked(text: str, conversation: Conversation) -> str:
-    """The text, unless it is none: templates also write names, tools and arguments, which nobody has looked at.
+    """Return the text; refuse characters that no tokenizer takes, and output far longer than the conversation.
 
-    Nor one that is far longer than what was said, though the template behaved in its trial.
+    Templates also write names, tools and arguments, which were not checked before.
     """
     if len(text) > MAX_TEXT and len(text) > MAX_TEXT + _GROWTH * (said := _length(conversation)):
         raise DataError(

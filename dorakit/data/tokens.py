@@ -26,7 +26,7 @@ __all__ = ["Document", "Encoded", "Question", "encode", "encode_prompts", "encod
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt to answer. `text` is the prompt as text, `answer` what to compare with, `reply` what training would teach."""
+    """A prompt to answer. `text` is the prompt as text, `answer` what to compare with, `reply` the text that is trained."""
 
     prompt_ids: list[int]
     answer: str
@@ -140,7 +140,7 @@ def encode_rows(
 ) -> list[Document]:
     """Tokenise rows as training does; overlong ones go by `data.overlength`, so there may be fewer documents.
 
-    `today` is what a chat template is told that asks for the date.
+    `today` is the date given to chat templates that ask for it.
 
     Raises:
         DataError: Rows that cannot be used, or no supervised token in any of them.

@@ -13,7 +13,7 @@ from transformers import Cache, DynamicCache
 
 from dorakit.data.encoder import Encoder
 from dorakit.evaluation.generation import Prediction
-from dorakit.evaluation.metrics import Judge, answer_in, option_pattern
+from dorakit.evaluation.metrics import Judge, option_in, option_pattern
 from dorakit.evaluation.progress import progress
 from dorakit.model.generate import check_prompts, has_plain_cache
 from dorakit.parallel.world import ALONE, World
@@ -61,12 +61,9 @@ def choose_options(
         offered.append([option for option in options if option in named] if right in named else options)
     texts = []
     for question, right, some in zip(questions, rights, offered, strict=True):
-        thought = question.reply.removesuffix(answer_in(question.reply))
-        first = pattern.search(question.reply, len(thought))
-        written = question.reply
+        written, first = question.reply, option_in(question.reply, pattern)
         if first is None or first.group() != right:
-            written = question.answer
-            first = pattern.search(written, len(written) - len(answer_in(written)))
+            written, first = question.answer, option_in(question.answer, pattern)
         assert first is not None  # the judge has found one
         texts.append([written[: first.start()] + option + written[first.end() :] for option in some])
     encoded = iter(Encoder(tokenizer).continuations([text for some in texts for text in some]))

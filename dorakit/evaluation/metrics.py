@@ -68,6 +68,11 @@ def option_pattern(options: list[str]) -> re.Pattern[str]:
     return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, texts)) + r")(?!\w)")
 
 
+def option_in(text: str, pattern: re.Pattern[str]) -> re.Match[str] | None:
+    """The first option in a text, behind its reasoning."""
+    return pattern.search(text, len(text) - len(answer_in(text)))
+
+
 def last_number(text: str) -> str | None:
     """The last number or ratio in a text, without thousands commas and currency sign; None where there is none."""
     found = _NUMBER.findall(_THOUSANDS.sub("", text))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from dorakit.data.first_look import Look
 from dorakit.errors import DataError
-from dorakit.evaluation.metrics import answer_in, judge_of, option_pattern, short
+from dorakit.evaluation.metrics import judge_of, option_in, option_pattern, short
 from dorakit.recipe.schema import EvaluationSection, Recipe
 
 if TYPE_CHECKING:  # it imports transformers, and `dorakit validate` does without
@@ -51,12 +51,12 @@ def in_one_frame(questions: Sequence[Question], section: EvaluationSection) -> t
     """
     if section.metric != "option_likelihood":
         return list(questions), []
-    pattern, frames = option_pattern(section.options), set()
-    for question in questions:
-        if question.reply and (
-            first := pattern.search(question.reply, len(question.reply) - len(answer_in(question.reply)))
-        ):
-            frames.add((question.reply[: first.start()], question.reply[first.end() :]))
+    pattern = option_pattern(section.options)
+    frames = {
+        (question.reply[: first.start()], question.reply[first.end() :])
+        for question in questions
+        if (first := option_in(question.reply, pattern))
+    }
     if len(frames) < 2 or all(question.reply == question.answer for question in questions):
         return list(questions), []
     line = (
@@ -100,9 +100,8 @@ def check_first_rows(recipe: Recipe, seen: Look) -> list[str]:
         DataError: As `check_taught`.
     """
     section = recipe.evaluation
-    held_out = (
-        seen.trained if recipe.data.validation.path is None else []
-    )  # rows of that file are judged when they are read
+    # Rows of data.validation.path are judged when an evaluation reads them.
+    held_out = seen.trained if recipe.data.validation.path is None else []
     notes = check_taught(held_out if section.path is None else seen.asked, section)
     replies = [row.reply for row in seen.trained]
     absent = [

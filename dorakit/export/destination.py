@@ -46,7 +46,7 @@ def sources_of(place: Place, recipe: Recipe | None = None, base_model: str | Non
 def check_output(directory: Path, form: str, sources: Iterable[Path], *, own: Path | None = None) -> None:
     """Refuse an output that would cost something that is not an earlier result of the same form.
 
-    What a process that was killed while it replaced the directory left is put back first.
+    First restores a directory whose replacement was interrupted.
 
     Args:
         directory: Where the result is to go.
@@ -73,8 +73,15 @@ def check_output(directory: Path, form: str, sources: Iterable[Path], *, own: Pa
             )
     if strange := _strange(directory, form):
         more = f" and {len(strange) - _SHOWN} more" if len(strange) > _SHOWN else ""
+        owned = owned_files(directory, form)
+        # Only the receipt itself: a result of a version that listed no files.
+        why = (
+            "has a receipt that lists no files"
+            if owned and not any(owned.values())
+            else "was not made by this command alone"
+        )
         raise UsageError(
-            f"{directory} was not made by this command alone: it holds {', '.join(list(strange.values())[:_SHOWN])}{more}\n"
+            f"{directory} {why}: it holds {', '.join(list(strange.values())[:_SHOWN])}{more}\n"
             f"  give another --output, or move what is to be kept, then: rm -r {typed(directory)}"
         )
 
@@ -142,9 +149,9 @@ def locked(run: Run | None, output: Path) -> Iterator[None]:
 
 
 def _strange(directory: Path, form: str) -> dict[str, str]:
-    """By its name, what is in a directory and was not written there as this form, or is a text that was changed since.
+    """Files that this form did not write, and texts edited since, each with the words for a message.
 
-    Weights are not hashed for it: nobody writes them by hand, and damaged ones may be replaced.
+    Weights are not hashed: nobody writes them by hand, and damaged ones may be replaced.
     """
     if not directory.is_dir():
         return {}

@@ -42,11 +42,8 @@ class PeftReading:
         self._file = directory / WEIGHTS
         self._config = read_object(directory / CONFIG)
         with safe_open(self._file, framework="pt") as content:
-            self._left = {
-                key.removeprefix(PREFIX)
-                for key in content.keys()
-                if not re.search("original_module|modules_to_save", key)
-            }
+            self._keys: dict[str, str] = {key.removeprefix(PREFIX): key for key in content.keys()}
+        self._left = {name for name in self._keys if not re.search("original_module|modules_to_save", name)}
         self._inside = frozenset(self._left)
         self._of_base = _tied_weight(model)
         self.num_checked = 0
@@ -115,8 +112,9 @@ class PeftReading:
         return float(self._config[key])
 
     def _magnitude(self, owner: str) -> Tensor | None:
-        found = (name for name in self._inside if name.startswith(f"{owner}.lora_magnitude_vector"))
-        return self._take(name).double().flatten() if (name := next(found, None)) else None
+        names = (f"{owner}.lora_magnitude_vector", f"{owner}.lora_magnitude_vector.weight")
+        found = next((name for name in names if name in self._inside), None)
+        return self._take(found).double().flatten() if found else None
 
     def _whole(self, owner: str, leaf: str) -> Tensor | None:
         """A tensor that is not merged from others; None for one that is the base's and that no tie leads to."""
@@ -134,8 +132,7 @@ class PeftReading:
     def _take(self, name: str) -> Tensor:
         self._left.discard(name)
         with safe_open(self._file, framework="pt") as content:
-            keys: dict[str, Any] = {key.removeprefix(PREFIX): key for key in content.keys()}
-            tensor: Tensor = content.get_tensor(keys[name])
+            tensor: Tensor = content.get_tensor(self._keys[name])
         return tensor
 
 

@@ -39,12 +39,12 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
         )
     command = [sys.executable, "-m", "dorakit", *arguments]
     ranks: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="dorakit-") as private, _noted() as signals:  # of mode 0700
+    with tempfile.TemporaryDirectory(prefix="dorakit-") as private, _recorded_signals() as signals:  # of mode 0700
         try:
             for rank in range(nproc):
-                told = _told(rank, nproc, os.path.join(private, "meeting"))
+                environment = _environment(rank, nproc, os.path.join(private, "meeting"))
                 # In a session of its own: Ctrl-C in a terminal reaches it once, from here.
-                ranks.append(subprocess.Popen(command, env=told, start_new_session=True))
+                ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
             code = _wait(ranks, signals)
         finally:
             _send(ranks, signal.SIGKILL)
@@ -55,7 +55,7 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _told(rank: int, size: int, meeting: str) -> dict[str, str]:
+def _environment(rank: int, size: int, meeting: str) -> dict[str, str]:
     """The environment of a rank."""
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     return {
@@ -71,11 +71,11 @@ def _told(rank: int, size: int, meeting: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _noted() -> Iterator[list[int]]:
-    """A list that receives the signals that are to be passed on; one that is ignored, as under nohup, stays ignored."""
+def _recorded_signals() -> Iterator[list[int]]:
+    """Collect the signals to pass on; a signal that is ignored, as under nohup, stays ignored."""
     received: list[int] = []
-    heard = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in heard}
+    handled = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in handled}
     try:
         yield received
     finally:

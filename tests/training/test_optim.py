@@ -12,6 +12,8 @@ from dorakit.training import optim_groups
 from dorakit.training.optim import Updater, learning_rate
 from dorakit.training.trained import load_tensors, save_tensors
 
+import bitsandbytes as bnb  # isort: skip  after dorakit, which quiets it
+
 
 def model() -> nn.Module:
     torch.manual_seed(0)
@@ -51,6 +53,39 @@ def test_versions_move_with_every_step():
     net(torch.randn(3, 40)).sum().backward()
     updater.step(1e-2)
     assert all(p._version > v for p, v in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "most"), [("adamw_8bit", bnb.optim.AdamW8bit, 0.05), ("lion_8bit", bnb.optim.Lion8bit, 0.4)]
+)
+def test_what_8_bit_states_in_one_buffer_change(name, rule, most):
+    """docs/methods.md, "The optimizer": a tensor of fewer than 4096 elements, which alone would have float32 states, moves by no
+    more than is said there; one of 4096 as alone. Planted bug caught: another optimizer for one of the two.
+    """
+
+    def pair() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(512, 8, bias=False), nn.Linear(512, 4, bias=False))
+
+    begun, flat, alone = pair(), pair(), pair()
+    settings = OptimizerSection(name=name, learning_rate=1e-2, weight_decay=0.0)
+    updater = Updater(flat, settings, MagnitudeSection())
+    reference = rule(alone.parameters(), lr=1e-2, betas=settings.betas, weight_decay=0.0)
+    for step in range(12):
+        generator = torch.Generator().manual_seed(step)
+        updater.zero_grad()
+        for one, other in zip(flat.parameters(), alone.parameters(), strict=True):
+            gradient = torch.randn(one.shape, generator=generator) * 10 ** (step % 3 - 1)
+            one.grad.copy_(gradient)
+            other.grad = gradient
+        updater.step(1e-2)
+        reference.step()
+    large, small = (
+        float((one - other).detach().abs().max() / (other - start).detach().abs().max())
+        for one, other, start in zip(flat.parameters(), alone.parameters(), begun.parameters(), strict=True)
+    )
+    print(f"{name}: {large:.1e} of the way, {small:.1%} where states would be float32")
+    assert large < 1e-6 and 1e-4 < small < most
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adamw_8bit", "paged_adamw_32bit", "lion_8bit"])
