@@ -12,7 +12,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 [ $# -gt 0 ] || set -- recipes/smoke/*.yaml
-for recipe in "$@"; do
+
+through_its_life() {
+  local recipe=$1 name start run merged quantized
   name=$(basename "$recipe" .yaml)
   start=$SECONDS
   dorakit validate "$recipe"
@@ -27,4 +29,9 @@ for recipe in "$@"; do
   quantized=$(dorakit quantize "$run" --quiet)
   dorakit eval "$quantized" --quiet >/dev/null
   printf '%s: done in %d s\n' "$recipe" $((SECONDS - start))
-done
+}
+
+# Two at a time: a thread each, and most of a command is its start.
+export -f through_its_life
+export place
+printf '%s\0' "$@" | xargs -0 -n 1 -P 2 bash -euo pipefail -c 'through_its_life "$1"' smoke

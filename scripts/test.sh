@@ -11,13 +11,14 @@ cd "$(dirname "$0")/.."
 source scripts/venv.sh
 
 selection="not slow and not gpu and not faults and not distributed"
-arguments=()
+# Two processes; `-n 0` makes it one.
+arguments=(-n 2 --dist worksteal)
 for argument in "$@"; do
   case $argument in
-    --slow) selection="not gpu" ;;
+    # One at a time: some of these measure, and a real model fills the memory.
+    --slow) selection="not gpu" arguments=(-n 0) ;;
     --faults) selection="faults" ;;
-    # Half of such a test is waiting, for starts and for ranks that do not come.
-    --distributed) selection="distributed" arguments+=(-n 2 --dist worksteal) ;;
+    --distributed) selection="distributed" ;;
     *) arguments+=("$argument") ;;
   esac
 done
@@ -26,4 +27,4 @@ use_venv ".[dev]"
 use_smollm2
 # The suite's models are tiny: more threads only get in each other's way.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec python -m pytest -m "$selection" ${arguments[@]+"${arguments[@]}"}
+exec python -m pytest -m "$selection" "${arguments[@]}"

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from dying_runs import Site, make_site, moved_copy
 
-_matrix: list[tuple[str, ...]] = []
-
 
 @pytest.fixture
 def site(tmp_path) -> Site:
@@ -40,9 +38,9 @@ def half_done(_half_done, tmp_path) -> Site:
 
 
 @pytest.fixture
-def matrix():
+def matrix(record_property):
     """Note a row of the fault matrix: its number, what was injected, what must happen, what was seen."""
-    return lambda *row: _matrix.append(tuple(map(str, row)))
+    return lambda *row: record_property("fault", tuple(map(str, row)))
 
 
 def pytest_collection_modifyitems(items):
@@ -53,8 +51,11 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    if len(_matrix) < 10:
+    # From the reports, because the tests may have run in other processes.
+    reports = [report for report in terminalreporter.stats.get("passed", []) if report.when == "call"]
+    matrix = [row for report in reports for name, row in report.user_properties if name == "fault"]
+    if len(matrix) < 10:
         return
     terminalreporter.section("fault matrix")
-    for number, injected, expected, seen in sorted(_matrix, key=lambda row: (int(row[0]), row[1])):
+    for number, injected, expected, seen in sorted(matrix, key=lambda row: (int(row[0]), row[1])):
         terminalreporter.write_line(f"{number:>3} | {injected} | {expected} | {seen}")

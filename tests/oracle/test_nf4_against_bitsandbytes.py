@@ -16,7 +16,7 @@ from dorakit.model.nf4 import NF4Format, NF4Linear, dense_weight
 @pytest.mark.parametrize("shape", [(48, 64), (30, 100), (64, 80)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes(monkeypatch, chunk, double_quant, block_size, shape, dtype):
-    """Planted bugs that die here: low nibble first; the mean of each slice as offset; rows taken for whole blocks."""
+    """Planted bugs that die here: low nibble first; the mean of each slice as offset."""
     monkeypatch.setattr(module, "_CHUNK_WEIGHTS", chunk)
     torch.manual_seed(0)
     weight = torch.randn(shape).to(dtype)
@@ -39,6 +39,22 @@ def by_definition(packed, state, shape):
     codes = torch.stack([packed.reshape(-1) >> 4, packed.reshape(-1) & 15], dim=1).flatten().long()
     flat = state.code[codes] * absmax.repeat_interleave(state.blocksize)[: len(codes)]
     return flat.to(state.dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (30, 100), (64, 80)])
+def test_rows_given_to_the_kernel_are_whole_blocks(monkeypatch, shape):
+    """bitsandbytes' kernel for AVX-512 needs them, the one for other CPUs does not: `test_bytes` sees it on the first only."""
+    given = []
+    dequantize = F.dequantize_4bit
+
+    def seen(packed, state):
+        given.append(state.shape)
+        return dequantize(packed, state)
+
+    monkeypatch.setattr(F, "dequantize_4bit", seen)
+    NF4Linear.from_dense(torch.randn(shape), None, NF4Format()).dequantize()
+    ((rows, row),) = given
+    assert rows == 1 or row % 64 == 0
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
