@@ -56,7 +56,7 @@ def _check_stored(recipe: Recipe, stored: NF4Format) -> None:
             f"{recipe.model.base} is stored as NF4: {_in_words(stored)}; the recipe says {_in_words(asked)}\n"
             f"  quantization: {{block_size: {stored.block_size}, double_quant: {str(stored.double_quant).lower()}}}"
         )
-    if recipe.method_options.get("magnitude_init") == "original":
+    if recipe.has_original_magnitude:
         raise ModelError(
             f"adapter.magnitude.init: original needs the weights before quantization, and {recipe.model.base} is stored as NF4\n"
             "  set adapter.magnitude.init: dequantized, or name the base that it was made from"
@@ -144,7 +144,7 @@ def attach_adapter_(model: nn.Module, recipe: Recipe, *, keeps_ties: bool = True
         modules_to_save=adapter.modules_to_save,
         keeps_ties=keeps_ties,
         seed=recipe.training.seed,
-        method_options=recipe.method_options,
+        magnitude_init=adapter.magnitude.init,
     )
 
 

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 import dorakit
-from dorakit.adapters.dora import DoRALinear
-from dorakit.adapters.lora import LoRALinear
+from dorakit.adapters.layer import AdapterLinear
 from dorakit.errors import GateError
 from dorakit.export import merge as merging
 from dorakit.model.nf4 import dense_weight
@@ -66,39 +65,24 @@ def trained(name: str, rows: Path, base: str, work: Path) -> dorakit.Run:
     return dorakit.train(dorakit.Recipe.from_yaml(str(file), list(overrides)), quiet=True)
 
 
-without_magnitude = LoRALinear.merged_weight
-magnitude_of = DoRALinear.merged_weight
-
-
-def with_magnitude(layer: Any) -> torch.Tensor:
-    """DoRALinear.merged_weight, whose LoRALinear.merged_weight is the right one while a bug is planted there."""
-    planted, LoRALinear.merged_weight = LoRALinear.merged_weight, without_magnitude  # type: ignore[method-assign]
-    try:
-        return magnitude_of(layer)
-    finally:
-        LoRALinear.merged_weight = planted  # type: ignore[method-assign]
-
-
 @contextlib.contextmanager
 def wrong(kind: str) -> Iterator[None]:
     """Plant a bug in the merge of the eighth adapted layer, or in its tensor on the disk."""
     seen: dict[int, int] = {}
-    right = {LoRALinear: LoRALinear.merged_weight, DoRALinear: with_magnitude}
-    written = merging.write_shards
+    right, written = AdapterLinear.merged_weight, merging.write_shards
 
     def merged_weight(layer: Any) -> torch.Tensor:
-        whole = right[type(layer)]
         if seen.setdefault(id(layer), len(seen)) != 7:
-            return whole(layer)
+            return right(layer)
         if kind == "layer forgotten":
             return dense_weight(layer.base).float()
         if kind == "scale wrong":
             layer.scaling *= 1.1
             try:
-                return whole(layer)
+                return right(layer)
             finally:
                 layer.scaling /= 1.1
-        return without_magnitude(layer)
+        return dense_weight(layer.base).float() + layer.update()
 
     def write_shards(directory: Path, tensors: Any) -> int:
         def changed() -> Iterator[tuple[str, torch.Tensor]]:
@@ -110,12 +94,12 @@ def wrong(kind: str) -> Iterator[None]:
     if kind == "file changed":
         merging.write_shards = write_shards
     else:
-        LoRALinear.merged_weight = DoRALinear.merged_weight = merged_weight  # type: ignore[method-assign]
+        AdapterLinear.merged_weight = merged_weight  # type: ignore[method-assign]
     try:
         yield
     finally:
         merging.write_shards = written
-        LoRALinear.merged_weight, DoRALinear.merged_weight = without_magnitude, magnitude_of  # type: ignore[method-assign]
+        AdapterLinear.merged_weight = right  # type: ignore[method-assign]
 
 
 def main() -> None:

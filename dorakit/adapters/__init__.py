@@ -1,6 +1,6 @@
-"""Adapter methods. A new one is a file beside lora.py and a line here."""
+"""Adapted layers by name. A new one is a file beside lora.py and a line here."""
 
-from dorakit.adapters.dora import DoRALinear
+from dorakit.adapters.layer import AdapterLinear
 from dorakit.adapters.lora import LoRALinear
 
-METHODS: dict[str, type[LoRALinear]] = {"lora": LoRALinear, "dora": DoRALinear}
+UPDATES: dict[str, type[AdapterLinear]] = {"lora": LoRALinear}

@@ -6,15 +6,13 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dorakit.adapters import METHODS
-from dorakit.adapters.dora import DoRALinear
-from dorakit.adapters.lora import LoRALinear
+from dorakit.adapters import UPDATES
+from dorakit.adapters.layer import AdapterLinear
 from dorakit.adapters.ties import tied_ends
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
@@ -37,13 +35,13 @@ def attach_(
     modules_to_save: list[str] | None = None,
     keeps_ties: bool = True,
     seed: int = 0,
-    method_options: dict[str, Any] | None = None,
+    magnitude_init: str = "dequantized",
 ) -> list[str]:
     """Freeze the model and put an adapter on each target, in place. The output does not change.
 
     Args:
         model: A loaded model, dense or NF4.
-        method: A key of METHODS.
+        method: `lora`, or `dora` for one under a magnitude.
         target_modules: `all-linear` (every linear layer that text passes through, but the output head), name suffixes, or
             one regular expression.
         rank: r; `rank_pattern` overrides it per name suffix or expression.
@@ -56,7 +54,7 @@ def attach_(
         keeps_ties: Of an embedding and a head that are tied, naming one trains both as one. False gives each that is named
             a weight of its own and leaves the other the base's, as PEFT does.
         seed: A's start is a pure function of (seed, module name).
-        method_options: Keyword arguments of the method alone, e.g. magnitude_init of dora.
+        magnitude_init: The row norms that dora's magnitude starts as: of the weight in use, `dequantized`, or `original`.
 
     Returns:
         Names of the adapted modules, in model order.
@@ -79,14 +77,14 @@ def attach_(
                 raise ModelError(f"adapter.{setting}: {pattern!r} matches no adapted module; one is {names[0]}")
     for name in names:
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-        adapter = METHODS[method](
+        adapter = UPDATES["lora"](
             model.get_submodule(name),
             rank=pattern_value(name, rank_pattern or {}, rank),
             alpha=pattern_value(name, alpha_pattern or {}, alpha),
             dropout=dropout,
             rslora=rslora,
             generator=torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1),
-            **(method_options or {}),
+            magnitude_init=magnitude_init if method == "dora" else None,
         )
         model.set_submodule(name, adapter)
         return_freed_memory(2 * adapter.in_features * adapter.out_features)
@@ -101,10 +99,10 @@ def text_part(model: PreTrainedModel) -> nn.Module:
     return part
 
 
-def adapter_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
     """Name and layer of every adapter, in model order."""
     for name, module in model.named_modules():
-        if isinstance(module, LoRALinear):
+        if isinstance(module, AdapterLinear):
             yield name, module
 
 
@@ -116,14 +114,10 @@ def whole_modules(model: nn.Module) -> Iterator[tuple[str, TrainedCopy]]:
 
 
 def changes_nothing(model: nn.Module) -> bool:
-    """Whether the attached adapters leave the base as it is: every B is zero and every magnitude where it began."""
+    """Whether the attached adapters leave the base as it is."""
     layers = [layer for _, layer in adapter_layers(model)]
-    moved = (layer for layer in layers if isinstance(layer, DoRALinear) and not layer.has_still_magnitude())
     return (
-        bool(layers)
-        and next(moved, None) is None
-        and next(whole_modules(model), None) is None
-        and not any(layer.lora_B.any() for layer in layers)
+        bool(layers) and next(whole_modules(model), None) is None and all(layer.changes_nothing() for layer in layers)
     )
 
 
@@ -131,7 +125,7 @@ def changes_nothing(model: nn.Module) -> bool:
 def base_only(model: nn.Module) -> Iterator[None]:
     """Within the block the frozen base answers alone."""
     switched = [
-        module for module in model.modules() if isinstance(module, (LoRALinear, TrainedCopy)) and module.enabled
+        module for module in model.modules() if isinstance(module, (AdapterLinear, TrainedCopy)) and module.enabled
     ]
     for module in switched:
         module.enabled = False

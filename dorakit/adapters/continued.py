@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers
-from dorakit.adapters.dora import DoRALinear
+from dorakit.adapters.layer import MAGNITUDE
 from dorakit.adapters.peft_format import matched_parameters, read_tensors
 
 
@@ -25,13 +25,13 @@ def continue_adapter_(model: PreTrainedModel, directory: Path) -> None:
     becoming_dora = {
         name: layer
         for name, layer in adapter_layers(model)
-        if isinstance(layer, DoRALinear) and not any("lora_magnitude_vector" in key for key in tensors)
+        if layer.lora_magnitude_vector is not None and not any(MAGNITUDE in key for key in tensors)
     }
     for name, layer in becoming_dora.items():
-        tensors[f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
+        tensors[f"{name}.{MAGNITUDE}"] = layer.get_parameter(MAGNITUDE)
     for name, parameter in matched_parameters(model, tensors, directory).items():
         parameter.copy_(tensors[name])
     for layer in becoming_dora.values():
         layer.magnitude_to_norm_()
     for _, adapter in adapter_layers(model):
-        adapter.begin_here_()
+        adapter.mark_start_()

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers, attach_, whole_modules
-from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
-from dorakit.adapters.lora import LoRALinear
+from dorakit.adapters.layer import AdapterLinear
 from dorakit.adapters.peft_config import CONFIG, read_config, refuse_adapted_head, used_patterns
 from dorakit.adapters.storage import STORAGE, base_storage, stored_as
 from dorakit.adapters.ties import keeps_ties
@@ -51,10 +50,8 @@ def save_adapter(
         raise ModelError("the model has no adapter to save")
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B
-        if isinstance(layer, DoRALinear):
-            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
+        for own, parameter in layer.trained().items():
+            tensors[f"{PREFIX}{name}.{layer.on_disk[own]}"] = parameter
     for name, module in whole_modules(model):
         for key, parameter in module.copy.named_parameters():
             tensors[f"{PREFIX}{name}.{key}"] = parameter
@@ -166,7 +163,7 @@ def adapter_mode(directory: Path) -> str:
 
 
 def _config(
-    model: PreTrainedModel, layers: dict[str, LoRALinear], base_name_or_path: str, revision: str | None
+    model: PreTrainedModel, layers: dict[str, AdapterLinear], base_name_or_path: str, revision: str | None
 ) -> dict[str, Any]:
     ranks = [layer.rank for layer in layers.values()]
     rank = max(set(ranks), key=ranks.count)
@@ -182,7 +179,7 @@ def _config(
         "lora_dropout": first.dropout.p,
         "bias": "none",
         "target_modules": shortest_targets(model, list(layers)),
-        "use_dora": isinstance(first, DoRALinear),
+        "use_dora": first.lora_magnitude_vector is not None,
         "use_rslora": any(layer.scaling != layer.alpha / layer.rank for layer in layers.values()),
         "rank_pattern": {name: layer.rank for name, layer in layers.items() if layer.rank != rank},
         "alpha_pattern": {name: layer.alpha for name, layer in layers.items() if layer.alpha != first.alpha},
@@ -195,7 +192,7 @@ def _config(
 def shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
     """Last name parts where they select exactly the adapted modules, else whole names; the base may have adapters attached."""
     endings = sorted({name.rsplit(".", 1)[-1] for name in adapted})
-    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, NF4Linear, LoRALinear))}
+    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, NF4Linear, AdapterLinear))}
     inside = {f"{name}.base" for name in adapted}
     selected = {name for name in linear - inside if any(has_suffix(name, ending) for ending in endings)}
     return endings if selected == set(adapted) else sorted(adapted)
@@ -234,12 +231,10 @@ def matched_parameters(model: PreTrainedModel, tensors: dict[str, Tensor], path:
     """The adapter's parameters by the names that they have in `tensors`: all of both, and of the same shapes."""
     wanted: dict[str, nn.Parameter] = {}
     for name, layer in adapter_layers(model):
-        wanted[f"{name}.lora_A.weight"] = layer.lora_A
-        wanted[f"{name}.lora_B.weight"] = layer.lora_B
-        if isinstance(layer, DoRALinear):
-            # PEFT strips the trailing .weight on disk; older files have it.
-            long = f"{name}.lora_magnitude_vector.weight"
-            wanted[long if long in tensors else f"{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector
+        for own, parameter in layer.trained().items():
+            key = f"{name}.{layer.on_disk[own]}"
+            # PEFT strips the trailing .weight of a magnitude on disk; older files have it.
+            wanted[key if key in tensors or f"{key}.weight" not in tensors else f"{key}.weight"] = parameter
     trained = {
         f"{name}.{key}": parameter
         for name, module in whole_modules(model)

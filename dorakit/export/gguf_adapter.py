@@ -39,8 +39,9 @@ def write_gguf_adapter(model: PreTrainedModel, file: Path) -> None:
             matrix = names.get_name(name)
             if matrix is None:
                 raise ModelError(f"{name} has no name in GGUF files of {config.model_type}")
-            b_OR = as_in_llama_cpp(name, layer.lora_B.detach().cpu(), config)
-            writer.add_tensor(f"{matrix}.weight.lora_a", layer.lora_A.detach().cpu().contiguous().numpy())
+            a_RI, b_OR = (factor.detach().cpu() for factor in layer.factors())
+            b_OR = as_in_llama_cpp(name, b_OR, config)
+            writer.add_tensor(f"{matrix}.weight.lora_a", a_RI.contiguous().numpy())
             writer.add_tensor(f"{matrix}.weight.lora_b", b_OR.contiguous().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

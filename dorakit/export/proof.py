@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers, whole_modules
-from dorakit.adapters.lora import LoRALinear
+from dorakit.adapters.layer import AdapterLinear
 from dorakit.errors import Gate, GateError
 from dorakit.export.peft_reading import PeftReading
 from dorakit.export.tensors import PlainTensor
@@ -110,7 +110,7 @@ class WeightProof:
                 raise _wrong(fault)
 
 
-def _check_layer(name: str, layer: LoRALinear, merged_OI: Tensor) -> None:
+def _check_layer(name: str, layer: AdapterLinear, merged_OI: Tensor) -> None:
     """Hold a merged weight against the layer's forward pass over random inputs."""
     generator = torch.Generator().manual_seed(0)
     x_PI = torch.randn(_PROBES, layer.in_features, generator=generator, dtype=torch.float64).to(merged_OI.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from dorakit.adapters.lora import LoRALinear
+from dorakit.adapters.layer import AdapterLinear
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.model.nf4 import NF4Linear
 
@@ -61,10 +61,10 @@ def plain_model(model: PreTrainedModel) -> PlainModel:
 def _walk(module: nn.Module, owner: str) -> Iterator[PlainTensor]:
     """The tensors of a module and all inside it; `owner` is its name, "" for the model."""
     prefix = f"{owner}." if owner else ""
-    if isinstance(module, (LoRALinear, NF4Linear)):
+    if isinstance(module, (AdapterLinear, NF4Linear)):
         shape = torch.Size((module.out_features, module.in_features))
         yield PlainTensor(f"{prefix}weight", shape, partial(_dense, module), owner, is_linear_weight=True)
-        bias = module.base.bias if isinstance(module, LoRALinear) else module.bias
+        bias = module.base.bias if isinstance(module, AdapterLinear) else module.bias
         if isinstance(bias, Tensor):
             yield PlainTensor(f"{prefix}bias", bias.shape, bias.detach, owner)
     elif isinstance(module, TrainedCopy):
@@ -81,8 +81,8 @@ def _walk(module: nn.Module, owner: str) -> Iterator[PlainTensor]:
             yield from _walk(child, f"{prefix}{name}")
 
 
-def _dense(module: LoRALinear | NF4Linear) -> Tensor:
-    return module.merged_weight() if isinstance(module, LoRALinear) else module.dequantize(torch.float32)
+def _dense(module: AdapterLinear | NF4Linear) -> Tensor:
+    return module.merged_weight() if isinstance(module, AdapterLinear) else module.dequantize(torch.float32)
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

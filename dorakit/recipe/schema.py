@@ -465,9 +465,9 @@ class Recipe(Section):
         return None if self.adapter.mode == "full" else self.adapter.mode.removeprefix("q")
 
     @property
-    def method_options(self) -> dict[str, str]:
-        """What only this method takes: keyword arguments of `attach_`."""
-        return {"magnitude_init": self.adapter.magnitude.init} if self.method == "dora" else {}
+    def has_original_magnitude(self) -> bool:
+        """Whether a magnitude starts as the row norms of the weight before it was quantized."""
+        return self.method == "dora" and self.adapter.magnitude.init == "original"
 
     @property
     def origin(self) -> Origin:

@@ -32,7 +32,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dorakit.adapters.attach import adapter_layers, target_names
-from dorakit.adapters.dora import DoRALinear
 from dorakit.adapters.foreign_names import PREFIX
 from dorakit.adapters.peft_format import WEIGHTS, check_adapter
 from dorakit.build import build_base, build_model
@@ -94,7 +93,7 @@ class LowRankUpdate:
     @property
     def moved(self) -> bool:
         """Whether the layer does anything else than its base."""
-        if bool(self.lora_B.any()):
+        if bool(self.lora_A.any()) and bool(self.lora_B.any()):
             return True
         return self.magnitude is not None and not torch.allclose(*self.magnitude, rtol=_SAME_MAGNITUDE, atol=0.0)
 
@@ -245,7 +244,7 @@ class _Weights:
 
     def trained(self, module: str, *names: str) -> Tensor:
         """The tensor of a module by the first of these names that is there: PEFT's for a result, ours for a checkpoint."""
-        prefix = f"{PREFIX}{module}" if self.is_result and names[0].startswith("lora_") else module
+        prefix = f"{PREFIX}{module}" if self.is_result and len(names) > 1 else module
         for name in names:
             if (home := self._homes.get(f"{prefix}.{name}")) is not None:
                 tensor: Tensor = home.get_tensor(f"{prefix}.{name}")
@@ -259,15 +258,15 @@ class _Weights:
 def _measure_adapters(model: torch.nn.Module, weights: list[_Weights]) -> Iterator[MatrixChange]:
     for name, layer in adapter_layers(model):
         base = dense_weight(layer.base)
+        # The layer is fresh from its base: its magnitude is the one that training began with.
+        start = None if layer.lora_magnitude_vector is None else layer.lora_magnitude_vector.detach().clone()
         for at in weights:
-            a = at.trained(name, "lora_A", "lora_A.weight").to(base.device)
-            b = at.trained(name, "lora_B", "lora_B.weight").to(base.device)
+            for own, parameter in layer.trained().items():
+                parameter.copy_(at.trained(name, own, layer.on_disk[own], f"{layer.on_disk[own]}.weight"))
             magnitude = None
-            if isinstance(layer, DoRALinear):
-                # The layer is fresh from its base: its magnitude is the one that training began with.
-                m = at.trained(name, "lora_magnitude_vector", "lora_magnitude_vector.weight").to(base.device)
-                magnitude = m, layer.lora_magnitude_vector
-            update = LowRankUpdate(a, b, magnitude)
+            if layer.lora_magnitude_vector is not None and start is not None:
+                magnitude = layer.lora_magnitude_vector, start
+            update = LowRankUpdate(*layer.factors(), magnitude)
             yield _change(name, at.step, low_rank_change(base, update, scaling=layer.scaling), update.moved)
 
 

@@ -10,7 +10,6 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dorakit.adapters.attach import adapter_layers, whole_modules
-from dorakit.adapters.dora import DoRALinear
 from dorakit.errors import Gate, GateError, ModelError, ResourceError
 from dorakit.model.attention import NAME
 from dorakit.training.loss import SupervisedLoss
@@ -112,7 +111,7 @@ def check_adapter_moved(model: nn.Module, summed_rate: float) -> list[str]:
         GateError: Every B is still what it began as, though steps were taken.
     """
     layers = list(adapter_layers(model))
-    still = [name for name, layer in layers if layer.has_still_B()]
+    still = [name for name, layer in layers if layer.is_untrained()]
     if layers and len(still) == len(layers) and summed_rate > 0:
         raise GateError(
             f"none of the {len(layers)} adapters moved, though learning rates summed to {summed_rate:.2e}: the result would be "
@@ -125,11 +124,12 @@ def check_adapter_moved(model: nn.Module, summed_rate: float) -> list[str]:
 
 def check_magnitudes_moved(model: nn.Module, summed_rate: float) -> None:
     """A DoRA whose magnitudes could have moved and did not has trained as LoRA: say so instead of saving it."""
-    layers = [(name, layer) for name, layer in adapter_layers(model) if isinstance(layer, DoRALinear)]
-    for name, layer in layers:
+    for name, layer in adapter_layers(model):
+        if layer.lora_magnitude_vector is None:
+            continue
         ulp = torch.finfo(torch.float32).eps * float(layer.lora_magnitude_vector.detach().abs().mean())
         # A layer that no text passes through has no gradient for B either; that is not rounding.
-        if summed_rate > 100 * ulp and not layer.has_still_B() and layer.has_still_magnitude():
+        if summed_rate > 100 * ulp and not layer.is_untrained() and layer.has_still_magnitude():
             raise GateError(
                 f"the DoRA magnitude of {name} never moved, though learning rates summed to {summed_rate:.2e}.\n"
                 "  its gradient is zero or it was rounded away; the result would be a plain LoRA, so none is written",

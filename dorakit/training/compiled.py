@@ -27,7 +27,7 @@ def compile_layers_(model: PreTrainedModel) -> None:
 
     def before(*_: Any) -> None:
         for layer in adapted:
-            layer.bring_up_to_date()
+            layer.update_norm()
 
     model.base_model.register_forward_pre_hook(before)
     for layer in layers:

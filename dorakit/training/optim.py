@@ -19,6 +19,7 @@ import dorakit.model.nf4  # noqa: F401  first: it quiets bitsandbytes, and keeps
 
 import bitsandbytes as bnb  # isort: skip
 
+from dorakit.adapters.layer import MAGNITUDE
 from dorakit.parallel.sharding import reshard_
 from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
 from dorakit.training.device import why_not_paged
@@ -163,7 +164,7 @@ class Updater:
 def _group_of(name: str, parameter: nn.Parameter) -> str:
     if parameter.dim() >= 2:
         return "matrices"
-    return "magnitudes" if name.endswith("lora_magnitude_vector") else "vectors"
+    return "magnitudes" if name.endswith(MAGNITUDE) else "vectors"
 
 
 def _group(model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSection) -> list[FlatGroup | ShardedGroup]:

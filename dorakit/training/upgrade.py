@@ -81,7 +81,7 @@ class Predecessor:
             base.notes.append(
                 f"{self.directory} does not say how its base was stored: it is taken to be as in this recipe"
             )
-        if recipe.method_options.get("magnitude_init") == "original" and self.facts["method"] == "lora":
+        if recipe.has_original_magnitude and self.facts["method"] == "lora":
             base.notes.append(
                 "asked: adapter.magnitude.init: original, using: the norms of W + s B A (the adapter would change at step 0)"
             )
@@ -149,7 +149,7 @@ def remember_beginning_(model: nn.Module, run: Run) -> None:
     except RunError:
         return
     for _, layer in adapter_layers(model):
-        layer.begin_here_()
+        layer.mark_start_()
 
 
 def refuse_lost_beginning(run: Run) -> None:

@@ -8,8 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import tiny_run
 
 from dorakit import Run, dense_weight, merge
-from dorakit.adapters.dora import DoRALinear
-from dorakit.adapters.lora import LoRALinear
+from dorakit.adapters.layer import AdapterLinear
 from dorakit.errors import GateError
 from dorakit.export.tensors import PlainTensor
 
@@ -39,7 +38,7 @@ def rescaled(layer):
 
 
 def without_magnitude(layer):
-    return LoRALinear.merged_weight(layer)
+    return dense_weight(layer.base).float() + layer.update()
 
 
 def one_row_of_another_magnitude(layer):
@@ -48,7 +47,7 @@ def one_row_of_another_magnitude(layer):
     return weight
 
 
-RIGHT = DoRALinear.merged_weight
+RIGHT = AdapterLinear.merged_weight
 
 
 @pytest.mark.parametrize("effect", ["strong", "weak", "faint"])
@@ -62,7 +61,7 @@ def test_one_layer_that_is_wrong(runs, monkeypatch, effect, wrong, dtype):
     def merged_weight(layer):
         return wrong(layer) if seen.setdefault(id(layer), len(seen)) == 7 else RIGHT(layer)
 
-    monkeypatch.setattr(DoRALinear, "merged_weight", merged_weight)
+    monkeypatch.setattr(AdapterLinear, "merged_weight", merged_weight)
     with pytest.raises(GateError, match=r"the merged weights are wrong: .*is not what the adapter computes") as caught:
         merge(run, dtype=dtype, quiet=True)
     assert caught.value.exit_code == 5

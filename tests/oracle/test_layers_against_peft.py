@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from dorakit.adapters import METHODS
+from dorakit.adapters.lora import LoRALinear
 from dorakit.model.nf4 import NF4Format, NF4Linear
 
 IN, OUT, RANK, ALPHA = 128, 96, 8, 24
@@ -63,7 +63,7 @@ def both_layers(method, nf4, bias, dtype):
     """Our layer and PEFT's over the same base, with the same perturbed adapter."""
     dense = make_dense(bias, dtype)
     base = NF4Linear.from_dense(dense.weight, dense.bias, NF4Format()) if nf4 else copy.deepcopy(dense)
-    ours = METHODS[method](base, rank=RANK, alpha=ALPHA)
+    ours = LoRALinear(base, rank=RANK, alpha=ALPHA, magnitude_init="dequantized" if method == "dora" else None)
     theirs = peft_layer(dense.float(), use_dora=method == "dora", nf4=nf4)
     torch.manual_seed(2)
     a, b = torch.randn(RANK, IN) * 0.1, torch.randn(OUT, RANK) * 0.1

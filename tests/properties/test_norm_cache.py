@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from dorakit import dense_weight
-from dorakit.adapters.dora import DoRALinear
+from dorakit.adapters.lora import LoRALinear
 from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
 from dorakit.training.optim import Updater
 
 
 def layer():
     torch.manual_seed(0)
-    return DoRALinear(nn.Linear(24, 16).requires_grad_(False), rank=4, alpha=8)
+    return LoRALinear(nn.Linear(24, 16).requires_grad_(False), rank=4, alpha=8, magnitude_init="dequantized")
 
 
 def norm_of(adapted):
@@ -57,7 +57,7 @@ def test_a_norm_computed_in_inference_mode_serves_training():
 @pytest.mark.parametrize("left", [1e-1, 1e-3, 3e-4, 1e-5])
 def test_where_the_update_cancels_the_weight(left):
     """W + s B A = left W. Planted bug caught: the expansion alone, which below 3e-4 has no digit left (g was 5e11)."""
-    adapted = DoRALinear(nn.Linear(24, 16).requires_grad_(False), rank=16, alpha=32)
+    adapted = LoRALinear(nn.Linear(24, 16).requires_grad_(False), rank=16, alpha=32, magnitude_init="dequantized")
     u, sizes, v = torch.linalg.svd(adapted.base.weight.double(), full_matrices=False)
     with torch.no_grad():
         adapted.lora_A.copy_(v)
@@ -72,7 +72,9 @@ def test_any_gain_gives_its_output_and_gradients(gain, dtype):
     """Against float64. Planted bugs caught: W x + (g - 1) W x for every g (in bfloat16 all of y was lost at 1e-3), in forward
     or in backward; y / g at g = 0."""
     torch.manual_seed(0)
-    adapted = DoRALinear(nn.Linear(64, 32, bias=False).to(dtype).requires_grad_(False), rank=4, alpha=8)
+    adapted = LoRALinear(
+        nn.Linear(64, 32, bias=False).to(dtype).requires_grad_(False), rank=4, alpha=8, magnitude_init="dequantized"
+    )
     with torch.no_grad():
         adapted.lora_B.normal_().mul_(0.02)
         adapted.lora_magnitude_vector.copy_(adapted.weight_norm() * gain)

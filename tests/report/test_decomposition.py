@@ -10,7 +10,6 @@ from tiny_runs import tiny_run
 
 from dorakit import Run, dense_weight
 from dorakit.adapters.attach import adapter_layers
-from dorakit.adapters.dora import DoRALinear
 from dorakit.errors import RunError
 from dorakit.files import write_json
 from dorakit.model.load import load_base
@@ -31,7 +30,7 @@ def dense_deltas(before, after):
 def merged(layer):
     """The weight that an adapted layer computes with, in dense float64."""
     weight = dense_weight(layer.base).double() + layer.scaling * layer.lora_B.double() @ layer.lora_A.double()
-    if isinstance(layer, DoRALinear):
+    if layer.lora_magnitude_vector is not None:
         weight *= (layer.lora_magnitude_vector.double() / weight.norm(dim=1))[:, None]
     return weight
 
