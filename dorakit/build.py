@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dorakit.adapters.attach import attach_, text_part
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
+from dorakit.methods import UPDATES
 from dorakit.model.load import Base, load_base, load_tokenizer
 from dorakit.model.nf4 import NF4Format, NF4Linear, stored_format
 from dorakit.recipe.schema import Recipe
@@ -96,7 +97,8 @@ def build_model(recipe: Recipe, *, keeps_ties: bool = True) -> Base:
         _train_whole_(base)
         return base
     base = build_base(recipe)
-    _check_ranks(base.model, [adapter.rank, *adapter.rank_pattern.values()])
+    if "any rank" not in UPDATES[adapter.update].gives:
+        _check_ranks(base.model, [adapter.rank, *adapter.rank_pattern.values()])
     attach_adapter_(base.model, recipe, keeps_ties=keeps_ties)
     ends = (base.model.get_input_embeddings(), base.model.get_output_embeddings())
     if recipe.model.added_tokens and not all(isinstance(module, TrainedCopy) for module in ends if module is not None):
@@ -134,6 +136,7 @@ def attach_adapter_(model: nn.Module, recipe: Recipe, *, keeps_ties: bool = True
     attach_(
         model,
         method=recipe.method,
+        update=adapter.update,
         target_modules=adapter.target_modules,
         rank=adapter.rank,
         alpha=adapter.alpha,
@@ -145,6 +148,7 @@ def attach_adapter_(model: nn.Module, recipe: Recipe, *, keeps_ties: bool = True
         keeps_ties=keeps_ties,
         seed=recipe.training.seed,
         magnitude_init=adapter.magnitude.init,
+        settings=adapter.update_settings,
     )
 
 

@@ -12,7 +12,7 @@ ROOT = Path(dorakit.__file__).parent
 # A room may import from rooms before it and from itself. model and adapters know torch and no recipe.
 ORDER = [
     {"secrets", "terminal", "words"},
-    {"errors"},
+    {"errors", "methods"},
     {"recipe", "failpoints"},
     {"files", "digests", "links", "cache", "lock", "machine", "versions"},
     {"run", "run_facts"},

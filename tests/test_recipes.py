@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dorakit import Recipe
+from dorakit.methods import UPDATES
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -198,5 +199,6 @@ def test_two_steps_with_twin(path, tmp_path):
         weights.update(load_file(file))
     if recipe.adapter.mode == "full":
         return
-    moved = [name for name, tensor in weights.items() if "lora_B" in name and tensor.abs().max() > 0]
-    assert moved and len(moved) == sum("lora_B" in name for name in weights)
+    grows = UPDATES[recipe.adapter.update].load().grows
+    moved = [name for name, tensor in weights.items() if grows in name and tensor.abs().max() > 0]
+    assert moved and len(moved) == sum(grows in name for name in weights)

@@ -6,17 +6,18 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dorakit.adapters import UPDATES
 from dorakit.adapters.layer import AdapterLinear
 from dorakit.adapters.ties import tied_ends
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
 from dorakit.memory import return_freed_memory
+from dorakit.methods import UPDATES
 from dorakit.model.names import has_suffix, pattern_value, select
 from dorakit.model.nf4 import NF4Linear, dense_weight
 
@@ -25,6 +26,7 @@ def attach_(
     model: PreTrainedModel,
     *,
     method: str,
+    update: str = "lora",
     target_modules: str | list[str] = "all-linear",
     rank: int = 16,
     alpha: float = 32.0,
@@ -36,12 +38,14 @@ def attach_(
     keeps_ties: bool = True,
     seed: int = 0,
     magnitude_init: str = "dequantized",
+    settings: dict[str, Any] | None = None,
 ) -> list[str]:
     """Freeze the model and put an adapter on each target, in place. The output does not change.
 
     Args:
         model: A loaded model, dense or NF4.
-        method: `lora`, or `dora` for one under a magnitude.
+        method: `lora`, or `dora` for an update under a magnitude.
+        update: What is added to the weight: a name of `dorakit methods`.
         target_modules: `all-linear` (every linear layer that text passes through, but the output head), name suffixes, or
             one regular expression.
         rank: r; `rank_pattern` overrides it per name suffix or expression.
@@ -55,6 +59,7 @@ def attach_(
             a weight of its own and leaves the other the base's, as PEFT does.
         seed: A's start is a pure function of (seed, module name).
         magnitude_init: The row norms that dora's magnitude starts as: of the weight in use, `dequantized`, or `original`.
+        settings: What only this update takes, e.g. d_initial of vera.
 
     Returns:
         Names of the adapted modules, in model order.
@@ -75,9 +80,11 @@ def attach_(
         for pattern in patterns or {}:
             if not any(pattern_value(name, {pattern: 1}, 0) for name in names):
                 raise ModelError(f"adapter.{setting}: {pattern!r} matches no adapted module; one is {names[0]}")
+    layer_class = UPDATES[update].load()
+    shared = layer_class.shared([model.get_submodule(name) for name in names], rank=rank, **(settings or {}))
     for name in names:
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-        adapter = UPDATES["lora"](
+        adapter = layer_class(
             model.get_submodule(name),
             rank=pattern_value(name, rank_pattern or {}, rank),
             alpha=pattern_value(name, alpha_pattern or {}, alpha),
@@ -85,6 +92,7 @@ def attach_(
             rslora=rslora,
             generator=torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1),
             magnitude_init=magnitude_init if method == "dora" else None,
+            **shared,
         )
         model.set_submodule(name, adapter)
         return_freed_memory(2 * adapter.in_features * adapter.out_features)

@@ -28,7 +28,7 @@ def continue_adapter_(model: PreTrainedModel, directory: Path) -> None:
         if layer.lora_magnitude_vector is not None and not any(MAGNITUDE in key for key in tensors)
     }
     for name, layer in becoming_dora.items():
-        tensors[f"{name}.{MAGNITUDE}"] = layer.get_parameter(MAGNITUDE)
+        tensors[f"{name}.{MAGNITUDE}"] = layer.get_parameter(MAGNITUDE).detach()
     for name, parameter in matched_parameters(model, tensors, directory).items():
         parameter.copy_(tensors[name])
     for layer in becoming_dora.values():

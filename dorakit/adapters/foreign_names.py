@@ -27,8 +27,10 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def refuse_foreign_name(file: Path, name: str) -> None:
+def refuse_foreign_name(file: Path, name: str, shared: tuple[str, ...] = ()) -> None:
     """Refuse a tensor whose name PEFT does not write, naming who does, and LoRA on an embedding.
+
+    `shared` are names that stand outside of the model, as VeRA's matrices.
 
     Raises:
         ModelError: With the name.
@@ -38,5 +40,5 @@ def refuse_foreign_name(file: Path, name: str) -> None:
     for pattern, why, advice in _FOREIGN:
         if re.search(pattern, name):
             raise ModelError(f"{file}: {name!r} is not a name that PEFT writes: {why}\n  {advice}")
-    if not name.startswith(PREFIX):
+    if not name.startswith(PREFIX) and name not in shared:
         raise ModelError(f"{file}: {name!r} is not a name that PEFT writes (it would begin {PREFIX!r})")

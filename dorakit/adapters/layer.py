@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +31,28 @@ class AdapterLinear(nn.Module):
     """A frozen linear layer with a trained update of its weight. Complete once built; at step 0 it equals its base.
 
     Attributes:
-        on_disk: Parameter -> its key in PEFT's format; a key's `.weight` may be missing there.
+        update_name: Its name in the table of methods.
+        peft_type: What PEFT calls it.
+        peft_values: Entry of adapter_config.json that is read -> its kind, in the words of peft_config.py.
+        on_disk: Own parameter -> its key in PEFT's format, the magnitude left out.
+        rank_dim: Own parameter -> the dimension of it that is the rank.
         grows: The parameter that stays as it was if, and only if, training had no effect. The others also decay.
+        shared_keys: Whole keys on disk of tensors that are saved once for all layers.
+        has_alpha: False: s = 1.
         base: The frozen layer.
         scaling: s.
         lora_magnitude_vector: m, float32 (O,), at the start the row norms of the weight in use. None without a magnitude.
         enabled: False leaves the output to the base.
     """
 
+    update_name: ClassVar[str]
+    peft_type: ClassVar[str]
+    peft_values: ClassVar[dict[str, str]]
     on_disk: ClassVar[dict[str, str]]
+    rank_dim: ClassVar[dict[str, int]]
     grows: ClassVar[str]
+    shared_keys: ClassVar[tuple[str, ...]] = ()
+    has_alpha: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -52,6 +64,7 @@ class AdapterLinear(nn.Module):
         rslora: bool = False,
         magnitude_init: str | None = None,
         generator: torch.Generator | None = None,
+        **settings: Any,
     ):
         """Build the layer.
 
@@ -64,6 +77,7 @@ class AdapterLinear(nn.Module):
             magnitude_init: `dequantized`: a magnitude that starts as the row norms of the weight in use; `original`: of the
                 weight before it was quantized. None: no magnitude.
             generator: Draws the start; on the CPU, so that a seed means the same adapter on every device.
+            settings: Of the update alone; see its `build_`.
         """
         super().__init__()
         self.base = base
@@ -71,10 +85,10 @@ class AdapterLinear(nn.Module):
         self.out_features: int = base.out_features  # type: ignore[assignment]
         self.rank = rank
         self.alpha = alpha
-        self.scaling = alpha / (math.sqrt(rank) if rslora else rank)
+        self.scaling = alpha / (math.sqrt(rank) if rslora else rank) if self.has_alpha else 1.0
         self.dropout = nn.Dropout(dropout)
         self.enabled = True
-        self.build_(next(base.parameters()).device, generator)
+        self.build_(next(base.parameters()).device, generator, **settings)
         self.lora_magnitude_vector: nn.Parameter | None = None
         self._norm: Tensor | None = None
         self._norm_versions: tuple[int, ...] = ()
@@ -90,8 +104,13 @@ class AdapterLinear(nn.Module):
         self.mark_start_()
 
     def build_(self, device: torch.device, generator: torch.Generator | None) -> None:
-        """Make the parameters, on `device`."""
+        """Make the parameters, on `device`. A subclass takes the settings of its update as further keyword arguments."""
         raise NotImplementedError
+
+    @classmethod
+    def shared(cls, bases: list[nn.Module], *, rank: int, **settings: Any) -> dict[str, Any]:
+        """Settings for each of the layers on these bases: `settings`, and what the layers have in common."""
+        return settings
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A float32 (R, I) and B float32 (O, R), differentiable in the parameters."""
@@ -111,6 +130,28 @@ class AdapterLinear(nn.Module):
         return adapted_product(
             self.base, x, a_RI, b_OR, scaling=self.scaling, dropped=dropped, gain=gain, has_small_gain=small
         )
+
+    # On disk
+
+    @classmethod
+    def disk_key(cls, own: str) -> str:
+        """The key of an own parameter in PEFT's format, after the module's name."""
+        return cls.on_disk.get(own, own)
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The entries of adapter_config.json that are this update's own, as keyword arguments of `attach_`."""
+        raise NotImplementedError
+
+    @classmethod
+    def to_peft(cls, layers: dict[str, AdapterLinear], rank: int) -> dict[str, Any]:
+        """The entries of adapter_config.json that are this update's own; `rank` is what it says of most layers."""
+        raise NotImplementedError
+
+    @classmethod
+    def shared_tensors(cls, layers: dict[str, AdapterLinear]) -> dict[str, Tensor]:
+        """The tensors of `shared_keys`."""
+        return {}
 
     # What training did
 

@@ -14,12 +14,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from dorakit.adapters.layer import AdapterLinear
 from dorakit.errors import ModelError
+from dorakit.methods import UPDATES
 from dorakit.model.configs import check_configs, read_object
 from dorakit.model.directory import check_files
 from dorakit.model.names import pattern_value
 
 CONFIG = "adapter_config.json"
+# What PEFT has no name for, so that it refuses the file instead of loading another adapter.
+OWN_TYPE = "DORAKIT"
 MERGE_IN_PEFT = (
     "merge it in PEFT (merge_and_unload, then save_pretrained): the merged directory is a model as any other"
 )
@@ -33,6 +37,7 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "trainable_token_indices": ((None, [], {}), MERGE_IN_PEFT),
     "use_bdlora": ((None, False), MERGE_IN_PEFT),
     "kasa_config": ((None,), MERGE_IN_PEFT),
+    "init_weights": ((True, "mini"), MERGE_IN_PEFT),
     "fan_in_fan_out": ((False,), "its base has Conv1D layers (GPT-2), which take no adapter here: use PEFT"),
     "layer_replication": ((None,), "it has layers that its base has not: use PEFT"),
     "use_qalora": ((False,), "it is of a GPTQ base, which is not read here: use PEFT"),
@@ -61,9 +66,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     check_files(Path(directory))
     check_configs(Path(directory))
     config = read_object(path)
-    if config.get("peft_type") != "LORA":
+    if update_of(config) is None:
+        known = ", ".join(entry.load().peft_type for entry in UPDATES.values())
         raise ModelError(
-            f"{path}: peft_type is {config.get('peft_type')!r}; only LORA (LoRA and DoRA) can be read\n"
+            f"{path}: peft_type is {config.get('peft_type')!r:.80}; only {known} can be read\n"
             f"  of a kind that PEFT can merge: {MERGE_IN_PEFT}"
         )
     for key, (unused, advice) in UNSUPPORTED.items():
@@ -75,8 +81,29 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{path}: init_lora_weights = {start!r} changed the base's weights too, so this adapter does not fit the base\n"
             "  PEFT saves one that does: save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL_ADAPTER)"
         )
-    _check_values(path, config)
+    _check_values(path, config, layer_class_of(config).peft_values)
     return config
+
+
+def update_of(config: dict[str, Any]) -> str | None:
+    """The name of an adapter's update in the table of methods; None where there is none."""
+    kind, own = config.get("peft_type"), config.get("dorakit")
+    if kind == OWN_TYPE and isinstance(own, dict) and own.get("update") in UPDATES:
+        return str(own["update"])
+    return next((name for name, entry in UPDATES.items() if entry.load().peft_type == kind), None)
+
+
+def layer_class_of(config: dict[str, Any]) -> type[AdapterLinear]:
+    """The class of the layers of an adapter whose config `read_config` has checked."""
+    update = update_of(config)
+    assert update is not None
+    layer_class: type[AdapterLinear] = UPDATES[update].load()
+    return layer_class
+
+
+def method_of(config: dict[str, Any]) -> str:
+    """`dora` for an adapter with a magnitude, else `lora`."""
+    return "dora" if config.get("use_dora") or config.get("peft_type") == OWN_TYPE else "lora"
 
 
 def adapter_base(directory: Path, base_model: str | None = None) -> tuple[str, str]:
@@ -122,20 +149,23 @@ def refuse_adapted_head(model: PreTrainedModel, adapted: Iterable[str], director
         )
 
 
-def _check_values(path: Path, config: dict[str, Any]) -> None:
+def _check_values(path: Path, config: dict[str, Any], own: dict[str, str]) -> None:
     def expect(key: str, what: str, is_right: bool) -> None:
         if not is_right:
             raise ModelError(f"{path}: {key} is {config.get(key)!r}, expected {what}")
 
     expect("r", "a whole number above 0", _is_rank(config.get("r")))
-    expect("lora_alpha", "a number", _is_number(config.get("lora_alpha")))
-    dropout = config.get("lora_dropout", 0.0)
-    expect("lora_dropout", "a number from 0 to below 1", _is_number(dropout) and 0 <= dropout < 1)
     whole = config.get("modules_to_save")
     is_list = isinstance(whole, list) and all(isinstance(name, str) for name in whole)
     expect("modules_to_save", "a list of module names", whole is None or is_list)
-    for key in ("use_dora", "use_rslora", "ensure_weight_tying"):
-        expect(key, "true or false", config.get(key) in (None, True, False) and not _is_number(config.get(key)))
+    for key, kind in {**own, "ensure_weight_tying": "flag"}.items():
+        value = config.get(key)
+        if kind == "number":
+            expect(key, "a number", _is_number(value))
+        elif kind == "dropout":
+            expect(key, "a number from 0 to below 1", value is None or (_is_number(value) and 0 <= value < 1))
+        elif kind == "flag":
+            expect(key, "true or false", value is None or isinstance(value, bool))
     for key, is_value in (("rank_pattern", _is_rank), ("alpha_pattern", _is_number)):
         patterns = config.get(key)
         if patterns is None:

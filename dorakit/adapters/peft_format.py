@@ -21,8 +21,17 @@ from transformers import PreTrainedModel
 from dorakit.adapters.attach import adapter_layers, attach_, whole_modules
 from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
 from dorakit.adapters.layer import AdapterLinear
-from dorakit.adapters.peft_config import CONFIG, read_config, refuse_adapted_head, used_patterns
+from dorakit.adapters.peft_config import (
+    CONFIG,
+    OWN_TYPE,
+    layer_class_of,
+    method_of,
+    read_config,
+    refuse_adapted_head,
+    used_patterns,
+)
 from dorakit.adapters.storage import STORAGE, base_storage, stored_as
+from dorakit.adapters.tensor_names import adapted_modules, is_of_adapter, module_of
 from dorakit.adapters.ties import keeps_ties
 from dorakit.errors import ModelError, listed
 from dorakit.files import give_rights_of_new
@@ -48,10 +57,10 @@ def save_adapter(
     layers = dict(adapter_layers(model))
     if not layers:
         raise ModelError("the model has no adapter to save")
-    tensors: dict[str, Tensor] = {}
+    tensors = type(next(iter(layers.values()))).shared_tensors(layers)
     for name, layer in layers.items():
         for own, parameter in layer.trained().items():
-            tensors[f"{PREFIX}{name}.{layer.on_disk[own]}"] = parameter
+            tensors[f"{PREFIX}{name}.{layer.disk_key(own)}"] = parameter
     for name, module in whole_modules(model):
         for key, parameter in module.copy.named_parameters():
             tensors[f"{PREFIX}{name}.{key}"] = parameter
@@ -76,29 +85,30 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
     config, _ = check_adapter(path)
     tensors = read_tensors(path)
     own = dict(model.named_modules())
-    adapted = sorted({name.rsplit(".lora_A", 1)[0] for name in tensors if ".lora_A" in name})
+    layer_class = layer_class_of(config)
+    adapted = sorted(adapted_modules(layer_class, tensors))
     if not adapted:
-        raise ModelError(f"{path / WEIGHTS} holds no lora_A tensor; its first is {next(iter(tensors), '(none)')}")
+        first = next(iter(layer_class.on_disk))
+        raise ModelError(f"{path / WEIGHTS} holds no {first} tensor; its first is {next(iter(tensors), '(none)')}")
     if unknown := [name for name in adapted if name not in own]:
         raise ModelError(
             f"{path} does not fit this base: it adapts {unknown[0]}, which the base does not have "
             f"({len(unknown)} of {len(adapted)} modules)"
         )
     refuse_adapted_head(model, adapted, path)
-    beside = [key for key in tensors if ".lora_" not in key]
+    beside = [key for key in tensors if not is_of_adapter(layer_class, key)]
     whole = sorted({name for name in own if name and any(_is_part_of(key, name, own) for key in beside)})
     attach_(
         model,
-        method="dora" if config.get("use_dora") else "lora",
+        method=method_of(config),
+        update=layer_class.update_name,
         target_modules=adapted,
         rank=int(config["r"]),
-        alpha=float(config["lora_alpha"]),
-        dropout=float(config.get("lora_dropout", 0.0)),
-        rslora=bool(config.get("use_rslora", False)),
         rank_pattern=used_patterns(config, "rank_pattern", adapted),
         alpha_pattern=used_patterns(config, "alpha_pattern", adapted),
         modules_to_save=whole,
-        keeps_ties=keeps_ties(config, tensors),
+        keeps_ties=keeps_ties(config, {key: tensors[key] for key in beside}),
+        **_with_shared(layer_class, layer_class.from_peft(config), tensors),
     )
     _fill(model, tensors, path)
 
@@ -131,8 +141,9 @@ def check_adapter(directory: Path | str) -> tuple[dict[str, Any], dict[str, Stor
         inside = ", ".join(sorted(item.name for item in path.iterdir())[:8])
         raise ModelError(f"{path} has no {WEIGHTS} (pickled adapters are never read); it holds {inside}")
     stored = check_weights(file)
+    shared_keys = layer_class_of(config).shared_keys
     for name, tensor in stored.items():
-        refuse_foreign_name(file, name)
+        refuse_foreign_name(file, name, shared_keys)
         if tensor.dtype not in _FLOATS:
             raise ModelError(f"{file}: {name!r} is {tensor.dtype}, expected one of {', '.join(_FLOATS)}")
     _check_ranks(path, config, stored)
@@ -140,14 +151,18 @@ def check_adapter(directory: Path | str) -> tuple[dict[str, Any], dict[str, Stor
 
 
 def _check_ranks(path: Path, config: dict[str, Any], stored: dict[str, Stored]) -> None:
-    """Whether A and B have the rank that the config says: before a layer of that size is made."""
+    """Whether the tensors have the rank that the config says: before a layer of that size is made."""
+    layer_class = layer_class_of(config)
     wrong = []
     for name, tensor in stored.items():
-        if not name.endswith((".lora_A.weight", ".lora_B.weight")):
+        own, module = next(
+            ((own, module) for own in layer_class.rank_dim if (module := module_of(layer_class, own, name))),
+            (None, ""),
+        )
+        if own is None:
             continue
-        module = name.removeprefix(PREFIX).rpartition(".lora_")[0]
-        stated = pattern_value(module, config.get("rank_pattern") or {}, config["r"])
-        found = tensor.shape[0 if name.endswith("A.weight") else 1] if len(tensor.shape) == 2 else None
+        stated, dim = pattern_value(module, config.get("rank_pattern") or {}, config["r"]), layer_class.rank_dim[own]
+        found = tensor.shape[dim] if dim < len(tensor.shape) else None
         if found != stated:
             wrong.append(f"{name} has shape {tensor.shape}, and the config says rank {stated}")
     if wrong:
@@ -159,7 +174,7 @@ def _check_ranks(path: Path, config: dict[str, Any], stored: dict[str, Stored]) 
 def adapter_mode(directory: Path) -> str:
     """The mode that would train such an adapter; in 4 bits only where dorakit.json says that the base was stored so."""
     stored = "q" if isinstance(base_storage(directory), NF4Format) else ""
-    return stored + ("dora" if read_config(directory).get("use_dora") else "lora")
+    return stored + method_of(read_config(directory))
 
 
 def _config(
@@ -168,24 +183,19 @@ def _config(
     ranks = [layer.rank for layer in layers.values()]
     rank = max(set(ranks), key=ranks.count)
     first = next(iter(layers.values()))
+    kind: dict[str, Any] = {"peft_type": first.peft_type}
+    if first.lora_magnitude_vector is not None and "use_dora" not in first.peft_values:
+        kind = {"peft_type": OWN_TYPE, "dorakit": {"update": first.update_name, "magnitude": True}}
     return {
-        "peft_type": "LORA",
+        **kind,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name_or_path,
         "revision": revision,
         "inference_mode": True,
         "r": rank,
-        "lora_alpha": first.alpha,
-        "lora_dropout": first.dropout.p,
-        "bias": "none",
         "target_modules": shortest_targets(model, list(layers)),
-        "use_dora": first.lora_magnitude_vector is not None,
-        "use_rslora": any(layer.scaling != layer.alpha / layer.rank for layer in layers.values()),
-        "rank_pattern": {name: layer.rank for name, layer in layers.items() if layer.rank != rank},
-        "alpha_pattern": {name: layer.alpha for name, layer in layers.items() if layer.alpha != first.alpha},
-        "init_lora_weights": True,
-        "fan_in_fan_out": False,
         "modules_to_save": [name for name, _ in whole_modules(model)] or None,
+        **type(first).to_peft(layers, rank),
     }
 
 
@@ -196,6 +206,22 @@ def shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
     inside = {f"{name}.base" for name in adapted}
     selected = {name for name in linear - inside if any(has_suffix(name, ending) for ending in endings)}
     return endings if selected == set(adapted) else sorted(adapted)
+
+
+def whole_tensors(directory: Path) -> dict[str, Tensor]:
+    """The tensors of modules trained whole in an adapter directory."""
+    layer_class = layer_class_of(read_config(directory))
+    return {name: tensor for name, tensor in read_tensors(directory).items() if not is_of_adapter(layer_class, name)}
+
+
+def _with_shared(
+    layer_class: type[AdapterLinear], arguments: dict[str, Any], tensors: dict[str, Tensor]
+) -> dict[str, Any]:
+    """The arguments of `attach_`, with the tensors that the file holds for all layers, if it does."""
+    shared = {key: tensors[key] for key in layer_class.shared_keys if key in tensors}
+    if len(shared) < len(layer_class.shared_keys) or not shared:
+        return arguments
+    return {**arguments, "settings": {**arguments["settings"], "tensors": shared}}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -232,9 +258,10 @@ def matched_parameters(model: PreTrainedModel, tensors: dict[str, Tensor], path:
     wanted: dict[str, nn.Parameter] = {}
     for name, layer in adapter_layers(model):
         for own, parameter in layer.trained().items():
-            key = f"{name}.{layer.on_disk[own]}"
+            key = f"{name}.{layer.disk_key(own)}"
             # PEFT strips the trailing .weight of a magnitude on disk; older files have it.
             wanted[key if key in tensors or f"{key}.weight" not in tensors else f"{key}.weight"] = parameter
+    shared = {key for _, layer in adapter_layers(model) for key in layer.shared_keys}
     trained = {
         f"{name}.{key}": parameter
         for name, module in whole_modules(model)
@@ -243,7 +270,7 @@ def matched_parameters(model: PreTrainedModel, tensors: dict[str, Tensor], path:
     tied = {id(parameter) for key, parameter in trained.items() if key in tensors}
     wanted |= {key: parameter for key, parameter in trained.items() if key in tensors or id(parameter) not in tied}
     problems = [f"lacks {name}" for name in sorted(wanted.keys() - tensors.keys())]
-    problems += [f"has {name}, which nothing here reads" for name in sorted(tensors.keys() - wanted.keys())]
+    problems += [f"has {name}, which nothing here reads" for name in sorted(tensors.keys() - wanted.keys() - shared)]
     problems += [
         f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}"
         for name in sorted(wanted.keys() & tensors.keys())

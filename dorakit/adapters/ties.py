@@ -27,11 +27,10 @@ def keeps_ties(config: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
 
     Args:
         config: Content of adapter_config.json.
-        tensors: Of `read_tensors`.
+        tensors: Of `read_tensors`, those of adapted layers left out.
     """
-    whole = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
     named = tuple(config.get("modules_to_save") or ())  # PEFT compares ends of names, without a dot between
-    if config.get("ensure_weight_tying") or not any(name.rpartition(".")[0].endswith(named) for name in whole):
+    if config.get("ensure_weight_tying") or not any(name.rpartition(".")[0].endswith(named) for name in tensors):
         return True
-    matrices = [tensor for tensor in whole.values() if tensor.dim() == 2]
+    matrices = [tensor for tensor in tensors.values() if tensor.dim() == 2]
     return any(one.dtype == other.dtype and torch.equal(one, other) for one, other in combinations(matrices, 2))

@@ -24,6 +24,7 @@ from dorakit.cli import (
     export,
     export_to,
     init,
+    methods,
     plan,
     recipe,
     report,
@@ -74,6 +75,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "import": recipe.import_,
     "schema": recipe.schema,
     "plan": plan.plan,
+    "methods": methods.methods,
     "doctor": doctor.doctor,
 }
 for _name, _function in _COMMANDS.items():

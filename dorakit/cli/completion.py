@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from dorakit.methods import RULES, UPDATES
+
 _PLAIN = re.compile(r"[\w./@+,-]+")
 _DEPTH = 3  # levels of runs/: a comparison keeps its runs one down
 
@@ -67,6 +69,11 @@ def modes(incomplete: str) -> list[str]:
     assert found is not None
     *before, begun = incomplete.split(",")
     return [",".join([*before, mode]) for mode in get_args(found[0]) if mode.startswith(begun) and mode not in before]
+
+
+def methods(incomplete: str) -> list[str]:
+    """Names of the table of methods."""
+    return _offered([*UPDATES, *RULES], incomplete)
 
 
 def _offered(names: Iterable[str], incomplete: str) -> list[str]:

@@ -13,7 +13,7 @@ def show_rows(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    table = _table()
+    table = plain_table()
     table.add_column("measure")
     table.add_column("value", justify="right")
     table.add_row("rows", f"{result['rows']}")
@@ -41,7 +41,7 @@ def show_tasks(result: dict[str, Any]) -> None:
     """A row for each task, and their mean."""
     from rich.console import Console
 
-    table = _table()
+    table = plain_table()
     table.add_column("task")
     table.add_column("scoring")
     for name in ("rows", "accuracy", "unparsed", "seconds"):
@@ -57,7 +57,8 @@ def show_tasks(result: dict[str, Any]) -> None:
     _written(console, result)
 
 
-def _table() -> Any:
+def plain_table() -> Any:
+    """A table without lines but under its head."""
     from rich import box
     from rich.table import Table
 

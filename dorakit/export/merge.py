@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 import dorakit
+from dorakit.adapters.peft_config import read_config
 from dorakit.adapters.peft_format import adapter_mode
 from dorakit.data.chat import install_template_
 from dorakit.digests import write_receipt
@@ -155,7 +156,9 @@ def _write(plan: MergePlan, target: Target, staging: Path, dtype: str, *, beside
     check_space(plan.output, weights + beside)
     plan.say(f"merging {len(plain.tensors)} tensors in float32, writing {dtype}")
     assert target.adapter is not None
-    reading = PeftReading(target.adapter, target.model) if plan.place.run is None else None
+    # PEFT's formula is written out for LoRA and DoRA; of other updates the oracle tests hold the logits.
+    is_foreign = plan.place.run is None and read_config(target.adapter)["peft_type"] == "LORA"
+    reading = PeftReading(target.adapter, target.model) if is_foreign else None
     proof = WeightProof(target.model, reading)
     with torch.no_grad():
         size = write_shards(staging, proof.rounded(plain.tensors, pick_dtype(dtype)))

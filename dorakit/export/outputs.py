@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 import dorakit
-from dorakit.adapters.peft_config import CONFIG
+from dorakit.adapters.peft_config import CONFIG, OWN_TYPE, update_of
 from dorakit.adapters.peft_format import WEIGHTS
 from dorakit.adapters.storage import STORAGE
 from dorakit.build import build_tokenizer
@@ -238,10 +238,13 @@ def _stating(trained: Trained) -> Iterator[Path]:
 def _adapter_notes(trained: Trained) -> list[str]:
     config, notes = trained.config, []
     lora, merged, gguf = (unplaced_command(trained, to) for to in ("lora", "merged", "gguf"))
-    if config.get("use_dora"):
+    kind = "DoRA" if config.get("use_dora") else "" if config["peft_type"] == "LORA" else str(update_of(config))
+    if kind:
         notes.append(
-            f"vLLM, llama.cpp and Ollama load no DoRA adapter: `{lora}`, `{merged}` or `{gguf}` writes what they serve"
+            f"vLLM, llama.cpp and Ollama load no {kind} adapter: `{lora}`, `{merged}` or `{gguf}` writes what they serve"
         )
+    if config["peft_type"] == OWN_TYPE:
+        notes.append("PEFT has no name for this update under a magnitude and refuses the file; dorakit reads it")
     if config.get("modules_to_save"):
         notes.append(f"vLLM loads no adapter with modules_to_save: `{merged}` writes what it serves")
     notes += _base_notes(trained)

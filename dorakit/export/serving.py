@@ -90,7 +90,12 @@ def adapter_lines(directory: Path, name: str, base: str | None, config: dict[str
         base: A hub id or a directory; None where servers cannot load the base.
         config: Its adapter_config.json.
     """
-    if config.get("use_dora") or config.get("modules_to_save") or base is None:
+    if (
+        config.get("peft_type", "LORA") != "LORA"
+        or config.get("use_dora")
+        or config.get("modules_to_save")
+        or base is None
+    ):
         return []
     highest = max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
     rank = next((rank for rank in _RANKS if rank >= highest), highest)

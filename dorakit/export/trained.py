@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dorakit.adapters.peft_config import adapter_base
+from dorakit.adapters.peft_config import adapter_base, update_of
 from dorakit.adapters.peft_format import adapter_mode, check_adapter
 from dorakit.adapters.storage import base_storage
 from dorakit.build import nf4_format
@@ -81,8 +81,13 @@ class Trained:
         if self.adapter is None:
             return f"mode {self.mode}"
         of = self.recipe.adapter if self.recipe else None
-        rank, alpha = (of.rank, of.alpha) if of else (self.config["r"], self.config["lora_alpha"])
-        return f"mode {self.mode}, rank {rank}, alpha {alpha:g}"
+        update = update_of(self.config)
+        words = [f"mode {self.mode}", f"rank {of.rank if of else self.config['r']}"]
+        if update == "lora":
+            words.append(f"alpha {of.alpha if of else self.config['lora_alpha']:g}")
+        else:
+            words.insert(1, f"update {update}")
+        return ", ".join(words)
 
     def command(self, to: str) -> str:
         """The command that exports it in another form, as one types it."""

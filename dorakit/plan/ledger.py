@@ -15,8 +15,9 @@ from dorakit.plan.activations import kept_for_backward
 from dorakit.plan.ranks import shareable
 from dorakit.plan.skeleton import build_skeleton, quantized_layers
 from dorakit.recipe.schema import Recipe
+from dorakit.training.groups import group_specs, state_bytes
 from dorakit.training.loss import TOKENS_AT_ONCE
-from dorakit.training.optim import SMALLEST_PAGED, group_sizes, num_trained, state_bytes
+from dorakit.training.optim import SMALLEST_PAGED, num_trained
 
 _NESTED_BLOCK = 256
 _NESTED_TABLE = 1024 + 4  # bytes: 256 float32 values and the offset
@@ -82,11 +83,12 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
         layer.weight.numel() // 2 - layer.weight.nbytes + 4 * layer.out_features for layer in packed
     )
     if recipe.method == "dora":
-        # Squared norms of the base, the start of m, the norm in use.
-        base += sum(3 * 4 * layer.out_features for _, layer in adapter_layers(model))
+        # Squared norms of the base, and the norm in use.
+        base += sum(2 * 4 * layer.out_features for _, layer in adapter_layers(model))
     shared, gathered = shareable(recipe, model, packed)
     trained = num_trained(model)
-    sizes = group_sizes(model)
+    specs = group_specs(model, recipe.optimizer, recipe.adapter.magnitude)
+    sizes = [size for spec in specs for size in spec.piece_sizes]
     optimizer, paged = state_bytes(recipe.optimizer.name, sizes), 0
     if on_card and recipe.optimizer.name.startswith("paged_"):
         paged = state_bytes(recipe.optimizer.name, [size for size in sizes if size >= SMALLEST_PAGED])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dorakit.errors import Problem
+from dorakit.methods import RULES, UPDATES, misfits
 from dorakit.recipe.fields import default_of, dotted
 from dorakit.recipe.paths import is_path, is_template_text
 from dorakit.recipe.tree import Node, PathKey, Place
@@ -33,6 +34,7 @@ def broken_rules(root: Node) -> Iterator[Problem]:
     yield from _base(root)
     yield from _batch(root)
     yield from _compile(root)
+    yield from _methods(root)
     yield from _sources(root)
     yield from _prompts(root)
     yield from _best(root)
@@ -173,6 +175,17 @@ def _compile(root: Node) -> Iterator[Problem]:
         node = max((node for node in nodes if node), key=lambda node: node.place.layer)
         message = "training.compile has no effect on layers that training.gradient_checkpointing computes again"
         yield node.place.problem(message, "set one of them to false")
+
+
+def _methods(root: Node) -> Iterator[Problem]:
+    rule, update = root.at(("optimizer", "rule")), root.at(("adapter", "update"))
+    name = "lora" if update is None else update.value
+    if rule is None or rule.value not in RULES or name not in UPDATES:
+        return
+    if why := misfits(name, rule.value):
+        yield max((node for node in (rule, update) if node), key=lambda node: node.place.layer).place.problem(
+            why, "remove one of the two"
+        )
 
 
 def _sources(root: Node) -> Iterator[Problem]:

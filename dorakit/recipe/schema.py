@@ -90,9 +90,9 @@ class MagnitudeSection(Section):
     """DoRA's magnitude vector m, one number per output row."""
 
     learning_rate_ratio: float = setting(
-        1.0, reads="training/optim.py", says="Learning rate of m as a multiple of optimizer.learning_rate.", gt=0.0
+        1.0, reads="training/groups.py", says="Learning rate of m as a multiple of optimizer.learning_rate.", gt=0.0
     )
-    weight_decay: float = setting(0.0, reads="training/optim.py", says="Weight decay of m.", ge=0.0)
+    weight_decay: float = setting(0.0, reads="training/groups.py", says="Weight decay of m.", ge=0.0)
     init: Literal["dequantized", "original"] = setting(
         "dequantized",
         reads="recipe/schema.py",
@@ -101,11 +101,33 @@ class MagnitudeSection(Section):
     )
 
 
+class VeRASection(Section):
+    """VeRA's vectors and random matrices."""
+
+    d_initial: float = setting(0.1, reads="adapters/vera.py", says="What every element of d starts from.")
+    seed: Annotated[int, Field(ge=0)] = setting(
+        0, reads="adapters/vera.py", says="Seed of the frozen A and B, projection_prng_key in PEFT."
+    )
+
+
+class MiSSSection(Section):
+    """MiSS's matrix."""
+
+    mini_rank: Positive | None = setting(
+        None,
+        reads="adapters/miss.py",
+        says="Columns of D, repeated over the outputs, which it must divide (PEFT's mini); without it a column for each output.",
+    )
+
+
 class AdapterSection(Section):
     """What is trained."""
 
     mode: Literal["full", "lora", "dora", "qlora", "qdora"] = setting(
         reads="recipe/schema.py", says="full, lora, dora, or with an NF4 base qlora, qdora."
+    )
+    update: Literal["lora", "vera", "miss"] = setting(
+        "lora", reads="build.py", says="What is added to each weight: a name of `dorakit methods`."
     )
     rank: Positive = setting(16, reads="build.py", says="Rank r of A and B.")
     alpha: float = setting(32.0, reads="build.py", says="Scaling numerator: s = alpha / rank.", gt=0.0)
@@ -131,6 +153,14 @@ class AdapterSection(Section):
     magnitude: MagnitudeSection = setting(
         MagnitudeSection(), reads="training/loop.py", says="DoRA's magnitude vector (mode dora or qdora)."
     )
+    vera: VeRASection = setting(VeRASection(), reads="recipe/schema.py", says="Settings of update vera.")
+    miss: MiSSSection = setting(MiSSSection(), reads="recipe/schema.py", says="Settings of update miss.")
+
+    @property
+    def update_settings(self) -> dict[str, Any]:
+        """What only this update takes: settings of `attach_`."""
+        sections: dict[str, Section] = {"vera": self.vera, "miss": self.miss}
+        return sections[self.update].model_dump() if self.update in sections else {}
 
 
 class QuantizationSection(Section):
@@ -306,11 +336,25 @@ class TrainingSection(Section):
     )
 
 
+class LoRAPlusSection(Section):
+    """LoRA+: another learning rate for B."""
+
+    ratio: float = setting(
+        16.0, reads="training/rules/lora_plus.py", says="Learning rate of B as a multiple of A's.", gt=0.0
+    )
+
+
 class OptimizerSection(Section):
-    """The update rule and its schedule."""
+    """The optimizer and its schedule."""
 
     name: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"] = (
         setting("adamw", reads="training/optim.py", says="torch's adamw and sgd; the others are bitsandbytes'.")
+    )
+    rule: Literal["lora-plus"] | None = setting(
+        None, reads="training/groups.py", says="What surrounds a step: a name of `dorakit methods`."
+    )
+    lora_plus: LoRAPlusSection = setting(
+        LoRAPlusSection(), reads="training/rules/lora_plus.py", says="Settings of rule lora-plus."
     )
     learning_rate: float = setting(reads="training/optim.py", says="Peak learning rate.", gt=0.0)
     betas: tuple[Fraction, Fraction] = setting(
@@ -318,7 +362,7 @@ class OptimizerSection(Section):
     )
     eps: float = setting(1e-8, reads="training/optim.py", says="Added to Adam's denominator.", gt=0.0)
     weight_decay: float = setting(
-        0.0, reads="training/optim.py", says="Decoupled weight decay; never on DoRA's magnitude.", ge=0.0
+        0.0, reads="training/groups.py", says="Decoupled weight decay; never on DoRA's magnitude.", ge=0.0
     )
     schedule: Literal["cosine", "linear", "constant"] = setting(
         "cosine", reads="training/optim.py", says="Learning rate after the warmup; cosine and linear end at 0."

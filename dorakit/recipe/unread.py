@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dorakit.errors import Problem
+from dorakit.methods import RULES, UPDATES
 from dorakit.recipe.fields import dotted
 from dorakit.recipe.paths import ROW_FILES, is_path
 from dorakit.recipe.tree import Node, PathKey
 
 _ADAPTER = (
+    "update",
     "rank",
     "alpha",
     "dropout",
@@ -55,6 +57,7 @@ def unread_settings(get: Callable[[PathKey], Any]) -> Iterator[Unread]:
         get: Gives the value at a path, None where there is none.
     """
     yield from _by_mode(get(("adapter", "mode")))
+    yield from _by_method(get)
     name = get(("optimizer", "name"))
     for key in {"sgd": ("betas", "eps"), "lion_8bit": ("eps",)}.get(name if isinstance(name, str) else "", ()):
         yield Unread(("optimizer", key), ("optimizer", "name"), f"by optimizer {name}")
@@ -141,8 +144,9 @@ def _by_mode(mode: Any) -> Iterator[Unread]:
         quantized = "qlora or qdora" if mode == "full" else f"q{mode}"
         yield Unread(("quantization",), cause, when, f"remove it, or write `mode: {quantized}`")
     if mode == "full":
-        for key in _ADAPTER:
+        for key in (*_ADAPTER, *(key.split(".")[1] for entry in UPDATES.values() for key in entry.reads)):
             yield Unread(("adapter", key), cause, when)
+        yield Unread(("optimizer", "rule"), cause, when)
         # merge.dtype is also what `dorakit quantize` rounds to first.
         yield Unread(("merge", "onto"), cause, when)
         yield Unread(("merge", "max_lost"), cause, when)
@@ -151,6 +155,22 @@ def _by_mode(mode: Any) -> Iterator[Unread]:
         yield Unread(("adapter", "magnitude"), cause, when, hint)
     elif mode == "dora":
         yield Unread(("adapter", "magnitude", "init"), cause, when)
+
+
+def _by_method(get: Callable[[PathKey], Any]) -> Iterator[Unread]:
+    """Settings of methods that are not chosen, and those that the chosen ones ignore."""
+    for cause, table, default in ((("adapter", "update"), UPDATES, "lora"), (("optimizer", "rule"), RULES, None)):
+        chosen = get(cause) or default
+        for name, entry in table.items():
+            if name == chosen:
+                ignored = entry.ignores
+                when, hint = f"with {cause[1]} {chosen}", "remove it"
+            else:
+                ignored = entry.reads
+                when = f"with {cause[1]} {chosen}" if chosen else f"without a {cause[1]}"
+                hint = f"remove it, or write `{cause[1]}: {name}`"
+            for key in ignored:
+                yield Unread(tuple(key.split(".")), cause, when, hint)
 
 
 def _by_source(path: PathKey, get: Callable[[PathKey], Any]) -> Iterator[Unread]:

@@ -262,7 +262,7 @@ def _measure_adapters(model: torch.nn.Module, weights: list[_Weights]) -> Iterat
         start = None if layer.lora_magnitude_vector is None else layer.lora_magnitude_vector.detach().clone()
         for at in weights:
             for own, parameter in layer.trained().items():
-                parameter.copy_(at.trained(name, own, layer.on_disk[own], f"{layer.on_disk[own]}.weight"))
+                parameter.copy_(at.trained(name, own, layer.disk_key(own), f"{layer.disk_key(own)}.weight"))
             magnitude = None
             if layer.lora_magnitude_vector is not None and start is not None:
                 magnitude = layer.lora_magnitude_vector, start

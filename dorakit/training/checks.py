@@ -54,21 +54,20 @@ def check_recomputed(model: nn.Module) -> None:
             )
 
 
-def check_room(run: Path, *, num_trained: int, optimizer: str, keep: int, keep_best: bool) -> None:
+def check_room(run: Path, *, trained_bytes: int, state_bytes: int, keep: int, keep_best: bool) -> None:
     """Make sure that the checkpoints to be kept, one more beside them, and the result fit on the disk.
 
     Args:
         run: The run directory; it need not exist yet.
-        num_trained: Trained parameters, float32 in a checkpoint.
-        optimizer: Its name, which says how large its state is.
+        trained_bytes: Of the trained parameters in a checkpoint.
+        state_bytes: Of the optimizer's states.
         keep: Checkpoints to keep.
         keep_best: Weights of the best validation are kept too: one for each checkpoint may be named, and one more.
 
     Raises:
         ResourceError: They do not; better now than at the first checkpoint.
     """
-    states = 0 if optimizer == "sgd" else 1 if optimizer == "lion_8bit" else 2 if "8bit" in optimizer else 8
-    needed = num_trained * ((4 + states) * (keep + 1) + 4 + (4 * (keep + 1) if keep_best else 0))
+    needed = (trained_bytes + state_bytes) * (keep + 1) + trained_bytes * (keep + 2 if keep_best else 1)
     place = next(parent for parent in (run.absolute(), *run.absolute().parents) if parent.exists())
     # What lies there already takes part of that room, or gives it back.
     ours = [run / name for name in ("checkpoints", "best", "adapter", "model")]

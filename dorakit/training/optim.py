@@ -19,15 +19,12 @@ import dorakit.model.nf4  # noqa: F401  first: it quiets bitsandbytes, and keeps
 
 import bitsandbytes as bnb  # isort: skip
 
-from dorakit.adapters.layer import MAGNITUDE
-from dorakit.parallel.sharding import reshard_
-from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
+from dorakit.recipe.schema import OptimizerSection
 from dorakit.training.device import why_not_paged
-from dorakit.training.optim_groups import LARGEST_PIECE, FlatGroup, ShardedGroup, under
+from dorakit.training.groups import GroupSpec
+from dorakit.training.optim_groups import FlatGroup, ShardedGroup, under
 
 SMALLEST_PAGED = 100_000  # bitsandbytes' own limit, in elements
-_SMALLEST_8BIT = 4096  # likewise: below it states stay float32
-_GROUPS = ("matrices", "magnitudes", "vectors")
 _UNPAGED = {"paged_adamw": "adamw_32bit", "paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_32bit"}
 
 
@@ -57,9 +54,14 @@ class Updater:
         notes: Lines to print and record: an optimizer that this machine cannot run as asked, what pages.
     """
 
-    def __init__(self, model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSection):
+    def __init__(self, specs: list[GroupSpec], settings: OptimizerSection):
         self.notes: list[str] = []
-        self._groups = _group(model, settings, magnitude)
+        self._groups: list[FlatGroup | ShardedGroup] = [
+            (ShardedGroup if isinstance(spec.parameters[0], DTensor) else FlatGroup)(
+                spec.name, spec.parameters, rate_ratio=spec.rate_ratio, weight_decay=spec.weight_decay
+            )
+            for spec in specs
+        ]
         self._optimizer = self._build(settings)
 
     @property
@@ -159,48 +161,6 @@ class Updater:
             "lion_8bit": lambda: bnb.optim.Lion8bit(groups, lr=settings.learning_rate, betas=settings.betas),
         }
         return rules[name]()
-
-
-def _group_of(name: str, parameter: nn.Parameter) -> str:
-    if parameter.dim() >= 2:
-        return "matrices"
-    return "magnitudes" if name.endswith(MAGNITUDE) else "vectors"
-
-
-def _group(model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSection) -> list[FlatGroup | ShardedGroup]:
-    """DoRA's magnitudes apart, with their own rate and decay; vectors (norms, biases) apart, without decay."""
-    reshard_(model)
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices, magnitudes, vectors = ([p for name, p in trained if _group_of(name, p) == group] for group in _GROUPS)
-    ratio, decay = magnitude.learning_rate_ratio, magnitude.weight_decay
-    groups = [
-        ("matrices", matrices, 1.0, settings.weight_decay),
-        ("magnitudes", magnitudes, ratio, decay),
-        ("vectors", vectors, 1.0, 0.0),
-    ]
-    return [
-        (ShardedGroup if isinstance(p[0], DTensor) else FlatGroup)(name, p, rate_ratio=r, weight_decay=d)
-        for name, p, r, d in groups
-        if p
-    ]
-
-
-def group_sizes(model: nn.Module) -> list[int]:
-    """Elements of each piece that the optimizer is given, without making it: matrices, magnitudes, vectors."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    sizes = [sum(p.numel() for name, p in trained if _group_of(name, p) == group) for group in _GROUPS]
-    return [min(LARGEST_PIECE, size - start) for size in sizes for start in range(0, size, LARGEST_PIECE)]
-
-
-def state_bytes(name: str, sizes: list[int]) -> int:
-    """Bytes of an optimizer's states for pieces of these sizes, without making them."""
-    averages = 0 if name == "sgd" else 1 if name == "lion_8bit" else 2
-    if name == "adamw":
-        return sum(8 * size + 4 for size in sizes)  # and the number of steps
-    if not name.endswith("8bit"):
-        return sum(4 * averages * size for size in sizes)
-    # Small pieces stay float32; the others have a byte, a float32 absmax for each 256, and a table of 256.
-    return sum(averages * (4 * size if size < _SMALLEST_8BIT else size + 4 * -(-size // 256) + 1024) for size in sizes)
 
 
 def num_trained(model: nn.Module) -> int:

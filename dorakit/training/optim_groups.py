@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
 from dorakit.parallel.sharding import rows_of_first, whole_tensors
-
-# bitsandbytes hands its kernels the number of elements as a signed 32-bit integer. A multiple of its blocks of 256.
-LARGEST_PIECE = 1 << 30
+from dorakit.training.groups import LARGEST_PIECE
 
 T = TypeVar("T")
 

@@ -26,6 +26,7 @@ from dorakit.parallel.world import World
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.training.checks import check_packing, check_recomputed, check_room
+from dorakit.training.groups import group_specs, state_bytes
 from dorakit.training.loss import SupervisedLoss
 from dorakit.training.optim import Updater, num_trained
 from dorakit.training.upgrade import Predecessor, begins_with_ties, find_predecessor
@@ -130,15 +131,16 @@ def prepare(
     sample_prompts(recipe, loss, base.tokenizer)
     if recipe.data.packing:
         check_packing(loss)
+    specs = group_specs(base.model, recipe.optimizer, recipe.adapter.magnitude)
     if place is not None:
         check_room(
             place,
-            num_trained=num_trained(base.model),
-            optimizer=recipe.optimizer.name,
+            trained_bytes=4 * num_trained(base.model),
+            state_bytes=state_bytes(recipe.optimizer.name, [size for spec in specs for size in spec.piece_sizes]),
             keep=recipe.training.keep_checkpoints,
             keep_best=recipe.training.keep_best,
         )
-    updater = Updater(base.model, recipe.optimizer, recipe.adapter.magnitude)
+    updater = Updater(specs, recipe.optimizer)
     return Prepared(recipe, base, data, loss, updater, total_steps(recipe, len(data.train)), predecessor)
 
 

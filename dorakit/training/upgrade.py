@@ -18,10 +18,15 @@ from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.continued import continue_adapter_
-from dorakit.adapters.foreign_names import PREFIX
-from dorakit.adapters.peft_config import refuse_adapted_head, used_patterns
-from dorakit.adapters.peft_format import WEIGHTS, check_adapter, read_tensors, shortest_targets
+from dorakit.adapters.peft_config import layer_class_of, method_of, refuse_adapted_head, used_patterns
+from dorakit.adapters.peft_format import (
+    WEIGHTS,
+    check_adapter,
+    shortest_targets,
+    whole_tensors,
+)
 from dorakit.adapters.storage import base_storage
+from dorakit.adapters.tensor_names import adapted_modules, is_of_adapter
 from dorakit.adapters.ties import keeps_ties
 from dorakit.build import nf4_format
 from dorakit.digests import sha256
@@ -108,9 +113,8 @@ def find_predecessor(text: Path | str, recipe: Recipe) -> Predecessor:
     if run is not None and directory == run.model:
         raise UsageError(f"--from {text}: this run is in mode full and has no adapter; model.base can name {directory}")
     config, stored = check_adapter(directory)
-    names = (name.removeprefix(PREFIX) for name in stored if name.endswith(".lora_A.weight"))
-    modules = frozenset(name.removesuffix(".lora_A.weight") for name in names)
-    method = "dora" if config.get("use_dora") else "lora"
+    layer_class, method = layer_class_of(config), method_of(config)
+    modules = frozenset(adapted_modules(layer_class, stored))
     files = None if run is None else run.read("run.json").get("base", {}).get("files")
     problems = _shape_problems(recipe, config, modules, method, directory)
     problems += _storage_problems(recipe, directory)
@@ -126,8 +130,8 @@ def find_predecessor(text: Path | str, recipe: Recipe) -> Predecessor:
         "method": method,
         "base": named,
     }
-    has_whole = any(".lora_" not in name for name in stored)
-    if not (ties := not has_whole or keeps_ties(config, read_tensors(directory))):
+    ties = all(is_of_adapter(layer_class, name) for name in stored) or keeps_ties(config, whole_tensors(directory))
+    if not ties:
         facts["keeps_ties"] = False  # by which a resume knows it
     return Predecessor(directory, modules, ties, facts, files)
 
@@ -177,7 +181,15 @@ def _shape_problems(
         problems.append(problem_at(recipe, "adapter.mode", message, f"set {modes}"))
         if recipe.method is None:
             return problems
-    for key, stated in (("rank", config["r"]), ("alpha", config["lora_alpha"])):
+    own = layer_class_of(config).from_peft(config)
+    if (update := layer_class_of(config).update_name) != wanted.update:
+        message = f"adapter.update is {wanted.update}, and the adapter {directory} is {update}"
+        return [*problems, problem_at(recipe, "adapter.update", message, f"set {update}")]
+    for key, value in own.get("settings", {}).items():
+        if (asked := wanted.update_settings[key]) != value:
+            message = f"adapter.{update}.{key} is {asked}, and the adapter {directory} has {value}"
+            problems.append(problem_at(recipe, f"adapter.{update}.{key}", message, f"set {value}"))
+    for key, stated in (("rank", config["r"]), ("alpha", own.get("alpha", wanted.alpha))):
         patterns = used_patterns(config, f"{key}_pattern", modules)
         for name in sorted(modules):
             asked = pattern_value(name, getattr(wanted, f"{key}_pattern"), getattr(wanted, key))
@@ -186,7 +198,7 @@ def _shape_problems(
                 message = f"adapter.{key} is {asked:g}, and the adapter {directory} has {key} {has:g} (at {name})"
                 problems.append(problem_at(recipe, f"adapter.{key}", message, _number_hint(key, stated, patterns)))
                 break
-    if bool(config.get("use_rslora")) != wanted.rslora:
+    if own.get("rslora", wanted.rslora) != wanted.rslora:
         has_it = str(not wanted.rslora).lower()
         message = f"adapter.rslora is {str(wanted.rslora).lower()}, and the adapter {directory} has use_rslora {has_it}"
         problems.append(problem_at(recipe, "adapter.rslora", message, f"set {has_it}"))

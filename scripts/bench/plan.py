@@ -23,6 +23,7 @@ from dorakit.model.load import pick_dtype
 from dorakit.plan.device import this_machine
 from dorakit.plan.ledger import ledger, micro_batch
 from dorakit.plan.skeleton import find_config
+from dorakit.training.groups import group_specs
 from dorakit.training.loss import SupervisedLoss
 from dorakit.training.optim import Updater
 from dorakit.training.trained import trained_tensors
@@ -38,7 +39,7 @@ class Training:
         self.recipe = recipe
         self.model = build_model(recipe).model
         self.loss = SupervisedLoss(self.model, pick_dtype(recipe.model.dtype)).train()
-        self.updater = Updater(self.model, recipe.optimizer, recipe.adapter.magnitude)
+        self.updater = Updater(group_specs(self.model, recipe.optimizer, recipe.adapter.magnitude), recipe.optimizer)
         if recipe.training.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
 

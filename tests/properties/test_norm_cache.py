@@ -7,6 +7,7 @@ from torch import nn
 from dorakit import dense_weight
 from dorakit.adapters.lora import LoRALinear
 from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
+from dorakit.training.groups import group_specs
 from dorakit.training.optim import Updater
 
 
@@ -35,7 +36,10 @@ def test_a_change_in_place_is_seen(changed):
 def test_a_step_of_the_optimizer_is_seen(name):
     """Whose parameters are views of a buffer, and which may write past autograd."""
     adapted = layer()
-    updater = Updater(adapted, OptimizerSection(name=name, learning_rate=0.1), MagnitudeSection())
+    updater = Updater(
+        group_specs(adapted, OptimizerSection(name=name, learning_rate=0.1), MagnitudeSection()),
+        OptimizerSection(name=name, learning_rate=0.1),
+    )
     for _ in range(2):
         before = adapted.weight_norm().clone()
         adapted(torch.randn(8, 24)).square().sum().backward()

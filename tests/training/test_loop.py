@@ -46,10 +46,19 @@ def stop_after(monkeypatch, step: int) -> None:
     monkeypatch.setattr(optim.Updater, "step", counted)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_resumed_run_ends_with_the_same_bytes(monkeypatch, make_recipe, mode):
+OTHER_METHODS = {
+    "vera": ("qdora", ["adapter.update=vera"]),
+    "miss": ("qlora", ["adapter.update=miss"]),
+    "lora-plus": ("dora", ["optimizer.rule=lora-plus"]),
+}
+
+
+@pytest.mark.parametrize("method", [*MODES, *OTHER_METHODS])
+def test_a_resumed_run_ends_with_the_same_bytes(monkeypatch, make_recipe, method):
     """Dropout and an 8-bit optimizer included. Dies if the optimizer's state or the step is not restored."""
+    mode, settings = OTHER_METHODS.get(method, (method, []))
     extra = ["optimizer.name=adamw_8bit", "training.save_every=2", *([] if mode == "full" else ["adapter.dropout=0.2"])]
+    extra += settings
     unbroken = train(
         make_recipe(f"adapter.mode={mode}", *extra, "output_dir=" + str(_place(make_recipe, "a"))), quiet=True
     )

@@ -9,6 +9,7 @@ from torch import nn
 
 from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
 from dorakit.training import optim_groups
+from dorakit.training.groups import group_specs
 from dorakit.training.optim import Updater, learning_rate
 from dorakit.training.trained import load_tensors, save_tensors
 
@@ -24,7 +25,7 @@ def test_flat_adamw_is_adamw():
     """Dies if a gradient or a parameter is not a view of the flat buffer, or decay falls on vectors."""
     flat, plain = model(), model()
     settings = OptimizerSection(name="adamw", learning_rate=1e-2, weight_decay=0.1)
-    updater = Updater(flat, settings, MagnitudeSection())
+    updater = Updater(group_specs(flat, settings, MagnitudeSection()), settings)
     matrices = [p for p in plain.parameters() if p.dim() > 1]
     vectors = [p for p in plain.parameters() if p.dim() < 2]
     reference = torch.optim.AdamW(
@@ -48,7 +49,10 @@ def test_flat_adamw_is_adamw():
 def test_versions_move_with_every_step():
     """DoRA's cached norm hangs on them. Dies if step() does not raise the counters."""
     net = model()
-    updater = Updater(net, OptimizerSection(name="adamw_8bit", learning_rate=1e-2), MagnitudeSection())
+    updater = Updater(
+        group_specs(net, OptimizerSection(name="adamw_8bit", learning_rate=1e-2), MagnitudeSection()),
+        OptimizerSection(name="adamw_8bit", learning_rate=1e-2),
+    )
     before = [p._version for p in net.parameters()]
     net(torch.randn(3, 40)).sum().backward()
     updater.step(1e-2)
@@ -69,7 +73,7 @@ def test_what_8_bit_states_in_one_buffer_change(name, rule, most):
 
     begun, flat, alone = pair(), pair(), pair()
     settings = OptimizerSection(name=name, learning_rate=1e-2, weight_decay=0.0)
-    updater = Updater(flat, settings, MagnitudeSection())
+    updater = Updater(group_specs(flat, settings, MagnitudeSection()), settings)
     reference = rule(alone.parameters(), lr=1e-2, betas=settings.betas, weight_decay=0.0)
     for step in range(12):
         generator = torch.Generator().manual_seed(step)
@@ -106,14 +110,14 @@ def test_state_round_trip(name, tmp_path):
 
     settings = OptimizerSection(name=name, learning_rate=1e-3)
     one, two = wide(), wide()
-    whole = Updater(one, settings, MagnitudeSection())
+    whole = Updater(group_specs(one, settings, MagnitudeSection()), settings)
     run(one, whole, range(3))
     tensors, numbers = whole.state()
     if name.endswith("8bit"):
         assert tensors["matrices.qmap1"].data_ptr() == tensors["vectors.qmap1"].data_ptr()
     save_tensors(tmp_path / "state", tensors)
     two.load_state_dict(one.state_dict())
-    again = Updater(two, settings, MagnitudeSection())
+    again = Updater(group_specs(two, settings, MagnitudeSection()), settings)
     again.restore(load_tensors(tmp_path / "state"), numbers)
     run(one, whole, range(3, 6))
     run(two, again, range(3, 6))
@@ -129,12 +133,12 @@ def test_a_long_buffer_in_pieces_is_one_buffer(monkeypatch, name):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(200, 100), nn.Tanh(), nn.Linear(100, 90))
         settings = OptimizerSection(name=name, learning_rate=1e-2, weight_decay=0.1)
-        updater = Updater(net, settings, MagnitudeSection())
+        updater = Updater(group_specs(net, settings, MagnitudeSection()), settings)
         keys: set[str] = set()
         for steps in (first, rest):
             if keys:
                 tensors, numbers = copy.deepcopy(updater.state())
-                updater = Updater(net, settings, MagnitudeSection())
+                updater = Updater(group_specs(net, settings, MagnitudeSection()), settings)
                 updater.restore(tensors, numbers)
             for step in steps:
                 updater.zero_grad()
@@ -174,7 +178,7 @@ def test_magnitudes_have_their_own_rate_and_no_decay():
     net = model()
     net.register_parameter("lora_magnitude_vector", nn.Parameter(torch.full((4,), 3.0)))
     settings = OptimizerSection(name="sgd", learning_rate=1.0, weight_decay=0.5)
-    updater = Updater(net, settings, MagnitudeSection(learning_rate_ratio=0.25))
+    updater = Updater(group_specs(net, settings, MagnitudeSection(learning_rate_ratio=0.25)), settings)
     before = net[0].weight.detach().clone()
     net.lora_magnitude_vector.grad.fill_(1.0)
     updater.step(1.0)

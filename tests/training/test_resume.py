@@ -320,7 +320,7 @@ def test_room_is_what_checkpoints_give_back(tmp_path, monkeypatch):
     (run / "merged").mkdir(parents=True)
     (run / "merged" / "model.safetensors").write_bytes(bytes(1000))
     usage = shutil.disk_usage(tmp_path)
-    asked = {"num_trained": 10, "optimizer": "adamw", "keep": 2}
+    asked = {"trained_bytes": 40, "state_bytes": 80, "keep": 2}
     exact = 10 * (12 * 3 + 4)
 
     def free(number):

@@ -1,0 +1,102 @@
+"""The table of methods: how a weight is updated, and what surrounds a step. Torch-free, so that recipes can read it.
+
+A new method is a file of its own, a row here, a section of the schema for its settings, a test and a recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method.
+
+    Attributes:
+        home: `module:name` of what implements it, imported when first used.
+        summary: A line for lists.
+        formula: In the notation of docs/methods.md.
+        paper: Where it comes from.
+        parameters: Trained numbers per matrix, in terms of in, out and r.
+        reads: Recipe keys that only this entry reads.
+        ignores: Recipe keys that other entries read and this one does not.
+        gives: `pair`: A and B are trained themselves. `exact lora`: the result is a LoRA of the same rank. `any rank`: ranks
+            above a matrix's sides mean something.
+        needs: What it asks of the others, in the words of `gives`.
+        loads: What else loads its files.
+    """
+
+    home: str
+    summary: str
+    formula: str
+    paper: str
+    parameters: str = ""
+    reads: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
+    gives: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+    loads: str = ""
+
+    def load(self) -> Any:
+        """Import what implements it."""
+        module, _, name = self.home.partition(":")
+        return getattr(import_module(module), name)
+
+
+UPDATES: dict[str, Entry] = {
+    "lora": Entry(
+        "dorakit.adapters.lora:LoRALinear",
+        summary="two low-rank matrices",
+        formula="W + s B A, s = alpha / r (rslora: alpha / sqrt(r))",
+        paper="arXiv:2106.09685",
+        parameters="r (in + out)",
+        gives=frozenset({"pair", "exact lora"}),
+        loads="PEFT, vLLM, llama.cpp",
+    ),
+    "vera": Entry(
+        "dorakit.adapters.vera:VeRALinear",
+        summary="two vectors around random matrices that all layers share; dvora under a magnitude",
+        formula="W + diag(b) B diag(d) A, A and B frozen",
+        paper="arXiv:2310.11454",
+        parameters="r + out",
+        reads=("adapter.vera",),
+        ignores=("adapter.alpha", "adapter.rslora", "adapter.rank_pattern", "adapter.alpha_pattern"),
+        gives=frozenset({"exact lora", "any rank"}),
+        loads="PEFT (without a magnitude)",
+    ),
+    "miss": Entry(
+        "dorakit.adapters.miss:MiSSLinear",
+        summary="one matrix that every block of r inputs shares (MiSS, first called Bone)",
+        formula="W + D^T P, P the sum over blocks of r inputs",
+        paper="arXiv:2409.15371",
+        parameters="r out",
+        reads=("adapter.miss",),
+        ignores=("adapter.alpha", "adapter.rslora", "adapter.rank_pattern", "adapter.alpha_pattern"),
+        gives=frozenset({"exact lora"}),
+        loads="PEFT (without a magnitude)",
+    ),
+}
+
+RULES: dict[str, Entry] = {
+    "lora-plus": Entry(
+        "dorakit.training.rules.lora_plus:LoRAPlus",
+        summary="a higher learning rate for B than for A",
+        formula="rate of B = ratio x rate of A",
+        paper="arXiv:2402.12354",
+        reads=("optimizer.lora_plus",),
+        needs=frozenset({"pair"}),
+    ),
+}
+
+
+def misfits(update: str, rule: str | None) -> str | None:
+    """Say why two entries do not go together and what would; None where they do."""
+    if rule is None or RULES[rule].needs <= UPDATES[update].gives:
+        return None
+    fitting = [name for name, entry in UPDATES.items() if RULES[rule].needs <= entry.gives]
+    return (
+        f"optimizer.rule {rule} needs an update that trains A and B themselves, and adapter.update is {update}; "
+        f"{rule} goes with {', '.join(fitting)}"
+    )

@@ -1,0 +1,109 @@
+"""The table of methods: the same names everywhere, and a command that shows it."""
+
+import json
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from typer.testing import CliRunner
+
+from dorakit import Recipe
+from dorakit.cli.app import app
+from dorakit.errors import RecipeError, UsageError
+from dorakit.methods import RULES, UPDATES
+from dorakit.recipe.fields import default_of, type_at
+
+ROOT = Path(__file__).parent.parent
+BASE = """\
+version: 1
+model: {base: "tiny:llama"}
+adapter: {mode: MODE, UPDATE}
+data: {train: [{path: rows.jsonl, format: text}]}
+optimizer: {learning_rate: 1e-3, RULE}
+"""
+
+
+def words(*arguments):
+    done = CliRunner().invoke(app, ["methods", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_schema_has_the_rows_of_the_table():
+    assert list(get_args(type_at(("adapter", "update"))[0])) == list(UPDATES)
+    rules = [arm for arm in get_args(type_at(("optimizer", "rule"))[0]) if arm is not type(None)]
+    assert [name for arm in rules for name in get_args(arm)] == list(RULES)
+
+
+@pytest.mark.parametrize("entry", [*UPDATES.values(), *RULES.values()], ids=[*UPDATES, *RULES])
+def test_every_row_is_whole(entry):
+    """What implements it, its settings, its page, its paper. Planted bug caught: a key that no schema has."""
+    assert entry.load()
+    for key in (*entry.reads, *entry.ignores):
+        assert type_at(tuple(key.split("."))) is not None, key
+    page = (ROOT / "docs" / "methods.md").read_text()
+    assert entry.paper.removeprefix("arXiv:") in page
+
+
+@pytest.mark.parametrize("name", [*UPDATES, *RULES])
+def test_there_is_a_recipe(name):
+    recipe = Recipe.from_yaml(str(ROOT / "recipes" / "methods" / f"{name}.yaml"))
+    assert name in (recipe.adapter.update, recipe.optimizer.rule)
+
+
+def test_the_command_lists_them():
+    text = words()
+    assert all(name in text for name in (*UPDATES, *RULES))
+    assert list(json.loads(words("--json"))) == [*UPDATES, *RULES]
+
+
+@pytest.mark.parametrize("name", [*UPDATES, *RULES])
+def test_the_lines_that_it_shows_are_a_recipe(tmp_path, name):
+    """Planted bug caught: defaults that are not the schema's."""
+    shown = words(name)
+    lines = shown[shown.index("\n\n") :]
+    section = re.search(r"^(adapter|optimizer):$", lines, re.MULTILINE)[1]
+    body = ", ".join(line.strip() for line in lines.split(f"{section}:\n")[1].splitlines())
+    text = BASE.replace("MODE", "lora").replace("UPDATE", body if section == "adapter" else "rank: 4")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text.replace("RULE", body if section == "optimizer" else "weight_decay: 0.0"))
+    recipe = Recipe.from_yaml(str(file))
+    assert name in (recipe.adapter.update, recipe.optimizer.rule)
+    for key in {**UPDATES, **RULES}[name].reads:
+        first, second = key.split(".")
+        assert getattr(getattr(recipe, first), second) == default_of((first, second))
+
+
+def test_it_counts_parameters():
+    """tiny:llama has 7 matrices in each of 2 layers, of 64 and 128 or 32 a side."""
+    listed = json.loads(words("--model", "tiny:llama", "--rank", "8", "--json"))
+    counted = {name: facts.get("trained") for name, facts in listed.items()}
+    shapes = 2 * [(64, 64), (32, 64), (32, 64), (64, 64), (128, 64), (128, 64), (64, 128)]
+    assert counted["lora"] == sum(8 * (o + i) for o, i in shapes)
+    assert counted["vera"] == sum(o + 8 for o, _ in shapes)
+    assert counted["miss"] == sum(8 * o for o, _ in shapes)
+    assert counted["lora-plus"] is None
+
+
+def test_a_name_that_is_none():
+    done = CliRunner().invoke(app, ["methods", "verra"])
+    assert isinstance(done.exception, UsageError)
+    assert "did you mean vera?" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("update", "rule", "message"),
+    [
+        ("update: vera, alpha: 8", "weight_decay: 0.0", "'adapter.alpha' is not read with update vera"),
+        ("update: lora, vera: {seed: 3}", "weight_decay: 0.0", "'adapter.vera' is not read with update lora"),
+        ("update: vera, miss: {mini_rank: 2}", "weight_decay: 0.0", "'adapter.miss' is not read with update vera"),
+        ("rank: 4", "lora_plus: {ratio: 2}", "'optimizer.lora_plus' is not read without a rule"),
+        ("update: miss", "rule: lora-plus", "lora-plus goes with lora"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(tmp_path, update, rule, message):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(BASE.replace("MODE", "lora").replace("UPDATE", update).replace("RULE", rule))
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        Recipe.from_yaml(str(file))
