@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dorakit.adapters.attach import attach_, text_part
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
+from dorakit.model.linear import is_linear, sizes
 from dorakit.model.load import Base, load_base, load_tokenizer
 from dorakit.model.nf4 import NF4Format, NF4Linear, stored_format
 from dorakit.recipe.schema import Recipe
@@ -109,11 +110,7 @@ def build_model(recipe: Recipe, *, keeps_ties: bool = True) -> Base:
 
 def _check_ranks(model: nn.Module, ranks: list[int]) -> None:
     """Refuse ranks that are larger than any layer, before so much memory is asked for."""
-    sides = {
-        name: (int(module.out_features), int(module.in_features))
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, NF4Linear))
-    }
+    sides = {name: sizes(module) for name, module in model.named_modules() if is_linear(module)}
     largest = max(sides, key=lambda name: min(sides[name]), default=None)
     if largest is not None and max(ranks) > min(sides[largest]):
         outputs, inputs = sides[largest]

@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dorakit.errors import ModelError, ResourceError
 from dorakit.memory import return_freed_memory
-from dorakit.model.names import has_suffix
+from dorakit.model.linear import layers_to_store
 from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.model.shares import Share, keep_rows_, share_of_dense
 
@@ -135,21 +135,18 @@ class NF4Quantizer(HfQuantizer):  # type: ignore[misc]
         super().__init__(quantization_config, **kwargs)
         self.filled: dict[str, NF4Linear] = {}
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         form: NF4Format = self.quantization_config.form
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        for name, module in list(model.named_modules()):
-            skipped = module is head or any(has_suffix(name, suffix) for suffix in form.skip_modules)
-            if type(module) is nn.Linear and not skipped:
-                with torch.device("meta"):
-                    layer = NF4Linear(
-                        module.in_features,
-                        module.out_features,
-                        block_size=form.block_size,
-                        dtype=module.weight.dtype,
-                        bias=None if module.bias is None else module.bias.detach(),
-                    )
-                model.set_submodule(name, layer)
+        for name, dense in layers_to_store(model, form.skip_modules):
+            with torch.device("meta"):
+                layer = NF4Linear(
+                    dense.in_features,
+                    dense.out_features,
+                    block_size=form.block_size,
+                    dtype=dense.weight.dtype,
+                    bias=None if dense.bias is None else dense.bias.detach(),
+                )
+            model.set_submodule(name, layer)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         for name, layer in self.filled.items():

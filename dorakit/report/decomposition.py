@@ -37,7 +37,7 @@ from dorakit.adapters.peft_format import WEIGHTS, check_adapter
 from dorakit.build import build_base, build_model
 from dorakit.digests import changes
 from dorakit.errors import RunError
-from dorakit.model.nf4 import dense_weight
+from dorakit.model.linear import dense_weight
 from dorakit.model.weights_check import check_weights
 from dorakit.run import Run
 from dorakit.target import check_base

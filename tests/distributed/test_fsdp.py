@@ -9,8 +9,9 @@ from groups import dorakit_group, group, impatient, plain
 from safetensors.torch import load_file, save_file
 
 from dorakit import Recipe
+from dorakit.model.linear import row_norm_squared
 from dorakit.model.load import load_base
-from dorakit.model.nf4 import NF4Format, NF4Linear, row_norm_squared
+from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.model.shares import Share, keep_rows_, share_of_dense
 from dorakit.model.streaming import shared_out
 from dorakit.parallel.world import World, joined

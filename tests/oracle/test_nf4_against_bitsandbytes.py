@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dorakit.model import nf4 as module
+from dorakit.model.linear import dense_weight
 from dorakit.model.load import load_base
-from dorakit.model.nf4 import NF4Format, NF4Linear, dense_weight
+from dorakit.model.nf4 import NF4Format, NF4Linear
 
 
 @pytest.mark.parametrize("chunk", [1 << 22, 1 << 10], ids=["whole", "sliced"])
