@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dorakit.evaluation.task import evaluate as evaluate
     from dorakit.export.merge import merge as merge
     from dorakit.export.quantize import quantize as quantize
-    from dorakit.model.nf4 import dense_weight as dense_weight
+    from dorakit.model.linear import dense_weight as dense_weight
     from dorakit.recipe.schema import Recipe as Recipe
     from dorakit.run import Run as Run
     from dorakit.training.start import train as train
@@ -33,7 +33,7 @@ _HOME = {
     "quantize": "dorakit.export.quantize",
     "attach_": "dorakit.adapters.attach",
     "merge_": "dorakit.adapters.attach",
-    "dense_weight": "dorakit.model.nf4",
+    "dense_weight": "dorakit.model.linear",
     "save_adapter": "dorakit.adapters.peft_format",
     "load_adapter": "dorakit.adapters.peft_format",
     "DorakitError": "dorakit.errors",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,26 +12,46 @@ from dorakit.adapters.attach import attach_, text_part
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
 from dorakit.methods import UPDATES
-from dorakit.model.load import Base, load_base, load_tokenizer
+from dorakit.model.arrival import AS_STORED, Arrival
+from dorakit.model.linear import is_linear, sizes
+from dorakit.model.load import Base, BaseFiles, find_base, load_tokenizer, load_weights
 from dorakit.model.nf4 import NF4Format, NF4Linear, stored_format
 from dorakit.recipe.schema import Recipe
 
 
-def build_base(recipe: Recipe, *, original: bool = False, dtype: str | None = None) -> Base:
+def find_files(recipe: Recipe, *, dtype: str | None = None) -> BaseFiles:
+    """The base of a recipe, its weights not read yet; the added tokens are in its tokenizer. `dtype` replaces the recipe's."""
+    model = recipe.model
+    found = find_base(model.base, revision=model.revision, dtype=dtype or model.dtype)
+    if model.added_tokens:
+        if known := [token for token in model.added_tokens if token in found.tokenizer.get_vocab()]:
+            found.notes.append(f"model.added_tokens: {', '.join(known)} is in the tokenizer already")
+        _extend_(found.tokenizer, model.added_tokens)
+    return found
+
+
+def find_files_to_train(recipe: Recipe) -> BaseFiles:
+    """As `find_files`, in the dtype that `build_model` loads."""
+    # Masters are float32, or updates smaller than half an ulp would round away; the compute dtype is the loop's.
+    return find_files(recipe, dtype="float32" if recipe.method is None else None)
+
+
+def build_base(
+    recipe: Recipe, *, original: bool = False, found: BaseFiles | None = None, arrival: Arrival = AS_STORED
+) -> Base:
     """The frozen base of a recipe: NF4 in the q modes, unless `original` asks for the unquantized weights.
 
-    `dtype` is instead of the recipe's.
+    `found` is of `find_files`, where that was called already; `arrival` says what else the weights go through.
     """
     model = recipe.model
-    form = nf4_format(recipe) if recipe.is_quantized and not original else None
-    base = load_base(
-        model.base, revision=model.revision, dtype=dtype or model.dtype, attention=model.attention, nf4=form
-    )
+    if recipe.is_quantized and not original:
+        arrival = replace(arrival, nf4=nf4_format(recipe))
+    base = load_weights(found or find_files(recipe), attention=model.attention, arrival=arrival)
     if (stored := stored_format(base.model)) is not None:
         base.notes.append(f"{model.base} is stored as NF4: {_in_words(stored)}")
         _check_stored(recipe, stored)
     if model.added_tokens:
-        _add_tokens_(base, model.added_tokens)
+        _fit_embedding_(base)
     pad, rows = int(base.tokenizer.pad_token_id), base.model.get_input_embeddings().weight.shape[0]
     if pad >= rows:
         raise ModelError(
@@ -78,25 +100,25 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_model(recipe: Recipe, *, keeps_ties: bool = True) -> Base:
+def build_model(
+    recipe: Recipe, *, found: BaseFiles | None = None, keeps_ties: bool = True, arrival: Arrival = AS_STORED
+) -> Base:
     """The recipe's base with its adapters attached, or with float32 master weights to train in mode full.
 
-    `keeps_ties` is as for `attach_`.
+    `found`, of `find_files_to_train`, and `arrival` are as for `build_base`, `keeps_ties` as for `attach_`.
 
     Raises:
         ModelError: The base cannot be had, or the adapter does not fit it.
     """
     adapter = recipe.adapter
+    base = build_base(recipe, found=found or find_files_to_train(recipe), arrival=arrival)
     if recipe.method is None:
-        # Masters are float32, or updates smaller than half an ulp would round away; the compute dtype is the loop's.
-        base = build_base(recipe, dtype="float32")
         if any(isinstance(module, NF4Linear) for module in base.model.modules()):
             raise ModelError(
                 f"{recipe.model.base} is stored as NF4 and cannot be trained whole; use adapter.mode: qlora or qdora"
             )
         _train_whole_(base)
         return base
-    base = build_base(recipe)
     if "any rank" not in UPDATES[adapter.update].gives:
         _check_ranks(base.model, [adapter.rank, *adapter.rank_pattern.values()])
     attach_adapter_(base.model, recipe, keeps_ties=keeps_ties)
@@ -111,11 +133,7 @@ def build_model(recipe: Recipe, *, keeps_ties: bool = True) -> Base:
 
 def _check_ranks(model: nn.Module, ranks: list[int]) -> None:
     """Refuse ranks that are larger than any layer, before so much memory is asked for."""
-    sides = {
-        name: (int(module.out_features), int(module.in_features))
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, NF4Linear))
-    }
+    sides = {name: sizes(module) for name, module in model.named_modules() if is_linear(module)}
     largest = max(sides, key=lambda name: min(sides[name]), default=None)
     if largest is not None and max(ranks) > min(sides[largest]):
         outputs, inputs = sides[largest]
@@ -166,11 +184,8 @@ def _train_whole_(base: Base) -> None:
         base.notes.append(f"{len(frozen)} tensors outside the text decoder are not trained, the first is {frozen[0]}")
 
 
-def _add_tokens_(base: Base, tokens: list[str]) -> None:
-    known = [token for token in tokens if token in base.tokenizer.get_vocab()]
-    if known:
-        base.notes.append(f"model.added_tokens: {', '.join(known)} is in the tokenizer already")
-    _extend_(base.tokenizer, tokens)
+def _fit_embedding_(base: Base) -> None:
+    """Give the embedding a row for each of the tokenizer's tokens."""
     if len(base.tokenizer) > base.model.get_input_embeddings().weight.shape[0]:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # every load must give the new rows the same start

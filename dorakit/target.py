@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dorakit.digests import refuse_changed
 from dorakit.errors import ModelError, ResourceError, RunError, UsageError
+from dorakit.model.arrival import AS_STORED, Arrival
 from dorakit.place import Kind, Place, find_target
 from dorakit.run import Run
 from dorakit.terminal import typed
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from dorakit.model.load import Base
     from dorakit.model.nf4 import NF4Format
     from dorakit.recipe.schema import Recipe
+
+Onto = Literal["trained", "original"]
 
 
 @dataclass
@@ -50,10 +53,11 @@ def open_target(
     *,
     recipe: Recipe | None = None,
     base_only: bool = False,
-    onto: Literal["trained", "original"] = "trained",
+    onto: Onto = "trained",
     base_model: str | None = None,
     as_stored: bool = False,
     accept_changes: Sequence[str] = (),
+    scratch: Path | None = None,
 ) -> Target:
     """Load what the text names, in eval mode; an adapter is attached live.
 
@@ -68,27 +72,28 @@ def open_target(
         as_stored: Load what belongs to no run in the dtype of its files, instead of the one that this machine computes
             in.
         accept_changes: Files of what is loaded that may have changed since they were written, each DIRECTORY/FILE.
+        scratch: Where the packed weights of an adapter's base lie meanwhile; see model/arrival.py.
 
     Raises:
         ModelError: It cannot be loaded.
         RunError: The run has no result yet, there is no such run, or its files, or the base's, changed since training.
         UsageError: `base_only` of a model without an adapter, `base_model` of something that is no adapter directory.
     """
-    place = find_target(text)
+    place, arrival = find_target(text), Arrival(scratch=scratch)
     if base_model is not None and place.kind != "adapter":
         raise UsageError(f"--base-model goes with an adapter directory, and {text} is a {place.kind}")
     if recipe is None and place.run is not None:
         recipe = place.run.recipe
     if place.kind == "run":
         assert place.run is not None and recipe is not None
-        target = _open_run(
-            place.run, _as_trained(place.run, recipe), base_only=base_only, onto=onto, accept_changes=accept_changes
-        )
+        own = _as_trained(place.run, recipe)
+        target = _open_run(place.run, own, arrival, base_only=base_only, onto=onto, accept_changes=accept_changes)
         target.recipe = recipe
     elif place.kind == "adapter":
         target = _open_adapter(
             place,
             recipe,
+            arrival,
             base_only=base_only,
             onto=onto,
             base_model=base_model,
@@ -129,12 +134,7 @@ def _digest(files: dict[str, str], name: str) -> str:
 
 
 def _open_run(
-    run: Run,
-    recipe: Recipe,
-    *,
-    base_only: bool,
-    onto: Literal["trained", "original"],
-    accept_changes: Sequence[str],
+    run: Run, recipe: Recipe, arrival: Arrival, *, base_only: bool, onto: Onto, accept_changes: Sequence[str]
 ) -> Target:
     from dorakit.adapters.peft_format import check_adapter, load_adapter
     from dorakit.build import build_base
@@ -142,13 +142,13 @@ def _open_run(
     result = run.result
     common = {"recipe": recipe, "run": run, "name": run.name, "base": recipe.model.base}
     if result == run.model and not base_only:
-        base = _load(str(result), "main", recipe)
+        base = _load(str(result), "main", recipe, AS_STORED)
         notes = [*refuse_changed({result: base.identity}, accept_changes), *base.notes]
         return Target(base.model, base.tokenizer, kind="run", variant="full", notes=notes, **common)  # type: ignore[arg-type]
     if not base_only:
         check_adapter(result)  # from its header, before minutes go into the base
     accepted = refuse_changed({} if base_only else {result: {}}, accept_changes)
-    base = build_base(recipe, original=onto == "original")
+    base = build_base(recipe, original=onto == "original", arrival=arrival)
     check_base(run, base.identity)
     notes = [*accepted, *base.notes]
     if not base_only:
@@ -168,9 +168,10 @@ def _open_run(
 def _open_adapter(
     place: Place,
     recipe: Recipe | None,
+    arrival: Arrival,
     *,
     base_only: bool,
-    onto: Literal["trained", "original"],
+    onto: Onto,
     base_model: str | None,
     as_stored: bool,
     accept_changes: Sequence[str],
@@ -184,7 +185,7 @@ def _open_adapter(
         check_adapter(place.path)
     accepted = refuse_changed({} if base_only else {place.path: {}}, accept_changes)
     form, notes = (None, []) if onto == "original" else _storage(place.path, recipe)
-    base = _load(name, revision, recipe, as_stored=as_stored, nf4=form)
+    base = _load(name, revision, recipe, replace(arrival, nf4=form), as_stored=as_stored)
     if not base_only:
         _fit_vocabulary_(base, place.path)
         load_adapter(base.model, place.path)
@@ -250,7 +251,7 @@ def _open_model(
         hint = f"\n  the base of its run: {typed(place.run.path)} --base" if place.run else ""
         raise UsageError(f"--base: {place.text} is a whole model, with no adapter to switch off{hint}")
     try:
-        base = _load(place.text, "main", recipe, as_stored=as_stored)
+        base = _load(place.text, "main", recipe, AS_STORED, as_stored=as_stored)
     except (ModelError, ResourceError) as error:
         if not place.is_absent:
             raise
@@ -275,16 +276,15 @@ def _open_model(
     )
 
 
-def _load(
-    name: str, revision: str, recipe: Recipe | None, *, as_stored: bool = False, nf4: NF4Format | None = None
-) -> Base:
+def _load(name: str, revision: str, recipe: Recipe | None, arrival: Arrival, *, as_stored: bool = False) -> Base:
     """Load a base in the precision of the recipe, where there is one."""
     from dorakit.model.load import load_base
 
     if recipe is None:
         dtype = _stored_dtype(name, revision) if as_stored else "auto"
-        return load_base(name, revision=revision, dtype=dtype, nf4=nf4)
-    return load_base(name, revision=revision, dtype=recipe.model.dtype, attention=recipe.model.attention, nf4=nf4)
+        return load_base(name, revision=revision, dtype=dtype, arrival=arrival)
+    model = recipe.model
+    return load_base(name, revision=revision, dtype=model.dtype, attention=model.attention, arrival=arrival)
 
 
 def _stored_dtype(name: str, revision: str) -> str:

@@ -23,7 +23,7 @@ import dorakit
 from dorakit.adapters.layer import AdapterLinear
 from dorakit.errors import GateError
 from dorakit.export import merge as merging
-from dorakit.model.nf4 import dense_weight
+from dorakit.model.linear import dense_weight
 
 SMALL = ("training.max_steps=2", "optimizer.schedule=constant", "optimizer.warmup_ratio=0.0")
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {

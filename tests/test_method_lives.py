@@ -11,6 +11,7 @@ from dorakit.errors import RecipeError
 from dorakit.export.outputs import export_peft
 from dorakit.export.plain_lora import export_plain_lora
 from dorakit.methods import UPDATES
+from dorakit.model.arrival import Arrival
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
 from dorakit.plan.estimate import estimate
@@ -29,7 +30,7 @@ def settings(update, *more):
 
 
 def base(mode):
-    return load_base("tiny:llama", dtype="float32", nf4=None if mode == "lora" else NF4Format()).model
+    return load_base("tiny:llama", dtype="float32", arrival=Arrival(None if mode == "lora" else NF4Format())).model
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from tiny_runs import tiny_recipe
 from dorakit import evaluate, merge, quantize, train
 from dorakit.errors import ModelError, ResourceError
 from dorakit.evaluation.generation import answer_prompts
+from dorakit.model.arrival import Arrival
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format, NF4Linear
 
@@ -58,7 +59,7 @@ def test_another_error_while_a_base_is_quantized(monkeypatch):
 
     monkeypatch.setattr(NF4Linear, "from_dense", wrong)
     with pytest.raises(ModelError, match=r"tiny:llama cannot be loaded: model\.layers\..*: no such block"):
-        load_base("tiny:llama", nf4=NF4Format())
+        load_base("tiny:llama", arrival=Arrival(NF4Format()))
 
 
 @pytest.mark.parametrize(

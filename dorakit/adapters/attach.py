@@ -18,8 +18,9 @@ from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
 from dorakit.memory import return_freed_memory
 from dorakit.methods import UPDATES
+from dorakit.model.linear import dense_weight, is_linear
 from dorakit.model.names import has_suffix, pattern_value, select
-from dorakit.model.nf4 import NF4Linear, dense_weight
+from dorakit.model.nf4 import NF4Linear
 
 
 def attach_(
@@ -190,7 +191,7 @@ def target_names(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:
             "  only models whose targets are plain linear layers can be trained"
         )
     head = model.get_output_embeddings()
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, NF4Linear))}
+    linear = {n: m for n, m in model.named_modules() if is_linear(m)}
     candidates = [name for name, module in linear.items() if module is not head]
     if not candidates:
         kinds = ", ".join(

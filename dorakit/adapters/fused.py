@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dorakit.model.nf4 import dense_weight
+from dorakit.model.linear import dense_weight
 
 
 def adapted_product(

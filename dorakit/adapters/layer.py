@@ -4,8 +4,8 @@ g = 1 without a magnitude. With one, which makes it DoRA (arXiv:2402.09353, eq. 
 row norms n = ||W + s B A|| as constants for the gradient. The bias is never scaled. Dropout falls on the low-rank branch
 only, so W is multiplied once; the authors' code and PEFT drop out the base term too: the same expectation at twice the cost.
 
-Owns one layer. Which layers are adapted is decided in adapters/attach.py, and whether W is dense or NF4 in model/nf4.py:
-the base is seen only through `dense_weight` and `.bias`. The product is computed in adapters/fused.py.
+Owns one layer. Which layers are adapted is decided in adapters/attach.py; the base is seen
+only through model/linear.py. The product is computed in adapters/fused.py.
 
 Shapes: B batch, T tokens, I in, O out, R rank.
 """
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from dorakit.adapters.fused import adapted_product
 from dorakit.adapters.magnitude import row_norm
-from dorakit.model.nf4 import ROWS_AT_ONCE, NF4Linear, dense_weight, row_norm_squared
+from dorakit.model.linear import dense_weight, row_norm_squared, sizes
+from dorakit.model.nf4 import ROWS_AT_ONCE, NF4Linear
 
 MAGNITUDE = "lora_magnitude_vector"
 _SMALL_GAIN = 0.5  # below it g - 1 in bfloat16 is wrong by more than a rounding of g (fused.py)
@@ -81,8 +82,7 @@ class AdapterLinear(nn.Module):
         """
         super().__init__()
         self.base = base
-        self.in_features: int = base.in_features  # type: ignore[assignment]
-        self.out_features: int = base.out_features  # type: ignore[assignment]
+        self.out_features, self.in_features = sizes(base)
         self.rank = rank
         self.alpha = alpha
         self.scaling = alpha / (math.sqrt(rank) if rslora else rank) if self.has_alpha else 1.0

@@ -17,7 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dorakit.model.nf4 import ROWS_AT_ONCE, dense_weight
+from dorakit.model.linear import dense_weight
+from dorakit.model.nf4 import ROWS_AT_ONCE
 
 # Of ||W||^2 + ||s B A||^2: a smaller n^2 is not taken from the expansion, which is right to 1e-5 above it.
 _CANCELLED = 0.01

@@ -35,8 +35,9 @@ from dorakit.adapters.tensor_names import adapted_modules, is_of_adapter, module
 from dorakit.adapters.ties import keeps_ties
 from dorakit.errors import ModelError, listed
 from dorakit.files import give_rights_of_new
+from dorakit.model.linear import is_linear
 from dorakit.model.names import has_suffix, pattern_value
-from dorakit.model.nf4 import NF4Format, NF4Linear
+from dorakit.model.nf4 import NF4Format
 from dorakit.model.weights_check import Stored, check_weights
 
 WEIGHTS = "adapter_model.safetensors"
@@ -202,7 +203,7 @@ def _config(
 def shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
     """Last name parts where they select exactly the adapted modules, else whole names; the base may have adapters attached."""
     endings = sorted({name.rsplit(".", 1)[-1] for name in adapted})
-    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, NF4Linear, AdapterLinear))}
+    linear = {n for n, m in model.named_modules() if is_linear(m) or isinstance(m, AdapterLinear)}
     inside = {f"{name}.base" for name in adapted}
     selected = {name for name in linear - inside if any(has_suffix(name, ending) for ending in endings)}
     return endings if selected == set(adapted) else sorted(adapted)

@@ -13,6 +13,7 @@ from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.digests import TRAINED
 from dorakit.errors import ModelError
 from dorakit.model.configs import read_object
+from dorakit.model.linear import is_storable
 from dorakit.model.nf4 import BLOCK_SIZES, NF4Format, NF4Linear
 
 STORAGE = TRAINED
@@ -45,7 +46,7 @@ def stored_as(model: nn.Module) -> dict[str, Any] | None:
     quantized = next((module for module in model.modules() if isinstance(module, NF4Linear)), None)
     if quantized is None:
         return None
-    dense = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    dense = [name for name, module in model.named_modules() if is_storable(module)]
     whole = [name for name, _ in whole_modules(model)]
     dense = [name for name in dense if not any(f"{name}.".startswith(f"{owner}.copy.") for owner in whole)]
     for wrapper in (*whole, *(name for name, _ in adapter_layers(model))):

@@ -13,7 +13,6 @@ from dorakit.digests import MERGED
 from dorakit.errors import ModelError, UsageError
 from dorakit.evaluation.progress import say
 from dorakit.model.nf4 import NF4Format, stored_format
-from dorakit.model.streaming import packed_weights_on_disk
 from dorakit.place import Place, find_target
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run
@@ -65,15 +64,15 @@ class MergePlan:
 
     def open(self, onto: Literal["trained", "original"], scratch: Path) -> Target:
         """Load the adapter, live on the base asked for; what is packed lies in `scratch`."""
-        with packed_weights_on_disk(scratch):
-            target = open_target(
-                self.place.text,
-                recipe=self.recipe,
-                onto=onto,
-                base_model=self.base_model,
-                as_stored=True,
-                accept_changes=self.accept_changes,
-            )
+        target = open_target(
+            self.place.text,
+            recipe=self.recipe,
+            onto=onto,
+            base_model=self.base_model,
+            as_stored=True,
+            accept_changes=self.accept_changes,
+            scratch=scratch,
+        )
         if self.wants_original and stored_format(target.model) is not None:
             raise ModelError(
                 f"--onto original: {target.base} is stored as NF4, its original weights are not there\n"

@@ -23,7 +23,8 @@ from dorakit.errors import Gate, GateError
 from dorakit.export.peft_reading import PeftReading
 from dorakit.export.tensors import PlainTensor
 from dorakit.memory import return_freed_memory
-from dorakit.model.nf4 import ROWS_AT_ONCE, dense_weight
+from dorakit.model.linear import dense_weight
+from dorakit.model.nf4 import ROWS_AT_ONCE
 
 _PROBES = 4
 # A merged weight is float32: a row may be off by that rounding, about 3e-8 of its length, and its change by that of the

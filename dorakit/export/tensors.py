@@ -13,6 +13,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from dorakit.adapters.layer import AdapterLinear
 from dorakit.adapters.whole import TrainedCopy
+from dorakit.model.linear import is_linear
 from dorakit.model.nf4 import NF4Linear
 
 
@@ -72,7 +73,7 @@ def _walk(module: nn.Module, owner: str) -> Iterator[PlainTensor]:
     else:
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                is_weight = name == "weight" and isinstance(module, nn.Linear)
+                is_weight = name == "weight" and is_linear(module)
                 yield PlainTensor(f"{prefix}{name}", parameter.shape, parameter.detach, owner, is_weight)
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:

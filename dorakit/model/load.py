@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from dorakit.errors import DorakitError, ModelError, PeerLost, ResourceError, is_out_of_memory, listed
+from dorakit.model.arrival import AS_STORED, Arrival
 from dorakit.model.attention import use_own_attention_
 from dorakit.model.configs import read_object
 from dorakit.model.names import select
@@ -27,7 +28,7 @@ from dorakit.model.nf4 import NF4Format
 from dorakit.model.prequantized import is_nf4, skipped_modules
 from dorakit.model.quiet import quiet_libraries
 from dorakit.model.source import Source, local_directory, resolve
-from dorakit.model.streaming import ConversionFailed, NF4Config, is_shared_out
+from dorakit.model.streaming import METHOD, ConversionFailed, NF4Config
 from dorakit.words import did_you_mean
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json", "*.model")
@@ -48,28 +49,36 @@ class Base:
     notes: list[str] = field(default_factory=list)
 
 
-@quiet_libraries()
-def load_base(
-    base: str,
-    *,
-    revision: str = "main",
-    dtype: str = "auto",
-    attention: str = "auto",
-    nf4: NF4Format | None = None,
-) -> Base:
-    """Load a causal language model, frozen, on this machine's device.
+@dataclass(frozen=True)
+class BaseFiles:
+    """A base whose files are here and checked, with its tokenizer, before its weights are read.
 
-    With `nf4`, linear layers are quantized as their tensors arrive, so that the dense model never exists. A directory
-    that bitsandbytes' NF4 wrote is read into the same layers, with or without `nf4`. Of a model that is shared out
-    (model/streaming.py) float32 is left to be made of a rank's rows: it comes in the dtype of its files.
+    `dtype` is the one to compute in; `notes` are as in Base.
+    """
+
+    name: str
+    source: Source
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+    notes: list[str]
+
+
+def load_base(
+    base: str, *, revision: str = "main", dtype: str = "auto", attention: str = "auto", arrival: Arrival = AS_STORED
+) -> Base:
+    """Load a causal language model, frozen, on this machine's device: `find_base`, then `load_weights`."""
+    return load_weights(find_base(base, revision=revision, dtype=dtype), attention=attention, arrival=arrival)
+
+
+@quiet_libraries()
+def find_base(base: str, *, revision: str = "main", dtype: str = "auto") -> BaseFiles:
+    """Find, fetch or convert a base and read everything of it but the weights.
 
     Args:
         base: Hub id, directory, .gguf file, `pkg:<package>/<file>` or `tiny:<architecture>`.
         revision: Branch, tag or commit; hub ids only.
         dtype: auto, bfloat16, float16 or float32.
-        attention: transformers' attn_implementation, or auto: its own choice; where that is sdpa, document by
-            document (model/attention.py).
-        nf4: How to quantize; None leaves weights as they are.
 
     Raises:
         ModelError: No such model, or not one that can be trained on.
@@ -79,23 +88,43 @@ def load_base(
     source = resolve(base, revision=revision, dtype=compute_dtype)
     config = _config(base, source)
     tokenizer, notes = _tokenizer(base, source)
-    form = nf4
+    return BaseFiles(base, source, config, tokenizer, compute_dtype, notes)
+
+
+@quiet_libraries()
+def load_weights(found: BaseFiles, *, attention: str = "auto", arrival: Arrival = AS_STORED) -> Base:
+    """Load a base that was found, frozen, on this machine's device.
+
+    Where `arrival` asks for NF4, linear layers are quantized as their tensors arrive, so that the dense model never exists.
+    A directory that bitsandbytes' NF4 wrote is read into the same layers, whether it asks or not. With a share, float32 is
+    left to be made of a rank's rows: the model comes in the dtype of its files.
+
+    Args:
+        found: The base; its tokenizer becomes the model's.
+        attention: transformers' attn_implementation, or auto: its own choice; where that is sdpa, document by
+            document (model/attention.py).
+        arrival: What the weights go through.
+
+    Raises:
+        ModelError: Not a model that can be trained on.
+        ResourceError: There is no room for packed weights.
+    """
+    base, source, config, nf4 = found.name, found.source, found.config, arrival.nf4
     if is_nf4(stated := read_object(source.directory / "config.json")):
-        skipped = skipped_modules(stated)
-        form = nf4 or NF4Format(skip_modules=tuple(skipped))
-        config.quantization_config = {"quant_method": "dorakit_nf4", "skip_modules": skipped}
-    arguments: dict[str, Any] = {} if form is None else {"quantization_config": NF4Config(form)}
+        arrival = replace(arrival, nf4=NF4Format(skip_modules=tuple(skipped_modules(stated))))
+        config.quantization_config = {"quant_method": METHOD, "arrival": arrival}
+    arguments: dict[str, Any] = {} if arrival.nf4 is None else {"quantization_config": NF4Config(arrival)}
     # What float32 would copy stays in its files, until a rank has only its rows.
-    stays = is_shared_out() and form is None and compute_dtype == torch.float32
+    stays = arrival.share is not None and arrival.nf4 is None and found.dtype == torch.float32
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # transformers warns that a quantization config is given twice
             model, report = AutoModelForCausalLM.from_pretrained(
                 source.directory,
                 config=config,
-                dtype="auto" if stays else compute_dtype,
+                dtype="auto" if stays else found.dtype,
                 attn_implementation=None if attention == "auto" else attention,
-                device_map={"": "cpu" if is_shared_out() else str(pick_device())},
+                device_map={"": str(pick_device()) if arrival.share is None else "cpu"},
                 use_safetensors=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # they are told of below, by name
@@ -120,9 +149,11 @@ def load_base(
     if attention == "auto":
         use_own_attention_(model)
     if unused := sorted(report["unexpected_keys"]):
-        notes.append(f"{base}: {len(unused)} tensors in the files are not part of the model, the first is {unused[0]}")
+        found.notes.append(
+            f"{base}: {len(unused)} tensors in the files are not part of the model, the first is {unused[0]}"
+        )
     model.requires_grad_(False)
-    return Base(model, tokenizer, source.revision, source.identity, notes)
+    return Base(model, found.tokenizer, source.revision, source.identity, found.notes)
 
 
 @quiet_libraries()

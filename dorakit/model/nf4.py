@@ -4,7 +4,7 @@
 with avx512_bf16 repacks its weight in an eval forward: training after that loses the gradient through the base.
 Bytes, and the names on disk, are bitsandbytes' own. model/streaming.py streams weights into these layers.
 
-An adapter sees its base only through `dense_weight` and `.bias`; whether the base is dense or NF4 is decided here alone.
+Everything else sees an NF4 layer as it sees a dense one, through model/linear.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -210,14 +209,6 @@ class NF4Linear(nn.Module):
         return self.weight, self.absmax, self.nested_absmax, self.nested_code, self.offset
 
 
-def row_norm_squared(base: nn.Module) -> Tensor:
-    """float32 (out,): squared norm of each row of the weight in use, without a whole float32 copy of it."""
-    if isinstance(base, NF4Linear) and not base.has_all_rows:
-        return base.whole_norm_squared
-    slices = torch.split(dense_weight(base), ROWS_AT_ONCE)
-    return torch.cat([rows.float().square().sum(dim=1) for rows in slices])
-
-
 def native_library() -> tuple[str | None, bool]:
     """The file of bitsandbytes' compiled kernels, None where it could not be loaded, and whether it was built for CUDA."""
     from bitsandbytes.cextension import lib
@@ -282,19 +273,3 @@ class _NF4Product(torch.autograd.Function):
         (grad,) = grads
         storage = ctx.saved_tensors
         return grad @ _dequantize(ctx.layer, grad.dtype, *storage), None, *(None for _ in storage)
-
-
-@singledispatch
-def dense_weight(base: nn.Module) -> Tensor:
-    """The weight in use, (out, in), in the dtype that the product is computed in. Not to be changed in place."""
-    raise ModelError(f"a {type(base).__name__} has no dense weight: only linear layers, dense or NF4")
-
-
-@dense_weight.register
-def _(base: nn.Linear) -> Tensor:
-    return base.weight.detach()
-
-
-@dense_weight.register
-def _(base: NF4Linear) -> Tensor:
-    return base.dequantize()

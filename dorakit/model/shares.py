@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from dorakit.model.nf4 import NF4Format, NF4Linear, row_norm_squared
+from dorakit.model.linear import row_norm_squared
+from dorakit.model.nf4 import NF4Format, NF4Linear
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,7 @@ tensors and each is quantized as it arrives. The whole dense model never exists.
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,60 +16,13 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from dorakit.errors import ModelError, ResourceError
+from dorakit.errors import ModelError
 from dorakit.memory import return_freed_memory
-from dorakit.model.names import has_suffix
-from dorakit.model.nf4 import NF4Format, NF4Linear
-from dorakit.model.shares import Share, keep_rows_, share_of_dense
+from dorakit.model.arrival import Arrival
+from dorakit.model.linear import layers_to_store
+from dorakit.model.nf4 import NF4Linear
 
 METHOD = "dorakit_nf4"
-
-_disk: ContextVar[Path | None] = ContextVar("_disk", default=None)
-_share: ContextVar[Share | None] = ContextVar("_share", default=None)
-
-
-@contextlib.contextmanager
-def packed_weights_on_disk(directory: Path) -> Iterator[None]:
-    """Keep the weights that models loaded meanwhile on a CPU pack into NF4 in mapped files instead of in memory.
-
-    For work that goes through a model once. The files take room on the disk of `directory` as long as the model lives, but
-    lose their names as soon as they are mapped.
-    """
-    token = _disk.set(directory)
-    try:
-        yield
-    finally:
-        _disk.reset(token)
-
-
-@contextlib.contextmanager
-def shared_out(share: Share) -> Iterator[None]:
-    """Let models loaded meanwhile be on the CPU, dense weights in their mapped files, and make and keep only a rank's rows of
-    each NF4 weight: no rank ever holds a whole model. All ranks must load alike.
-    """
-    token = _share.set(share)
-    try:
-        yield
-    finally:
-        _share.reset(token)
-
-
-def is_shared_out() -> bool:
-    """Whether `shared_out` is in force."""
-    return _share.get() is not None
-
-
-def _mapped(packed: Tensor, directory: Path) -> Tensor:
-    try:
-        with tempfile.NamedTemporaryFile(dir=directory) as file:
-            # Not a hole in a file: a full disk would then be a signal in the midst of a copy.
-            os.posix_fallocate(file.fileno(), 0, packed.nbytes)
-            stored = torch.from_file(file.name, shared=True, size=packed.numel(), dtype=packed.dtype)
-    except OSError as error:
-        raise ResourceError(
-            f"{directory} cannot hold the packed weights meanwhile: {error.strerror}\n  give an --output on another disk"
-        ) from error
-    return stored.view(packed.shape).copy_(packed)
 
 
 class ConversionFailed(BaseException):
@@ -101,19 +50,14 @@ def _check_shape(tensor: str, shape: Sequence[int], layer: NF4Linear) -> None:
         )
 
 
-def _check_finite(tensor: str, values: Tensor) -> None:
-    """`values` are those that a NaN or an infinity anywhere in the tensor shows in: norms of its rows, absmax of blocks."""
-    if not values.isfinite().all():
-        raise ModelError(f"{tensor} holds NaN or infinite values; nothing can be computed with such weights")
-
-
 @register_quantization_config(METHOD)
 class NF4Config(QuantizationConfigMixin):  # type: ignore[misc]
-    """What from_pretrained is given. `compute_dtype` is the dtype that a pre-quantized weight dequantizes to."""
+    """How from_pretrained is given an `Arrival`, which has an NF4Format."""
 
-    def __init__(self, form: NF4Format | None = None, skip_modules: list[str] | None = None, **_: Any):
+    def __init__(self, arrival: Arrival, **_: Any):
+        assert arrival.nf4 is not None
         self.quant_method = METHOD
-        self.form = form or NF4Format(skip_modules=tuple(skip_modules or ["lm_head"]))
+        self.arrival, self.form = arrival, arrival.nf4
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only: transformers prints and stores this."""
@@ -135,21 +79,18 @@ class NF4Quantizer(HfQuantizer):  # type: ignore[misc]
         super().__init__(quantization_config, **kwargs)
         self.filled: dict[str, NF4Linear] = {}
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        form: NF4Format = self.quantization_config.form
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        for name, module in list(model.named_modules()):
-            skipped = module is head or any(has_suffix(name, suffix) for suffix in form.skip_modules)
-            if type(module) is nn.Linear and not skipped:
-                with torch.device("meta"):
-                    layer = NF4Linear(
-                        module.in_features,
-                        module.out_features,
-                        block_size=form.block_size,
-                        dtype=module.weight.dtype,
-                        bias=None if module.bias is None else module.bias.detach(),
-                    )
-                model.set_submodule(name, layer)
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        form = self.quantization_config.form
+        for name, dense in layers_to_store(model, form.skip_modules):
+            with torch.device("meta"):
+                layer = NF4Linear(
+                    dense.in_features,
+                    dense.out_features,
+                    block_size=form.block_size,
+                    dtype=dense.weight.dtype,
+                    bias=None if dense.bias is None else dense.bias.detach(),
+                )
+            model.set_submodule(name, layer)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         for name, layer in self.filled.items():
@@ -212,21 +153,12 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
             dense: Tensor = value[0] if isinstance(value, list) else value
             with _told(name):
                 _check_shape(name, dense.shape, placeholder)
-                layer = self._quantized(dense, placeholder.dtype)
-                _check_finite(name, layer.original_row_norm)
-                if (directory := _disk.get()) is not None and layer.weight.device.type == "cpu":
-                    layer.weight.data = _mapped(layer.weight, directory)
+                layer = self.quantizer.quantization_config.arrival.packed(name, dense, placeholder.dtype)
             placeholder._is_hf_initialized = True  # type: ignore[assignment]
             self.quantizer.filled[owner] = layer
             return_freed_memory(dense.nbytes)
             result[name] = layer.weight
         return result
-
-    def _quantized(self, dense: Tensor, dtype: torch.dtype) -> NF4Linear:
-        form: NF4Format = self.quantizer.quantization_config.form
-        if (share := _share.get()) is None:
-            return NF4Linear.from_dense(dense.to(dtype), None, form)
-        return share_of_dense(dense, form, share, dtype)
 
 
 class _Deserialize(ConversionOps):  # type: ignore[misc]
@@ -255,9 +187,7 @@ class _Deserialize(ConversionOps):  # type: ignore[misc]
         with _told(full_layer_name):
             layer = NF4Linear.from_quantized(tensors.pop("weight"), tensors)
             _check_shape(full_layer_name, (layer.out_features, layer.in_features), placeholder)
-            _check_finite(full_layer_name, layer.nested_absmax if layer.is_double_quantized else layer.absmax)
-            if (share := _share.get()) is not None:
-                keep_rows_(layer, share)
+            self.hf_quantizer.quantization_config.arrival.take_over_(full_layer_name, layer)
         placeholder._is_hf_initialized = True  # type: ignore[assignment]
         self.hf_quantizer.filled[owner] = layer
         return {"weight": layer.weight}

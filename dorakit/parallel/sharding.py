@@ -28,7 +28,7 @@ def shard_(
 ) -> list[str]:
     """Shard the frozen parameters of a model with its adapters attached, in place; returns lines to print and record.
 
-    NF4 layers that keep only their rank's rows (model/streaming.py: shared_out) are taken over as they are.
+    NF4 layers that keep only their rank's rows (model/arrival.py) are taken over as they are.
 
     Args:
         model: Loaded and adapted alike on every rank.

@@ -17,7 +17,7 @@ from dorakit.files import names_a_place, nearby
 from dorakit.model import hub
 from dorakit.model.configs import read_object, refuse_code
 from dorakit.model.gguf_reading import read_config
-from dorakit.model.names import has_suffix
+from dorakit.model.linear import layers_to_store
 from dorakit.model.prequantized import is_nf4, refuse_quantized, skipped_modules
 from dorakit.model.source import at_hand, gguf_file
 from dorakit.recipe.schema import Recipe
@@ -73,15 +73,8 @@ def quantized_layers(recipe: Recipe, model: PreTrainedModel) -> list[nn.Linear]:
     comes_as_nf4 = recipe.method is not None and is_nf4(stated)
     if not recipe.is_quantized and not comes_as_nf4:
         return []
-    head = model.get_output_embeddings()
     skipped = skipped_modules(stated) if comes_as_nf4 else recipe.quantization.skip_modules
-    return [
-        module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear
-        and module is not head
-        and not any(has_suffix(name.removesuffix(".base"), suffix) for suffix in skipped)
-    ]
+    return [layer for _, layer in layers_to_store(model, skipped)]
 
 
 def _read(path: Path) -> Any:

@@ -34,10 +34,10 @@ from torch import Tensor
 from dorakit.adapters.attach import adapter_layers, target_names
 from dorakit.adapters.foreign_names import PREFIX
 from dorakit.adapters.peft_format import WEIGHTS, check_adapter
-from dorakit.build import build_base, build_model
+from dorakit.build import build_base, build_model, find_files_to_train
 from dorakit.digests import changes
 from dorakit.errors import RunError
-from dorakit.model.nf4 import dense_weight
+from dorakit.model.linear import dense_weight
 from dorakit.model.weights_check import check_weights
 from dorakit.run import Run
 from dorakit.target import check_base
@@ -166,7 +166,9 @@ def decompose(run: Run, snapshots: Sequence[Snapshot] | None = None) -> list[Mat
     recipe = run.recipe
     measured = _measure_adapters if recipe.method else _measure_whole
     base = (
-        build_model(recipe, keeps_ties=begins_with_ties(run)) if recipe.method else build_base(recipe, dtype="float32")
+        build_model(recipe, keeps_ties=begins_with_ties(run))
+        if recipe.method
+        else build_base(recipe, found=find_files_to_train(recipe))
     )
     check_base(run, base.identity)
     with contextlib.ExitStack() as opened:

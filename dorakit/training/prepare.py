@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -12,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from dorakit.build import build_model
+from dorakit.build import build_model, find_files_to_train
 from dorakit.data.batches import steps_per_epoch
 from dorakit.data.documents import check_documents_fit
 from dorakit.data.rendering import template_date
 from dorakit.data.tokens import Encoded, encode
 from dorakit.digests import refuse_changed
+from dorakit.model.arrival import AS_STORED, Arrival
 from dorakit.model.load import Base, pick_dtype
 from dorakit.model.shares import Share
-from dorakit.model.streaming import shared_out
 from dorakit.parallel.sharding import shard_
 from dorakit.parallel.world import World
 from dorakit.recipe.schema import Recipe
@@ -71,7 +70,7 @@ def prepare(
     start_from: Path | str | None = None,
     resume: Run | None = None,
 ) -> Prepared:
-    """Load the model, encode the rows, make the optimizer.
+    """Encode the rows, load the model, make the optimizer.
 
     What can fail fails here: a run that could not begin leaves nothing, and a row, a prompt or a disk that does not fit is
     not found out after hours.
@@ -93,8 +92,19 @@ def prepare(
         keeps_ties = world.from_first(lambda: begins_with_ties(resume))
     shards = recipe.parallel.strategy == "fsdp" and world.size > 1
     trains_whole, dtype = recipe.method is None, pick_dtype(recipe.model.dtype)
-    with shared_out(Share(world.rank, world.size, world.stacked)) if shards else contextlib.nullcontext():
-        base = build_model(recipe, keeps_ties=keeps_ties)
+    # Rows before weights: one that does not fit costs seconds.
+    found = find_files_to_train(recipe)
+    # The same on all ranks, and on the day of a resume: a chat template may write it.
+    today = world.from_first(lambda: ((resume and template_date(resume)) or datetime.now()).isoformat("T", "seconds"))
+    data = encode(
+        recipe.data,
+        found.tokenizer,
+        seed=recipe.training.seed,
+        twin=recipe.origin.is_twin,
+        today=datetime.fromisoformat(today),
+    )
+    arrival = Arrival(share=Share(world.rank, world.size, world.stacked)) if shards else AS_STORED
+    base = build_model(recipe, found=found, keeps_ties=keeps_ties, arrival=arrival)
     if predecessor is not None:
         predecessor.put_into_(base, recipe)  # before the optimizer takes its copies
     if recipe.parallel.strategy in ("ddp", "fsdp") and world.size == 1:
@@ -116,15 +126,6 @@ def prepare(
             )
     if recipe.training.gradient_checkpointing:
         check_recomputed(base.model)
-    # The same on all ranks, and on the day of a resume: a chat template may write it.
-    today = world.from_first(lambda: ((resume and template_date(resume)) or datetime.now()).isoformat("T", "seconds"))
-    data = encode(
-        recipe.data,
-        base.tokenizer,
-        seed=recipe.training.seed,
-        twin=recipe.origin.is_twin,
-        today=datetime.fromisoformat(today),
-    )
     check_documents_fit([*data.train, *data.validation], base.model.config)
     # Of weights that are shared out the casts would be the whole model.
     loss = SupervisedLoss(base.model, dtype, keeps_casts=not (shards and trains_whole))

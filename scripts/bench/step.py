@@ -12,6 +12,7 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dorakit.adapters.attach import attach_
+from dorakit.model.arrival import Arrival
 from dorakit.model.attention import attention
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
@@ -38,7 +39,7 @@ def steps() -> None:
     positions = torch.arange(LENGTH).expand_as(ids)
     for name in ("sdpa", "auto"):
         for mode in ("lora", "dora", "qlora", "qdora"):
-            base = load_base(BASE, attention=name, nf4=NF4Format() if mode.startswith("q") else None)
+            base = load_base(BASE, attention=name, arrival=Arrival(NF4Format() if mode.startswith("q") else None))
             attach_(base.model, method=mode.removeprefix("q"), rank=16, alpha=32)
             loss = SupervisedLoss(base.model).train()
             seconds = median(lambda loss=loss: loss(ids, labels, positions).backward())

@@ -9,10 +9,11 @@ from groups import dorakit_group, group, impatient, plain
 from safetensors.torch import load_file, save_file
 
 from dorakit import Recipe
+from dorakit.model.arrival import Arrival
+from dorakit.model.linear import row_norm_squared
 from dorakit.model.load import load_base
-from dorakit.model.nf4 import NF4Format, NF4Linear, row_norm_squared
+from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.model.shares import Share, keep_rows_, share_of_dense
-from dorakit.model.streaming import shared_out
 from dorakit.parallel.world import World, joined
 from dorakit.plan.estimate import estimate
 
@@ -24,7 +25,7 @@ def test_the_shares_are_the_bytes_of_the_whole(ranks, double, tmp_path):
     """Each rank quantizes its own rows. Planted bugs caught: absmax double-quantized share by share, with an offset of its own;
     rows split as floor and rest; norms of the rows as they were before the second level."""
     form = NF4Format(double_quant=double)
-    whole = load_base("tiny:llama", nf4=form).model
+    whole = load_base("tiny:llama", arrival=Arrival(form)).model
     quantized = []
     own = NF4Linear.from_dense.__func__
 
@@ -34,8 +35,8 @@ def test_the_shares_are_the_bytes_of_the_whole(ranks, double, tmp_path):
 
     def load(rank):
         NF4Linear.from_dense = classmethod(from_dense)
-        with joined(timeout_s=60) as world, shared_out(Share(rank, ranks, world.stacked)):
-            part = load_base("tiny:llama", nf4=form).model
+        with joined(timeout_s=60) as world:
+            part = load_base("tiny:llama", arrival=Arrival(form, share=Share(rank, ranks, world.stacked))).model
         kept = ("weight", "absmax", "whole_norm_squared", "original_row_norm", "nested_absmax", "offset")
         layers = {name: m for name, m in part.named_modules() if isinstance(m, NF4Linear)}
         tensors = {f"{name} {k}": getattr(m, k).detach().clone() for name, m in layers.items() for k in kept}

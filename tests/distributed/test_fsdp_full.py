@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from dorakit import Recipe
 from dorakit.errors import ModelError
+from dorakit.model.arrival import Arrival
 from dorakit.model.load import load_base
 from dorakit.model.shares import Share
-from dorakit.model.streaming import shared_out
 from dorakit.parallel.sharding import shard_, sharded_bytes
 from dorakit.parallel.world import joined
 from dorakit.plan.estimate import estimate
@@ -144,8 +144,8 @@ def test_each_rank_holds_half(tied):
     """Of what is trained too: nothing but a rank's rows is float32."""
 
     def held(rank):
-        with joined(timeout_s=60) as world, shared_out(Share(rank, 2, world.stacked)):
-            model = load_base(str(tied), dtype="float32").model
+        with joined(timeout_s=60) as world:
+            model = load_base(str(tied), dtype="float32", arrival=Arrival(share=Share(rank, 2, world.stacked))).model
             assert model.dtype == torch.bfloat16
             model.requires_grad_(True)
             shard_(model, 2, float32=True, trained_too=True)

@@ -80,7 +80,7 @@ def test_other_rows_on_one(site):
 def test_another_base_on_one(site):
     def other(rank):
         if rank:
-            other_weights(build, "load_base")
+            other_weights(build, "load_weights")
 
     check(dorakit_group(2, "train", site.recipe, before=other), 3, "the base in memory: rank 1 has")
 

@@ -178,8 +178,8 @@ def test_the_base_of_a_run_is_the_commit_that_it_was_trained_on(monkeypatch, run
     assert run.recipe.model.revision == "main"
     run.update(base={**recorded, "revision": "0123abc"})
     seen = []
-    original = build.load_base
-    monkeypatch.setattr(build, "load_base", lambda *a, **k: seen.append(k["revision"]) or original(*a, **k))
+    original = build.find_base
+    monkeypatch.setattr(build, "find_base", lambda *a, **k: seen.append(k["revision"]) or original(*a, **k))
     open_target(str(run.path))
     assert seen == ["0123abc"]
 

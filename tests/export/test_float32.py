@@ -6,6 +6,7 @@ from tiny_runs import IDS
 
 from dorakit import attach_
 from dorakit.adapters.attach import adapter_layers
+from dorakit.model.arrival import Arrival
 from dorakit.model.float32 import Float32
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
@@ -38,7 +39,7 @@ def test_as_a_float32_copy_of_it(family):
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_with_adapters(nf4, method):
     """Planted bug caught: the adapted product computed in the dtype of the base."""
-    model = load_base("tiny:llama", dtype="bfloat16", nf4=nf4).model
+    model = load_base("tiny:llama", dtype="bfloat16", arrival=Arrival(nf4)).model
     attach_(model, method=method, rank=4)
     torch.manual_seed(0)
     with torch.no_grad():

@@ -16,6 +16,7 @@ from dorakit.errors import GateError, ResourceError, RunError, UsageError
 from dorakit.export.receipt import adapter_sha256, compare_logits, sample_rows, store_logits
 from dorakit.export.shards import write_description
 from dorakit.files import write_json
+from dorakit.model.arrival import Arrival
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
 from dorakit.target import open_target
@@ -40,7 +41,9 @@ def receipt(directory):
 def test_transformers_gives_the_live_adapters_logits(run_of, mode):
     """Planted bugs caught: the scaling left out; DoRA merged as LoRA; NF4 adapters merged onto the original weights."""
     run = run_of(mode)
-    model = load_base("tiny:llama", dtype="float32", nf4=NF4Format() if mode.startswith("q") else None).model
+    model = load_base(
+        "tiny:llama", dtype="float32", arrival=Arrival(NF4Format() if mode.startswith("q") else None)
+    ).model
     base = logits(model)
     load_adapter(model, run.adapter)
     live = logits(model)
@@ -299,7 +302,7 @@ def test_an_adapter_that_peft_saved(tmp_path, use_dora):
 
 def test_packed_weights_are_not_in_memory_meanwhile(run_of, monkeypatch):
     """They are the same bytes in mapped files that have no name. Planted bug caught: the mapping not asked for."""
-    plain = dict(load_base("tiny:llama", dtype="float32", nf4=NF4Format()).model.named_modules())
+    plain = dict(load_base("tiny:llama", dtype="float32", arrival=Arrival(NF4Format())).model.named_modules())
     seen = []
 
     def looked(*arguments, **options):

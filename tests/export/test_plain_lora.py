@@ -14,6 +14,7 @@ from dorakit import load_adapter
 from dorakit.errors import GateError, UsageError
 from dorakit.export.plain_lora import export_plain_lora
 from dorakit.export.receipt import adapter_sha256
+from dorakit.model.arrival import Arrival
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
 from dorakit.target import open_target
@@ -35,7 +36,7 @@ def live(run, onto="trained"):
 
 
 def base(nf4=None):
-    return load_base("tiny:llama", dtype="float32", attention="eager", nf4=nf4).model
+    return load_base("tiny:llama", dtype="float32", attention="eager", arrival=Arrival(nf4)).model
 
 
 def products(directory):

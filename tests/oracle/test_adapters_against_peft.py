@@ -15,6 +15,7 @@ from dorakit.adapters.storage import base_storage
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import GateError, ModelError
 from dorakit.export.to_gguf import export_gguf
+from dorakit.model.arrival import Arrival
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
 
@@ -132,13 +133,13 @@ def test_the_storage_of_the_base_is_written(tmp_path, whole):
     save_adapter(model, tmp_path, base_name_or_path="x")
     assert base_storage(tmp_path) == "unquantized"
     form = NF4Format(128, False, ("lm_head", *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))))
-    model = load_base("tiny:llama", dtype="float32", nf4=form).model
+    model = load_base("tiny:llama", dtype="float32", arrival=Arrival(form)).model
     attach_(model, method="lora", rank=2, target_modules=["q_proj", "k_proj"], modules_to_save=whole)
     save_adapter(model, tmp_path, base_name_or_path="x")
     found = base_storage(tmp_path)
     layers = [f"model.layers.{i}.mlp.{name}_proj" for i in range(2) for name in ("down", "gate", "up")]
     assert found == NF4Format(128, False, ("lm_head", *layers))
-    again = load_base("tiny:llama", dtype="float32", nf4=found).model
+    again = load_base("tiny:llama", dtype="float32", arrival=Arrival(found)).model
     load_adapter(again, tmp_path)
     assert torch.equal(again(IDS).logits, model.eval()(IDS).logits)
     theirs = PeftModel.from_pretrained(base(), tmp_path)

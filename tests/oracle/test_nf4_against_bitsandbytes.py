@@ -5,9 +5,14 @@ import bitsandbytes.functional as F
 import pytest
 import torch
 
+from dorakit.errors import ModelError
 from dorakit.model import nf4 as module
+from dorakit.model.arrival import Arrival
+from dorakit.model.linear import dense_weight
 from dorakit.model.load import load_base
-from dorakit.model.nf4 import NF4Format, NF4Linear, dense_weight
+from dorakit.model.nf4 import NF4Format, NF4Linear
+from dorakit.model.shares import Share
+from dorakit.parallel.world import World
 
 
 @pytest.mark.parametrize("chunk", [1 << 22, 1 << 10], ids=["whole", "sliced"])
@@ -100,7 +105,7 @@ def test_eval_forward_changes_nothing():
 def test_streamed_layers_are_the_quantized_dense_ones(architecture):
     """Planted bug that dies here: the placeholders' empty buffers left in place after loading."""
     dense = load_base(f"tiny:{architecture}", dtype="float32", attention="eager").model
-    streamed = load_base(f"tiny:{architecture}", dtype="float32", attention="eager", nf4=NF4Format()).model
+    streamed = load_base(f"tiny:{architecture}", dtype="float32", attention="eager", arrival=Arrival(NF4Format())).model
     layers = [(n, m) for n, m in streamed.named_modules() if isinstance(m, NF4Linear)]
     assert len(layers) == 2 * 7
     for name, layer in layers:
@@ -113,3 +118,30 @@ def test_streamed_layers_are_the_quantized_dense_ones(architecture):
         if layer.bias is not None:
             assert torch.equal(layer.bias, original.bias)
     assert isinstance(streamed.get_output_embeddings(), torch.nn.Linear)
+
+
+def test_a_residual_is_stored_instead_of_the_weight():
+    """Planted bugs caught: taken after quantization; of a rank's rows; in the dtype of the model."""
+    dense, seen = load_base("tiny:llama", dtype="bfloat16").model, {}
+
+    def residual(name, weight):
+        seen[name] = weight
+        return weight - weight.mean()
+
+    form = NF4Format()
+    streamed = load_base("tiny:llama", dtype="bfloat16", arrival=Arrival(form, residual)).model
+    layers = {name: module for name, module in streamed.named_modules() if isinstance(module, NF4Linear)}
+    assert seen.keys() == layers.keys() and len(layers) == 2 * 7
+    ranks = Arrival(form, residual, Share(0, 1, World().stacked))
+    for name, layer in layers.items():
+        weight = dense.get_submodule(name).weight
+        assert seen[name].dtype == torch.float32 and torch.equal(seen[name], weight.float())
+        expected = NF4Linear.from_dense((weight.float() - weight.float().mean()).bfloat16(), None, form)
+        assert torch.equal(layer.weight, expected.weight)
+        assert torch.equal(ranks.packed(f"{name}.weight", weight, torch.bfloat16).weight, expected.weight)
+
+
+def test_no_residual_of_a_weight_that_is_stored_as_nf4():
+    layer = NF4Linear.from_dense(torch.randn(4, 64), None, NF4Format())
+    with pytest.raises(ModelError, match=r"up\.weight is stored as NF4"):
+        Arrival(residual=lambda name, weight: weight).take_over_("up.weight", layer)

@@ -1,12 +1,14 @@
 """Properties of adapters over random shapes and values."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from dorakit.adapters.lora import LoRALinear
-from dorakit.model.nf4 import NF4Format, NF4Linear, dense_weight
+from dorakit.model.linear import KINDS, Kind, dense_weight
+from dorakit.model.nf4 import NF4Format, NF4Linear
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 20).map(lambda n: 2 * n), st.integers(1, 8))
 BASES = st.booleans()
@@ -51,6 +53,29 @@ def test_the_merged_weight_is_the_forward_pass(method, shape, nf4, seed):
         adapted.lora_B.add_(torch.randn(adapted.lora_B.shape) * 0.3)
     expected = nn.functional.linear(x, adapted.merged_weight(), adapted.base.bias)
     torch.testing.assert_close(adapted(x), expected, rtol=1e-4, atol=1e-4)
+
+
+class Transposed(nn.Module):
+    """A linear layer that keeps its weight as (in, out)."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel, self.bias = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return x @ self.kernel + self.bias
+
+
+@pytest.mark.parametrize("method", MAGNITUDE_OF)
+def test_a_kind_of_layer_is_one_line(method, monkeypatch):
+    """Planted bug caught: a weight or its sizes read past the line."""
+    monkeypatch.setitem(KINDS, Transposed, Kind(lambda layer: layer.kernel.detach().T, lambda layer: (4, 6)))
+    adapted = LoRALinear(Transposed(), rank=2, alpha=4.0, magnitude_init=MAGNITUDE_OF[method])
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(adapted(x), adapted.base(x))
+    with torch.no_grad():
+        adapted.lora_B.normal_()
+    torch.testing.assert_close(adapted(x), nn.functional.linear(x, adapted.merged_weight(), adapted.base.bias))
 
 
 @settings(max_examples=40, deadline=None)

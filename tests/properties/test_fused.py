@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from dorakit.adapters.fused import adapted_product
-from dorakit.model.nf4 import NF4Format, NF4Linear, dense_weight
+from dorakit.model.linear import dense_weight
+from dorakit.model.nf4 import NF4Format, NF4Linear
 
 IN, OUT, RANK, SCALING = 64, 48, 4, 2.0
 

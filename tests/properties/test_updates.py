@@ -13,8 +13,10 @@ from dorakit import attach_, load_adapter, merge_, save_adapter
 from dorakit.adapters.attach import adapter_layers, base_only, changes_nothing
 from dorakit.adapters.layer import MAGNITUDE
 from dorakit.methods import UPDATES
+from dorakit.model.arrival import Arrival
+from dorakit.model.linear import dense_weight
 from dorakit.model.load import load_base
-from dorakit.model.nf4 import NF4Format, NF4Linear, dense_weight
+from dorakit.model.nf4 import NF4Format, NF4Linear
 
 OUT, IN, RANK = 48, 64, 4
 LAYERS = list(itertools.product(UPDATES, [False, True], [False, True], [False, True]))
@@ -108,7 +110,7 @@ def test_saved_loaded_merged(tmp_path, update, method, nf4):
     """Planted bugs caught: a tensor not written, the magnitude dropped, settings lost on the way."""
 
     def base():
-        return load_base("tiny:llama", dtype="float32", nf4=NF4Format() if nf4 else None).model
+        return load_base("tiny:llama", dtype="float32", arrival=Arrival(NF4Format() if nf4 else None)).model
 
     model = base()
     before = model(IDS).logits

@@ -52,6 +52,14 @@ def test_a_bad_row_is_known_before_the_base_is_loaded(tmp_path, monkeypatch, cap
     assert left.value.code == 2 and f"{rows.name}:{number}: not JSON" in capsys.readouterr().err
 
 
+def test_a_row_that_takes_a_tokenizer_to_judge(tmp_path, no_loading):
+    """Planted bug caught: rows encoded after minutes of loading."""
+    recipe = tiny_recipe(tmp_path, "lora", ("data.overlength=error", "data.max_seq_len=16"))
+    with pytest.raises(DataError, match=r"train\.jsonl:\d+: \d+ tokens, data\.max_seq_len is 16"):
+        train(recipe, quiet=True)
+    assert not (tmp_path / "run-lora").exists()
+
+
 def test_a_finished_run_is_refused_before_its_rows_are_read(tmp_path, no_loading):
     """Dies if rows that are gone by now are what is said of it."""
     run, recipe = begun(tmp_path)
