@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dorakit.errors import ModelError
 from dorakit.model.attention import whole_products
-from dorakit.training.loss import TOKENS_AT_ONCE
+from dorakit.training.objectives.supervised import TOKENS_AT_ONCE
 
 _FUSED, _WHOLE = "dorakit_plan_fused", "dorakit_plan_whole"
 

@@ -15,7 +15,7 @@ from dorakit.plan.activations import kept_for_backward
 from dorakit.plan.ranks import shareable
 from dorakit.plan.skeleton import build_skeleton, quantized_layers
 from dorakit.recipe.schema import Recipe
-from dorakit.training.loss import TOKENS_AT_ONCE
+from dorakit.training.objectives.supervised import TOKENS_AT_ONCE
 from dorakit.training.optim import SMALLEST_PAGED, group_sizes, num_trained, state_bytes
 
 _NESTED_BLOCK = 256
