@@ -28,6 +28,7 @@ from dorakit.errors import ModelError, listed
 from dorakit.files import give_rights_of_new
 from dorakit.model.names import has_suffix, pattern_value
 from dorakit.model.nf4 import NF4Format, NF4Linear
+from dorakit.model.tasks import CAUSAL_LM
 from dorakit.model.weights_check import Stored, check_weights
 
 WEIGHTS = "adapter_model.safetensors"
@@ -170,7 +171,7 @@ def _config(
     first = next(iter(layers.values()))
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": CAUSAL_LM.peft_type,
         "base_model_name_or_path": base_name_or_path,
         "revision": revision,
         "inference_mode": True,

@@ -17,6 +17,7 @@ from dorakit.evaluation.metrics import Judge, option_in, option_pattern
 from dorakit.evaluation.progress import progress
 from dorakit.model.generate import check_prompts, has_plain_cache
 from dorakit.model.logits import Logits
+from dorakit.model.tasks import CAUSAL_LM
 from dorakit.parallel.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _common_beginning(model: PreTrainedModel, prompts: Sequence[list[int]]) -> l
 def _read(model: PreTrainedModel, ids: list[int]) -> Cache:
     """Keys and values of one row."""
     cache = DynamicCache(config=model.config)
-    model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+    CAUSAL_LM.backbone(model)(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
     return cache
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from dorakit.model.load import input_device
+from dorakit.model.tasks import CAUSAL_LM
 
 
 class Logits:
@@ -45,7 +46,7 @@ class Logits:
         if past is not None:
             given["past_key_values"] = past
         if self.skips_others:
-            return model.base_model(**given).last_hidden_state[at_BT.to(device)], model.get_output_embeddings()
+            return CAUSAL_LM.backbone(model)(**given).last_hidden_state[at_BT.to(device)], CAUSAL_LM.head(model)
         return model(**given).logits[at_BT.to(device)], nn.Identity()
 
     @torch.no_grad()
@@ -56,13 +57,14 @@ class Logits:
 
     def _head_after_backbone_is_the_model(self) -> bool:
         model = self._model
-        if model.get_output_embeddings() is None or model.base_model is model:
+        backbone, head = CAUSAL_LM.backbone(model), CAUSAL_LM.head(model)
+        if head is None or backbone is model:
             return False
         ids = torch.arange(8, device=input_device(model))[None]
         with probing(model):
             inputs = {"input_ids": ids % model.config.get_text_config().vocab_size, "use_cache": False}
             whole = model(**inputs).logits
-            parts = model.get_output_embeddings()(model.base_model(**inputs, position_ids=ids).last_hidden_state)
+            parts = head(backbone(**inputs, position_ids=ids).last_hidden_state)
         return torch.equal(whole, parts.to(whole.dtype))
 
 
