@@ -14,11 +14,11 @@ from transformers import Cache, DynamicCache
 from dorakit.data.encoder import Encoder
 from dorakit.evaluation.generation import Prediction
 from dorakit.evaluation.metrics import Judge, option_in, option_pattern
-from dorakit.evaluation.progress import progress
 from dorakit.model.generate import check_prompts, has_plain_cache
 from dorakit.model.logits import Logits
 from dorakit.model.tasks import CAUSAL_LM
 from dorakit.parallel.world import ALONE, World
+from dorakit.progress import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.data.batches import micro_batches
 from dorakit.data.tokens import Document
-from dorakit.evaluation.progress import progress
+from dorakit.progress import progress
 from dorakit.training.objectives.supervised import SupervisedLoss
 
 

@@ -15,19 +15,19 @@ from dorakit.data.batches import Batch, documents_of_step, micro_batches, padded
 from dorakit.data.tokens import Document
 from dorakit.errors import Interrupted
 from dorakit.failpoints import reach
+from dorakit.interruptions import explain_out_of_memory, stop_requests
 from dorakit.parallel.sharding import whole_tensors
 from dorakit.parallel.world import World, joined
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.terminal import typed
-from dorakit.training.checkpoint import load_best, room_said, save_checkpoint
+from dorakit.training.checkpoint import disk_full_message, load_best, save_checkpoint
 from dorakit.training.checks import check_moved, check_trainable_dtype
 from dorakit.training.compiled import compile_layers_
 from dorakit.training.device import as_found, computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
-from dorakit.training.interruptions import out_of_memory_said, stop_requests
-from dorakit.training.metrics import Metrics, Unheard
+from dorakit.training.metrics import Metrics, NullMetrics, Reporter
 from dorakit.training.nonfinite import is_finite, pass_over
-from dorakit.training.opening import SMALLER, base_facts, begun, taken_up
+from dorakit.training.opening import SMALLER, base_facts, new_run, resumed
 from dorakit.training.optim import learning_rate, num_trained
 from dorakit.training.prepare import Prepared, prepare
 from dorakit.training.restore import Progress, Restored, Start, restore
@@ -55,16 +55,16 @@ def train(
         as_found(),
         contextlib.ExitStack() as held,
         repeatable(on_cuda=recipe.training.deterministic),
-        out_of_memory_said(SMALLER),
+        explain_out_of_memory(SMALLER),
     ):
         place = None
         if world.is_first:
             place = resume.path if resume else Run.place(recipe)  # refuse before minutes are spent on loading
             if resume:
-                held.enter_context(taken_up(resume, recipe, checkpoint, accept_changes, quiet=quiet))
+                held.enter_context(resumed(resume, recipe, checkpoint, accept_changes, quiet=quiet))
         prepared = prepare(recipe, place, world, start_from=start_from, resume=resume)
         path = world.from_first(
-            lambda: str((resume or held.enter_context(begun(prepared, accept_changes, world.member))).path)
+            lambda: str((resume or held.enter_context(new_run(prepared, accept_changes, world.member))).path)
         )
         start = Start(checkpoint, tuple(accept_changes), has_adapter=prepared.predecessor is not None)
         return _Training(prepared, Run(Path(path)), world, start, quiet=quiet).run()
@@ -102,10 +102,10 @@ class _Training:
         self.validation = Validation(
             self.recipe, run, world, self.objective, self.base.tokenizer, self.data, self._micro_batches
         )
-        self.metrics = (
+        self.metrics: Reporter = (
             Metrics(run, self.recipe, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet)
             if world.is_first
-            else Unheard()
+            else NullMetrics()
         )
         if self.settings.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -275,7 +275,7 @@ class _Training:
 
     def _write(self, whole: dict[str, Tensor]) -> None:
         run = self.directory
-        with room_said(run, run.path, (whole or trained_tensors(self.model)).values()):
+        with disk_full_message(run, run.path, (whole or trained_tensors(self.model)).values()):
             target = write_result(run, self.recipe, self.base, whole)
             run.update(
                 state="finished",

@@ -18,7 +18,7 @@ from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.training.checkpoint import save_best
 from dorakit.training.compiled import not_compiled
-from dorakit.training.metrics import Metrics
+from dorakit.training.metrics import Reporter
 from dorakit.training.objectives.supervised import SupervisedLoss, summed_loss
 from dorakit.training.restore import Progress
 from dorakit.training.trained import trained_tensors
@@ -65,7 +65,7 @@ class Validation:
             recipe, data, tokenizer, count=recipe.training.sample_rows, most_tokens=room
         )
 
-    def look_before(self, progress: Progress, metrics: Metrics) -> None:
+    def look_before(self, progress: Progress, metrics: Reporter) -> None:
         """What the model answers before the first step, to set what it learns against; nothing without prompts and rows."""
         # A run that begins again has them already.
         if (self._prompts or self._rows) and progress.step == 0 and self._world.from_first(self._is_new):
@@ -79,7 +79,7 @@ class Validation:
         self._objective.train()
         metrics.pause_clock()
 
-    def look_after(self, progress: Progress, metrics: Metrics) -> None:
+    def look_after(self, progress: Progress, metrics: Reporter) -> None:
         """What the finished model answers to the held-out rows."""
         if self._rows:
             metrics.say("the same rows, answered after training:")
@@ -88,7 +88,7 @@ class Validation:
     def _is_new(self) -> bool:
         return not self._run.metrics_file.stat().st_size
 
-    def look(self, progress: Progress, metrics: Metrics) -> None:
+    def look(self, progress: Progress, metrics: Reporter) -> None:
         """Write what is seen to `metrics`, and a new best loss into `progress`."""
         entry: dict[str, Any] = {"step": progress.step}
         if self._documents:
@@ -112,7 +112,7 @@ class Validation:
         self._objective.train()
         metrics.pause_clock()
 
-    def _answered_prompts(self, metrics: Metrics) -> list[dict[str, str]]:
+    def _answered_prompts(self, metrics: Reporter) -> list[dict[str, str]]:
         texts = self._answers(self._prompts)
         samples = [
             {"prompt": prompt, "text": text} for prompt, text in zip(self._settings.sample_prompts, texts, strict=True)
@@ -121,7 +121,7 @@ class Validation:
             metrics.say(f"  {sample['prompt']!r} -> {sample['text']!r}")
         return samples
 
-    def _answered_rows(self, metrics: Metrics) -> list[dict[str, str]]:
+    def _answered_rows(self, metrics: Reporter) -> list[dict[str, str]]:
         texts = self._answers([row.prompt_ids for row in self._rows])
         for row, text in zip(self._rows, texts, strict=True):
             prompt, answer, expected = (_clipped(part, _SHOWN) for part in (row.prompt, text, row.expected))
