@@ -14,7 +14,7 @@ ORDER = [
     {"secrets", "terminal", "words"},
     {"errors", "methods"},
     {"recipe", "failpoints"},
-    {"files", "digests", "links", "cache", "lock", "machine", "versions"},
+    {"files", "digests", "links", "cache", "lock", "machine", "versions", "progress", "interruptions"},
     {"run", "run_facts"},
     {"place"},
     {"model", "adapters"},

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from dorakit.cli import answers, app
 from dorakit.evaluation import generation
-from dorakit.training.interruptions import interrupts_noted, interrupts_raised
+from dorakit.interruptions import interrupts_noted, interrupts_raised
 
 # Hot enough that a random model writes every byte there is.
 WILD = ("--temperature", "50", "--max-new-tokens", "200")

@@ -62,9 +62,7 @@ def test_another_error_while_a_base_is_quantized(monkeypatch):
         load_base("tiny:llama", arrival=Arrival(NF4Format()))
 
 
-@pytest.mark.parametrize(
-    "place", ["dorakit.model.load.AutoModelForCausalLM.from_pretrained", "torch.nn.Linear.forward"]
-)
+@pytest.mark.parametrize("place", ["transformers.AutoModelForCausalLM.from_pretrained", "torch.nn.Linear.forward"])
 @pytest.mark.parametrize("command", [evaluate, merge, quantize, lambda run: answer_prompts(str(run.path), ["a"])])
 def test_in_a_command(monkeypatch, run_of, command, place):
     """While loading and while computing. Planted bugs caught: only training maps it; only CUDA's text is known."""

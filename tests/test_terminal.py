@@ -21,9 +21,9 @@ from dorakit import Run
 from dorakit.cli import app
 from dorakit.errors import RunError
 from dorakit.evaluation import generation, task
-from dorakit.evaluation.progress import say
 from dorakit.model.load import load_base
 from dorakit.place import find_target
+from dorakit.progress import say
 from dorakit.terminal import json_line, printable
 from dorakit.training.metrics import Metrics
 

@@ -38,6 +38,7 @@ from dorakit.files import give_rights_of_new
 from dorakit.model.linear import is_linear
 from dorakit.model.names import has_suffix, pattern_value
 from dorakit.model.nf4 import NF4Format
+from dorakit.model.tasks import CAUSAL_LM
 from dorakit.model.weights_check import Stored, check_weights
 
 WEIGHTS = "adapter_model.safetensors"
@@ -189,7 +190,7 @@ def _config(
         kind = {"peft_type": OWN_TYPE, "dorakit": {"update": first.update_name, "magnitude": True}}
     return {
         **kind,
-        "task_type": "CAUSAL_LM",
+        "task_type": CAUSAL_LM.peft_type,
         "base_model_name_or_path": base_name_or_path,
         "revision": revision,
         "inference_mode": True,

@@ -41,9 +41,9 @@ from dorakit.errors import (
     is_out_of_memory,
     shown,
 )
+from dorakit.interruptions import StoppedAtOnce
 from dorakit.parallel.voice import one_voice
 from dorakit.terminal import json_line, lasting
-from dorakit.training.interruptions import StoppedAtOnce
 
 _MORE_MEMORY = (
     "close other programs, or raise the limit (`ulimit -v` shows it); `dorakit plan RECIPE` says what a training takes"

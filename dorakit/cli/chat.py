@@ -65,8 +65,8 @@ def chat(
     if not sys.stdin.isatty():
         _talk(voices, stops=[], is_typed=False, as_json=as_json)
         return
-    from dorakit.evaluation.progress import say
-    from dorakit.training.interruptions import interrupts_noted, terminated_at_once
+    from dorakit.interruptions import interrupts_noted, terminated_at_once
+    from dorakit.progress import say
 
     say("/help says what can be typed besides texts", quiet=quiet)
     with terminated_at_once(), interrupts_noted() as stops:
@@ -87,7 +87,7 @@ def check_text(text: str, place: str) -> None:
 
 def _talk(voices: list[Voice], *, stops: list[int], is_typed: bool, as_json: bool) -> None:
     """Take turns until the input ends or says so; `stops` receives each Ctrl-C that shall not end the program."""
-    from dorakit.evaluation.progress import say
+    from dorakit.progress import say
 
     number = 0
     for line in _lines(is_typed=is_typed, prompt_on_stdout=sys.stdout.isatty() and not as_json):
@@ -108,7 +108,7 @@ def _talk(voices: list[Voice], *, stops: list[int], is_typed: bool, as_json: boo
 
 
 def _obey(command: str, voices: list[Voice]) -> None:
-    from dorakit.evaluation.progress import say
+    from dorakit.progress import say
 
     if command == "/clear":
         for voice in voices:
@@ -122,7 +122,7 @@ def _obey(command: str, voices: list[Voice]) -> None:
 
 def _lines(*, is_typed: bool, prompt_on_stdout: bool) -> Iterator[str]:
     """What is typed or piped, line by line, without line ends."""
-    from dorakit.training.interruptions import interrupts_raised
+    from dorakit.interruptions import interrupts_raised
 
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # refused by name later on
@@ -150,8 +150,8 @@ def _lines(*, is_typed: bool, prompt_on_stdout: bool) -> Iterator[str]:
 def _turn(voices: list[Voice], text: str, number: int, *, stops: list[int], as_json: bool) -> None:
     """Ask all voices and show their answers, until something is in `stops`."""
     from dorakit.cli.answers import Screen, screen
-    from dorakit.evaluation.progress import say
-    from dorakit.training.interruptions import out_of_memory_said
+    from dorakit.interruptions import explain_out_of_memory
+    from dorakit.progress import say
 
     check_text(text, "the text")
     stops.clear()
@@ -163,7 +163,7 @@ def _turn(voices: list[Voice], text: str, number: int, *, stops: list[int], as_j
     answers: list[Answer] = []
     place = Screen() if as_json else screen([voice.name for voice in voices])
     advice = "/clear forgets the turns so far; a lower --max-new-tokens takes less too"
-    with out_of_memory_said(advice), contextlib.closing(place):
+    with explain_out_of_memory(advice), contextlib.closing(place):
         for voice, one in zip(voices, asked, strict=True):
             if stops:
                 break

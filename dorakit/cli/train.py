@@ -57,13 +57,13 @@ def train(
 
         dorakit train --resume runs/latest --set optimizer.learning_rate=5e-5 --accept-change optimizer.learning_rate
     """
+    from dorakit.interruptions import StoppedAtOnce
     from dorakit.parallel.environment import this_process
     from dorakit.parallel.launch import launch_and_exit
     from dorakit.place import run_around
     from dorakit.recipe.schema import Recipe
     from dorakit.run import Run
     from dorakit.training import start
-    from dorakit.training.interruptions import StoppedAtOnce
 
     if recipe is None and resume is None:
         raise UsageError("give a recipe, or --resume with a run directory")

@@ -9,33 +9,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from dorakit.data.documents import IGNORE_INDEX, Document
 from dorakit.data.order import EPOCH, shuffled
-
-if TYPE_CHECKING:
-    from dorakit.data.documents import Document
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
 class Batch:
     """Rows of one forward pass, on the CPU. B rows, T tokens.
 
-    `labels` are unshifted, as transformers wants them: labels[b, t] is the token at t itself, or -100. `num_labels`
-    counts them; `documents` names the rows of data inside.
+    Attributes:
+        inputs: Arguments of the model: `input_ids` (B, T), padded on the right, and `position_ids` (B, T), which restart
+            at each document. No attention mask: padding comes last and carries no label, and transformers separates
+            packed documents by their positions only if there is none.
+        labels: (B, T), unshifted, as transformers takes them: labels[b, t] is the token at t itself, or -100.
+        num_units: The loss is a mean over this many: the supervised tokens.
+        rows: Names of the data rows inside.
     """
 
-    input_ids: torch.Tensor
+    inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
-    position_ids: torch.Tensor
-    num_labels: int
-    documents: tuple[str, ...]
+    num_units: int
+    rows: tuple[str, ...]
 
 
 @lru_cache(maxsize=4)
@@ -85,13 +84,14 @@ def micro_batches(
     return batches
 
 
-def evened(batches: list[Batch], ranks: int) -> list[Batch]:
-    """As many batches for every rank: the last ones may be empty, one short row without a label."""
+def padded(batches: list[Batch], ranks: int) -> list[Batch]:
+    """Pad to a multiple of `ranks` with empty batches: one short row without a label."""
     missing = -len(batches) % ranks
     if not missing:
         return batches
-    ids = batches[-1].input_ids[:1, :2]
-    empty = Batch(ids, torch.full_like(ids, IGNORE_INDEX), torch.arange(ids.shape[1])[None], 0, ())
+    ids = batches[-1].inputs["input_ids"][:1, :2]
+    inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1])[None]}
+    empty = Batch(inputs, torch.full_like(ids, IGNORE_INDEX), 0, ())
     return [*batches, *[empty] * missing]
 
 
@@ -128,9 +128,8 @@ def _batch(rows: list[list[Document]], pad_id: int) -> Batch:
         if len(row) > 1:
             position_ids[index, start:] = np.arange(width - start)
     return Batch(
-        torch.from_numpy(input_ids),
+        {"input_ids": torch.from_numpy(input_ids), "position_ids": torch.from_numpy(position_ids)},
         torch.from_numpy(labels),
-        torch.from_numpy(position_ids),
         int((labels != IGNORE_INDEX).sum()),
         tuple(document.row for row in rows for document in row),
     )

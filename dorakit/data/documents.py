@@ -11,7 +11,6 @@ from datetime import datetime
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from dorakit.data.batches import IGNORE_INDEX
 from dorakit.data.chat import ChatRenderer
 from dorakit.data.encoder import Encoder, Ids, Mask
 from dorakit.data.formats import Conversation, Passage, Sample
@@ -22,6 +21,7 @@ from dorakit.errors import DataError, ModelError
 from dorakit.recipe.schema import DataSection
 from dorakit.words import counted
 
+IGNORE_INDEX = -100
 # The tiny bases of --twin have a token per byte, where other tokenizers have one per three or four.
 TWIN_STRETCH = 4
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dorakit.errors import UsageError
-from dorakit.evaluation.progress import say
+from dorakit.progress import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

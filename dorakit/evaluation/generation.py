@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from dorakit.errors import DataError, UsageError
 from dorakit.evaluation.metrics import Judge, proportion
-from dorakit.evaluation.progress import progress, say
 from dorakit.evaluation.sampling import Sampling, sampled_ids
-from dorakit.training.interruptions import out_of_memory_said
+from dorakit.interruptions import explain_out_of_memory
+from dorakit.progress import progress, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -111,7 +111,7 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
     }
 
 
-@out_of_memory_said("smaller: fewer prompts at once, a lower --max-new-tokens")
+@explain_out_of_memory("smaller: fewer prompts at once, a lower --max-new-tokens")
 def answer_prompts(
     target: str,
     prompts: Sequence[str],

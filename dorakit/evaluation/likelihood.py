@@ -14,10 +14,11 @@ from transformers import Cache, DynamicCache
 from dorakit.data.encoder import Encoder
 from dorakit.evaluation.generation import Prediction
 from dorakit.evaluation.metrics import Judge, option_in, option_pattern
-from dorakit.evaluation.progress import progress
 from dorakit.model.generate import check_prompts, has_plain_cache
+from dorakit.model.logits import Logits
+from dorakit.model.tasks import CAUSAL_LM
 from dorakit.parallel.world import ALONE, World
-from dorakit.training.loss import SupervisedLoss
+from dorakit.progress import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -130,7 +131,7 @@ def log_likelihoods(
     order = sorted(rows, key=lambda key: -len(prompts[key[0]]) - len(key[1]))
     was_training = model.training
     model.eval()
-    loss = SupervisedLoss(model)
+    logits = Logits(model)
     common = _common_beginning(model, prompts)
     past = _read(model, common) if common else None
     skipped = len(common)
@@ -145,7 +146,8 @@ def log_likelihoods(
             input_ids[row, :end] = torch.tensor([*prompts[number][skipped:], *begun])
             keep[row, len(prompts[number]) - 1 - skipped : end] = True
         positions = torch.arange(skipped, skipped + width).expand_as(input_ids)
-        logits_NV = loss.logits_at(input_ids, positions, keep, _for_rows(past, len(chosen)))
+        inputs = {"input_ids": input_ids, "position_ids": positions}
+        logits_NV = logits.at(inputs, keep, _for_rows(past, len(chosen)))
         log_total_N = logits_NV.logsumexp(dim=-1)
         found: list[tuple[int, int, float]] = []
         at = 0
@@ -192,7 +194,7 @@ def _common_beginning(model: PreTrainedModel, prompts: Sequence[list[int]]) -> l
 def _read(model: PreTrainedModel, ids: list[int]) -> Cache:
     """Keys and values of one row."""
     cache = DynamicCache(config=model.config)
-    model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+    CAUSAL_LM.backbone(model)(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
     return cache
 
 

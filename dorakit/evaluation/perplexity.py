@@ -9,8 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.data.batches import micro_batches
 from dorakit.data.tokens import Document
-from dorakit.evaluation.progress import progress
-from dorakit.training.loss import SupervisedLoss
+from dorakit.progress import progress
+from dorakit.training.objectives.supervised import SupervisedLoss
 
 
 def row_losses(
@@ -31,13 +31,13 @@ def row_losses(
         max_seq_len=max(map(len, documents)),
         pad_id=0 if pad_id is None else int(pad_id),
     )
-    loss = SupervisedLoss(model)
+    objective = SupervisedLoss(model)
     was_training = model.training
     model.eval()
     sums: list[float] = []
     with progress("loss", len(documents), quiet=quiet) as tell:
         for batch in batches:
-            sums += loss.of_rows(batch.input_ids, batch.labels, batch.position_ids).tolist()
+            sums += objective.row_sums(batch).tolist()
             tell(len(sums))
     model.train(was_training)
     by_place = dict(zip(order, sums, strict=True))

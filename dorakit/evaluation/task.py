@@ -20,20 +20,20 @@ from dorakit.evaluation.generation import Prediction, answer_questions, summary
 from dorakit.evaluation.likelihood import choose_options
 from dorakit.evaluation.metrics import judge_of
 from dorakit.evaluation.perplexity import perplexity, row_losses
-from dorakit.evaluation.progress import say
 from dorakit.evaluation.rows import HeldOut, file_rows, settings_of, validation_rows
 from dorakit.evaluation.taught import check_taught, expected_of, in_one_frame
 from dorakit.evaluation.written import beside, losses_beside, output_file, place_of
 from dorakit.files import write_json, write_whole
+from dorakit.interruptions import explain_out_of_memory
 from dorakit.model.generate import check_prompts
 from dorakit.parallel.environment import this_process
 from dorakit.parallel.world import World, joined
 from dorakit.place import find_target
+from dorakit.progress import say
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.target import Target, open_target
 from dorakit.training.device import as_found
-from dorakit.training.interruptions import out_of_memory_said
 from dorakit.training.resume import rows_trained_on
 from dorakit.words import counted
 
@@ -42,7 +42,7 @@ _TAIL = 200
 
 
 @as_found()
-@out_of_memory_said("smaller, with the same result up to rounding: --batch-size 1 --set training.micro_batch_size=1")
+@explain_out_of_memory("smaller, with the same result up to rounding: --batch-size 1 --set training.micro_batch_size=1")
 def evaluate(
     target: Run | Path | str,
     *,

@@ -40,17 +40,17 @@ from dorakit.export.receipt import (
 )
 from dorakit.export.shards import write_description, write_shards
 from dorakit.export.tensors import plain_model
+from dorakit.interruptions import explain_out_of_memory
 from dorakit.model.load import load_base, pick_dtype
 from dorakit.run import Run
 from dorakit.training.device import as_found
-from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
     from dorakit.target import Target
 
 
 @as_found()
-@out_of_memory_said("the model must fit in memory once; --no-receipt needs the least")
+@explain_out_of_memory("the model must fit in memory once; --no-receipt needs the least")
 def merge(
     run: Run | Path | str,
     *,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from dorakit.adapters.storage import base_storage
 from dorakit.digests import MERGED
 from dorakit.errors import ModelError, UsageError
-from dorakit.evaluation.progress import say
 from dorakit.model.nf4 import NF4Format, stored_format
 from dorakit.place import Place, find_target
+from dorakit.progress import say
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run
 from dorakit.target import open_target

@@ -19,7 +19,6 @@ from dorakit.data.chat import install_template_
 from dorakit.data.generation_config import read_generation_config, write_generation_config
 from dorakit.digests import EXPORTED, refuse_changed, write_receipt
 from dorakit.errors import Gate, GateError, UsageError
-from dorakit.evaluation.progress import say
 from dorakit.export.card import Card, base_in_words, card_text, shareable_base, shareable_directory
 from dorakit.export.destination import CARD, check_output, check_space, sources_of, staged
 from dorakit.export.gguf_file import FAMILIES
@@ -32,6 +31,7 @@ from dorakit.model.configs import read_object
 from dorakit.model.load import load_tokenizer, saved_tokenizer
 from dorakit.model.source import at_hand, gguf_file
 from dorakit.place import find_target
+from dorakit.progress import say
 from dorakit.run import Run
 from dorakit.terminal import typed
 

@@ -22,7 +22,6 @@ from dorakit.data.chat import install_template_
 from dorakit.data.generation_config import write_generation_config
 from dorakit.digests import EXPORTED, sha256, write_receipt
 from dorakit.errors import UsageError
-from dorakit.evaluation.progress import say
 from dorakit.export.card import shareable_base
 from dorakit.export.destination import check_output, check_space, sources_of, staged
 from dorakit.export.gguf_adapter import write_gguf_adapter
@@ -39,12 +38,13 @@ from dorakit.export.receipt import (
     sample_rows,
     store_logits,
 )
+from dorakit.interruptions import explain_out_of_memory
 from dorakit.model.nf4 import NF4Format, NF4Linear, stored_format
 from dorakit.place import Place, find_target
+from dorakit.progress import say
 from dorakit.run import Run
 from dorakit.target import open_target
 from dorakit.terminal import typed
-from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
     from dorakit.target import Target
@@ -58,7 +58,7 @@ _Onto = Literal["trained", "original"]
 _Note = Callable[[str], None]
 
 
-@out_of_memory_said(
+@explain_out_of_memory(
     "the model must fit in memory once, and its factors of the largest rank: a smaller --max-rank takes less"
 )
 def export_plain_lora(

@@ -15,7 +15,6 @@ from dorakit.data.chat import install_template_
 from dorakit.digests import QUANTIZED, write_receipt
 from dorakit.errors import DataError, ModelError, UsageError
 from dorakit.evaluation.perplexity import perplexity, token_loss
-from dorakit.evaluation.progress import say
 from dorakit.evaluation.task import rows_to_measure
 from dorakit.export.destination import check_output, check_space, sources_of, staged
 from dorakit.export.merge_plan import RECEIPT as MERGE_RECEIPT
@@ -34,15 +33,16 @@ from dorakit.export.receipt import (
 )
 from dorakit.export.shards import bitsandbytes_config, write_description, write_shards
 from dorakit.export.tensors import plain_model
+from dorakit.interruptions import explain_out_of_memory
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format, NF4Linear
 from dorakit.place import Place, find_target
+from dorakit.progress import say
 from dorakit.recipe.schema import MergeSection
 from dorakit.run import Run
 from dorakit.target import Target, open_target
 from dorakit.terminal import typed
 from dorakit.training.device import as_found
-from dorakit.training.interruptions import out_of_memory_said
 from dorakit.words import counted
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ MAX_ROWS = 256
 
 
 @as_found()
-@out_of_memory_said("the dense model must fit in memory once")
+@explain_out_of_memory("the dense model must fit in memory once")
 def quantize(
     target: Run | Path | str,
     *,

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.lora import LoRALinear
 from dorakit.errors import Gate, GateError
-from dorakit.evaluation.progress import progress, say
 from dorakit.export.low_rank import Factors, low_rank_factors
 from dorakit.export.receipt import Sample, compare_logits, share, with_share_lost, worst_part
 from dorakit.memory import return_freed_memory
+from dorakit.progress import progress, say
 
 # The ranks that vLLM's --max-lora-rank can be set to, up to where a LoRA is small beside a weight.
 RANKS = (8, 16, 32, 64, 128, 256)

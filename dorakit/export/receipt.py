@@ -9,7 +9,6 @@ are never in memory together.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dorakit.adapters.attach import adapter_layers, base_only, whole_modules
+from dorakit.digests import sha256
 from dorakit.errors import DataError, RunError
-from dorakit.evaluation.progress import progress
 from dorakit.model.float32 import Float32
+from dorakit.progress import progress
 from dorakit.words import counted
 
 if TYPE_CHECKING:
@@ -180,11 +180,7 @@ def adapter_sha256(directory: Path) -> str:
     file = directory / "adapter_model.safetensors"
     if not file.is_file():
         raise RunError(f"{file} is missing")
-    digest = hashlib.sha256()
-    with open(file, "rb") as handle:
-        while block := handle.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256(file)
 
 
 def read_receipt(directory: Path, name: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from dorakit.data.chat import try_template_of
 from dorakit.data.generation_config import read_generation_config, tried_stops
 from dorakit.digests import EXPORTED, refuse_changed, sha256, write_receipt
 from dorakit.errors import ModelError, UsageError
-from dorakit.evaluation.progress import say
 from dorakit.export.card import Card, card_text
 from dorakit.export.destination import CARD, staged
 from dorakit.export.gguf_file import TYPES, check_family, write_gguf
@@ -28,16 +27,17 @@ from dorakit.export.receipt import learned_of, read_receipt
 from dorakit.export.serving import frame_of, gguf_lines, modelfile
 from dorakit.export.trained import Trained, find_trained, is_raw
 from dorakit.files import write_whole
+from dorakit.interruptions import explain_out_of_memory
 from dorakit.model.configs import read_object
 from dorakit.model.directory import check_model_directory
 from dorakit.model.load import pick_dtype
 from dorakit.model.source import gguf_file, resolve
+from dorakit.progress import say
 from dorakit.run import Run
 from dorakit.target import check_base
-from dorakit.training.interruptions import out_of_memory_said
 
 
-@out_of_memory_said("the model must fit in memory once")
+@explain_out_of_memory("the model must fit in memory once")
 def export_gguf(
     target: Run | Path | str,
     *,

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dorakit.digests import EXPORTED, MERGED, listed_files, refuse_changed, write_receipt
-from dorakit.evaluation.progress import say
 from dorakit.export.card import Card, card_text
 from dorakit.export.destination import CARD, check_card, check_space, locked, staged
 from dorakit.export.gguf_file import FAMILIES
@@ -20,6 +19,7 @@ from dorakit.export.serving import merged_lines, merged_use
 from dorakit.export.trained import Trained, find_trained, is_raw
 from dorakit.files import write_json, write_whole
 from dorakit.model.configs import read_object
+from dorakit.progress import say
 from dorakit.run import Run
 
 

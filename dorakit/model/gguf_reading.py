@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
     PreTrainedConfig,
@@ -25,6 +24,7 @@ from transformers import (
 
 from dorakit.errors import DorakitError, ModelError, is_out_of_memory
 from dorakit.model.quiet import quiet_libraries
+from dorakit.model.tasks import CAUSAL_LM
 
 
 def save_dequantized(path: Path, dtype: torch.dtype, directory: Path) -> None:
@@ -34,9 +34,7 @@ def save_dequantized(path: Path, dtype: torch.dtype, directory: Path) -> None:
         ModelError: transformers cannot read the file.
     """
     with _alone(path) as alone, _bar_for_terminals():
-        model = AutoModelForCausalLM.from_pretrained(
-            **alone, quantization_config=GgufConfig(dequantize=True), dtype=dtype
-        )
+        model = CAUSAL_LM.auto.from_pretrained(**alone, quantization_config=GgufConfig(dequantize=True), dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(**alone)
     save_on_any_rank(model, directory)
     tokenizer.save_pretrained(directory)

@@ -13,7 +13,6 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,6 +28,7 @@ from dorakit.model.prequantized import is_nf4, skipped_modules
 from dorakit.model.quiet import quiet_libraries
 from dorakit.model.source import Source, local_directory, resolve
 from dorakit.model.streaming import METHOD, ConversionFailed, NF4Config
+from dorakit.model.tasks import CAUSAL_LM
 from dorakit.words import did_you_mean
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json", "*.model")
@@ -119,7 +119,7 @@ def load_weights(found: BaseFiles, *, attention: str = "auto", arrival: Arrival 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # transformers warns that a quantization config is given twice
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = CAUSAL_LM.auto.from_pretrained(
                 source.directory,
                 config=config,
                 dtype="auto" if stays else found.dtype,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from dorakit.errors import ModelError
+from dorakit.model.tasks import CAUSAL_LM
 
 _SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 _CHATML = (
@@ -57,7 +58,7 @@ def tiny_model(architecture: str) -> PreTrainedModel:
         config = AutoConfig.for_model(architecture, **sizes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model: PreTrainedModel = CAUSAL_LM.auto.from_config(config, dtype=torch.float32)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise ModelError(

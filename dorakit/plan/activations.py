@@ -18,7 +18,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dorakit.errors import ModelError
 from dorakit.model.attention import whole_products
-from dorakit.training.loss import TOKENS_AT_ONCE
+from dorakit.model.tasks import CAUSAL_LM
+from dorakit.training.objectives.supervised import TOKENS_AT_ONCE
 
 _FUSED, _WHOLE = "dorakit_plan_fused", "dorakit_plan_whole"
 
@@ -62,9 +63,9 @@ def kept_for_backward(
     mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device="meta")  # 4-D: transformers takes it as it is
     try:
         with torch.autograd.graph.saved_tensors_hooks(counter.see, lambda tensor: tensor), _Autocast(lowered):
-            hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            hidden = CAUSAL_LM.backbone(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             before = counter.total
-            logits = model.get_output_embeddings()(hidden.flatten(0, 1)[:TOKENS_AT_ONCE])
+            logits = CAUSAL_LM.head(model)(hidden.flatten(0, 1)[:TOKENS_AT_ONCE])
             nn.functional.cross_entropy(logits.float(), ids.flatten()[:TOKENS_AT_ONCE], reduction="sum")
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

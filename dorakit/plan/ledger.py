@@ -16,7 +16,7 @@ from dorakit.plan.ranks import shareable
 from dorakit.plan.skeleton import build_skeleton, quantized_layers
 from dorakit.recipe.schema import Recipe
 from dorakit.training.groups import group_specs, state_bytes
-from dorakit.training.loss import TOKENS_AT_ONCE
+from dorakit.training.objectives.supervised import TOKENS_AT_ONCE
 from dorakit.training.optim import SMALLEST_PAGED, num_trained
 
 _NESTED_BLOCK = 256

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel
 
 from dorakit.build import attach_adapter_, train_text_part_
 from dorakit.cache import refuse_hub_cache
@@ -20,6 +20,7 @@ from dorakit.model.gguf_reading import read_config
 from dorakit.model.linear import layers_to_store
 from dorakit.model.prequantized import is_nf4, refuse_quantized, skipped_modules
 from dorakit.model.source import at_hand, gguf_file
+from dorakit.model.tasks import CAUSAL_LM
 from dorakit.recipe.schema import Recipe
 from dorakit.terminal import typed
 
@@ -54,7 +55,7 @@ def build_skeleton(recipe: Recipe, config: Any, dtype: torch.dtype) -> PreTraine
     """
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            model: PreTrainedModel = CAUSAL_LM.auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # what a config may say differs from family to family
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"no causal language model can be built from this config: {reason}") from error

@@ -76,7 +76,7 @@ def save_checkpoint(
         RunError: What was written reads back as something else.
     """
     path = run.checkpoints / _name(state["step"])
-    with room_said(run, path, [*trained.values(), *optimizer.values()]):
+    with disk_full_message(run, path, [*trained.values(), *optimizer.values()]):
         with whole_directory(path, what="checkpoint") as staging:
             save_tensors(staging / "adapter.safetensors", trained)
             reach("checkpoint.file")
@@ -111,8 +111,8 @@ def _prune(run: Run, newest: Path, keep: int) -> None:
 
 
 @contextlib.contextmanager
-def room_said(run: Run, path: Path, tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Say of a full disk within the block what could not be written, how much it needs, and what is safe.
+def disk_full_message(run: Run, path: Path, tensors: Iterable[Tensor]) -> Iterator[None]:
+    """A full disk within the block raises an error that says what was not written, the bytes needed, and what is safe.
 
     Raises:
         ResourceError: The disk, the quota or the limit on files is reached.
@@ -156,7 +156,7 @@ def save_best(run: Run, step: int, trained: dict[str, Tensor]) -> None:
         ResourceError: The disk is full; the last checkpoint is untouched.
     """
     path = best_weights(run, step)
-    with room_said(run, path, trained.values()), whole_directory(path) as staging:
+    with disk_full_message(run, path, trained.values()), whole_directory(path) as staging:
         save_tensors(staging / "adapter.safetensors", trained)
         write_manifest(staging, _BEST_FILES, step)
 

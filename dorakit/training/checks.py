@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.errors import Gate, GateError, ModelError, ResourceError
 from dorakit.model.attention import NAME
-from dorakit.training.loss import SupervisedLoss
+from dorakit.training.objectives.supervised import SupervisedLoss
 from dorakit.words import counted
 
 
@@ -25,18 +25,18 @@ def check_trainable_dtype(name: str) -> None:
         )
 
 
-def check_packing(loss: SupervisedLoss) -> None:
+def check_packing(objective: SupervisedLoss) -> None:
     """Refuse to pack for a family that knows no borders between documents.
 
     One that knows them only by transformers' mask, because its attention is not told the positions, gets that back.
     """
-    apart = loss.keeps_documents_apart()
-    if not apart and loss.model.config._attn_implementation == NAME:
-        loss.model.set_attn_implementation("sdpa")
-        apart = loss.keeps_documents_apart()
+    apart = objective.keeps_documents_apart()
+    if not apart and objective.model.config._attn_implementation == NAME:
+        objective.model.set_attn_implementation("sdpa")
+        apart = objective.keeps_documents_apart()
     if not apart:
         raise ModelError(
-            f"data.packing does not work with {type(loss.model).__name__}: documents in a row would see each other\n"
+            f"data.packing does not work with {type(objective.model).__name__}: documents in a row would see each other\n"
             "  set data.packing: false"
         )
 

@@ -11,23 +11,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dorakit.data.batches import Batch, documents_of_step, evened, micro_batches
+from dorakit.data.batches import Batch, documents_of_step, micro_batches, padded
 from dorakit.data.tokens import Document
 from dorakit.errors import Interrupted
 from dorakit.failpoints import reach
+from dorakit.interruptions import explain_out_of_memory, stop_requests
 from dorakit.parallel.sharding import whole_tensors
 from dorakit.parallel.world import World, joined
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.terminal import typed
-from dorakit.training.checkpoint import load_best, room_said, save_checkpoint
+from dorakit.training.checkpoint import disk_full_message, load_best, save_checkpoint
 from dorakit.training.checks import check_moved, check_trainable_dtype
 from dorakit.training.compiled import compile_layers_
 from dorakit.training.device import as_found, computing, is_repeatable, peak_memory_bytes, repeatable, seed_draws
-from dorakit.training.interruptions import out_of_memory_said, stop_requests
-from dorakit.training.metrics import Metrics, Unheard
+from dorakit.training.metrics import Metrics, NullMetrics, Reporter
 from dorakit.training.nonfinite import is_finite, pass_over
-from dorakit.training.opening import SMALLER, base_facts, begun, taken_up
+from dorakit.training.opening import SMALLER, base_facts, new_run, resumed
 from dorakit.training.optim import learning_rate, num_trained
 from dorakit.training.prepare import Prepared, prepare
 from dorakit.training.restore import Progress, Restored, Start, restore
@@ -55,16 +55,16 @@ def train(
         as_found(),
         contextlib.ExitStack() as held,
         repeatable(on_cuda=recipe.training.deterministic),
-        out_of_memory_said(SMALLER),
+        explain_out_of_memory(SMALLER),
     ):
         place = None
         if world.is_first:
             place = resume.path if resume else Run.place(recipe)  # refuse before minutes are spent on loading
             if resume:
-                held.enter_context(taken_up(resume, recipe, checkpoint, accept_changes, quiet=quiet))
+                held.enter_context(resumed(resume, recipe, checkpoint, accept_changes, quiet=quiet))
         prepared = prepare(recipe, place, world, start_from=start_from, resume=resume)
         path = world.from_first(
-            lambda: str((resume or held.enter_context(begun(prepared, accept_changes, world.member))).path)
+            lambda: str((resume or held.enter_context(new_run(prepared, accept_changes, world.member))).path)
         )
         start = Start(checkpoint, tuple(accept_changes), has_adapter=prepared.predecessor is not None)
         return _Training(prepared, Run(Path(path)), world, start, quiet=quiet).run()
@@ -76,11 +76,12 @@ class _Training:
     def __init__(self, prepared: Prepared, run: Run, world: World, start: Start, *, quiet: bool):
         self.world = world
         self.recipe, self.directory = prepared.recipe, run
-        self.base, self.data, self.loss, self.updater = prepared.base, prepared.data, prepared.loss, prepared.updater
+        self.base, self.data, self.updater = prepared.base, prepared.data, prepared.updater
+        self.objective = prepared.objective
         self.total_steps, self.saves_start = prepared.total_steps, start.has_adapter
         self.settings, self.model = self.recipe.training, self.base.model
         self.facts = Facts.gather(self.recipe, self.base.identity, self.data, self.base.tokenizer.chat_template)
-        self.computing = computing(self.loss.compute_dtype, ranks=world.size)
+        self.computing = computing(self.objective.compute_dtype, ranks=world.size)
         agree(world, self.facts, self.model)
         restored = Restored()
         if world.is_first:
@@ -99,12 +100,12 @@ class _Training:
         self.progress = Progress(**world.from_first(lambda: vars(restored.progress)))
         self.base.notes += restored.notes
         self.validation = Validation(
-            self.recipe, run, world, self.loss, self.base.tokenizer, self.data, self._micro_batches
+            self.recipe, run, world, self.objective, self.base.tokenizer, self.data, self._micro_batches
         )
-        self.metrics = (
+        self.metrics: Reporter = (
             Metrics(run, self.recipe, total_steps=self.total_steps, start_step=self.progress.step, quiet=quiet)
             if world.is_first
-            else Unheard()
+            else NullMetrics()
         )
         if self.settings.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -116,7 +117,7 @@ class _Training:
         with self.metrics:
             self._announce()
             self.metrics.start_trackers()
-            self.loss.train()
+            self.objective.train()
             with stop_requests() as stop:
                 if self.saves_start:
                     self._save()
@@ -164,7 +165,7 @@ class _Training:
         if done.step % self.settings.log_every == 0 or done.step in (1, self.total_steps):
             self.metrics.train(
                 done.step,
-                loss=sum(losses) / sum(batch.num_labels for batch in batches),
+                loss=sum(losses) / sum(batch.num_units for batch in batches),
                 rate=rate,
                 grad_norm=grad_norm,
                 num_tokens=done.num_tokens,
@@ -172,16 +173,16 @@ class _Training:
             )
 
     def _accumulate(self, step: int, batches: list[Batch]) -> tuple[list[float], float]:
-        """Gradient of the mean loss over the step's supervised tokens; returns the sums of losses and the gradient's norm."""
-        num_labels = sum(batch.num_labels for batch in batches)
+        """Gradient of the mean loss over the step's units; returns each batch's sum of losses and the gradient's norm."""
+        num_units = sum(batch.num_units for batch in batches)
         self.updater.zero_grad()
         sums: list[Tensor] = []
-        for micro, batch in self.world.share(list(enumerate(evened(batches, self.world.size)))):
+        for micro, batch in self.world.share(list(enumerate(padded(batches, self.world.size)))):
             seed_draws(self.settings.seed, "train", step, micro)
-            total = self.loss(batch.input_ids, batch.labels, batch.position_ids)
+            total = self.objective(batch)
             if reach("loss"):
                 total = total * math.nan
-            (total / num_labels).backward()
+            (total / num_units).backward()
             sums.append(total.detach())
             reach("micro")
         self.world.sum_(self.updater.gradients)
@@ -227,7 +228,7 @@ class _Training:
             *self.recipe.origin.notes,
             *self.base.notes,
             *self.data.notes,
-            *self.loss.notes,
+            *self.objective.notes,
             *self.updater.notes,
             *self.validation.notes,
         ]:
@@ -268,13 +269,13 @@ class _Training:
         self.validation.look_after(done, self.metrics)
         whole: dict[str, Tensor] = {}
         if self.recipe.method is None:
-            whole = whole_model(self.model.to(self.loss.compute_dtype), keep=keep)
+            whole = whole_model(self.model.to(self.objective.compute_dtype), keep=keep)
         self.world.from_first(lambda: self._write(whole))
         return self.directory
 
     def _write(self, whole: dict[str, Tensor]) -> None:
         run = self.directory
-        with room_said(run, run.path, (whole or trained_tensors(self.model)).values()):
+        with disk_full_message(run, run.path, (whole or trained_tensors(self.model)).values()):
             target = write_result(run, self.recipe, self.base, whole)
             run.update(
                 state="finished",

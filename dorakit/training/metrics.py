@@ -1,5 +1,5 @@
-"""What a run says while it trains: metrics.jsonl always, trackers if asked, a live line on a terminal, plain lines
-elsewhere. Nothing here can move a trained byte.
+"""Reporting while a run trains: metrics.jsonl always, trackers if asked, a live line on a terminal, plain lines
+elsewhere. Nothing here affects a trained weight.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Metrics:
 
     Args:
         run: Where metrics.jsonl and log.txt are.
-        recipe: What trackers are told, and which there are.
+        recipe: Names the trackers, which record it.
         total_steps: For the bar.
-        start_step: Steps done before; lines of later steps, from before a crash, are removed.
-        quiet: Show nothing; files are written all the same.
+        start_step: Steps done before; lines of later steps, left by a crash, are removed.
+        quiet: Show nothing; files are still written.
     """
 
     def __init__(self, run: Run, recipe: Recipe, *, total_steps: int, start_step: int, quiet: bool):
@@ -125,7 +125,7 @@ class Metrics:
             self._console.print(plain, markup=False, emoji=False, soft_wrap=True)
 
     def pause_clock(self) -> None:
-        """What happened since the last step (validation, saving) is not training time."""
+        """Leave out of the speed the time since the last step (validation, saving)."""
         self._since = time.monotonic()
 
     def write(self, entry: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ class Metrics:
                 file.close()
 
     def _append(self, file: TextIO, line: str) -> None:
-        """Training is not lost for a log: what cannot be written is said once, and the run goes on."""
+        """A line that cannot be written is reported once, and the run goes on."""
         try:
             file.write(line + "\n")
             file.flush()
@@ -158,10 +158,8 @@ class Metrics:
             self._has_lost_lines = True
 
 
-class Unheard(Metrics):
-    """What every rank but the first has in the place of `Metrics`: nothing is written, nothing said."""
-
-    def __init__(self) -> None: ...
+class NullMetrics:
+    """Takes the place of `Metrics` on every rank but the first: reports nothing."""
 
     def say(self, line: str) -> None:
         """Nothing."""
@@ -184,11 +182,17 @@ class Unheard(Metrics):
     def write(self, entry: dict[str, Any]) -> None:
         """Nothing."""
 
+    def __enter__(self) -> NullMetrics:
+        return self
+
     def __exit__(self, *error: object) -> None: ...
 
 
+Reporter = Metrics | NullMetrics
+
+
 def last_logged_step(run: Run) -> int:
-    """The highest step in metrics.jsonl; 0 where there is none."""
+    """The highest step in metrics.jsonl; 0 if there is none."""
     last = 0
     with contextlib.suppress(OSError):
         for line in run.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n"):
@@ -198,7 +202,7 @@ def last_logged_step(run: Run) -> int:
 
 
 def _last_steps(file: Path) -> dict[str, int]:
-    """By the names of trackers, the last step at which each figure stands in metrics.jsonl."""
+    """The last step of each figure in metrics.jsonl, by its name in trackers."""
     last: dict[str, int] = {}
     with contextlib.suppress(OSError):
         for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):

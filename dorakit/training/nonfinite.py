@@ -47,12 +47,12 @@ def pass_over(
         GateError: The recipe says stop, or this is one step too many.
     """
     bad = [batch for batch, loss in zip(batches, losses, strict=True) if not math.isfinite(loss)]
-    rows = [row for batch in bad or batches for row in batch.documents]
+    rows = [row for batch in bad or batches for row in batch.rows]
     entry = {
         "step": step,
         "grad_norm": str(grad_norm),
         "micro_batches": [
-            {"loss": str(loss), "rows": list(batch.documents)} for batch, loss in zip(batches, losses, strict=True)
+            {"loss": str(loss), "rows": list(batch.rows)} for batch, loss in zip(batches, losses, strict=True)
         ],
     }
     lost = _unless_full(lambda: _append(run, entry))

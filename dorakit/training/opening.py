@@ -1,14 +1,13 @@
-"""The run directory of a training, made or taken up again by the one process that writes it, which holds its lock."""
+"""The run directory of a training, new or resumed. The one process that writes it holds its lock."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dorakit.errors import shown
 from dorakit.parallel.environment import Member
+from dorakit.progress import say
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.training.prepare import Prepared
@@ -21,8 +20,8 @@ SMALLER = (
 
 
 @contextlib.contextmanager
-def begun(prepared: Prepared, accept_changes: Sequence[str], member: Member) -> Iterator[Run]:
-    """Make the directory of a new run and hold it for the length of the block.
+def new_run(prepared: Prepared, accept_changes: Sequence[str], member: Member) -> Iterator[Run]:
+    """Create the directory of a new run; its lock is held within the block.
 
     Raises:
         RunError: As `Run.create`, or the base or the adapter to begin with changed since dorakit wrote it.
@@ -37,10 +36,10 @@ def begun(prepared: Prepared, accept_changes: Sequence[str], member: Member) -> 
 
 
 @contextlib.contextmanager
-def taken_up(
+def resumed(
     run: Run, recipe: Recipe, checkpoint: str | None, accept_changes: Sequence[str], *, quiet: bool
 ) -> Iterator[Run]:
-    """Hold the directory of a run that is to go on for the length of the block.
+    """Hold the lock of a run to resume within the block.
 
     Raises:
         RunError: It is finished, held by another process, or something changed that is not accepted.
@@ -51,8 +50,7 @@ def taken_up(
         if vanished:
             line = f"the last writer of this run ({vanished}) vanished: killed, or out of memory. {SMALLER}"
             run.note(line)
-            if not quiet:
-                print(shown(line), file=sys.stderr, flush=True)
+            say(line, quiet=quiet)
         check_resumable(run, recipe, checkpoint, accept_changes)
         yield run
 

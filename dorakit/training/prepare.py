@@ -26,7 +26,7 @@ from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.training.checks import check_packing, check_recomputed, check_room
 from dorakit.training.groups import group_specs, state_bytes
-from dorakit.training.loss import SupervisedLoss
+from dorakit.training.objectives.supervised import SupervisedLoss
 from dorakit.training.optim import Updater, num_trained
 from dorakit.training.upgrade import Predecessor, begins_with_ties, find_predecessor
 from dorakit.training.validation import sample_prompts
@@ -43,7 +43,7 @@ class Prepared:
     recipe: Recipe
     base: Base
     data: Encoded
-    loss: SupervisedLoss
+    objective: SupervisedLoss
     updater: Updater
     total_steps: int
     predecessor: Predecessor | None
@@ -128,10 +128,10 @@ def prepare(
         check_recomputed(base.model)
     check_documents_fit([*data.train, *data.validation], base.model.config)
     # Of weights that are shared out the casts would be the whole model.
-    loss = SupervisedLoss(base.model, dtype, keeps_casts=not (shards and trains_whole))
-    sample_prompts(recipe, loss, base.tokenizer)
+    objective = SupervisedLoss(base.model, dtype, keeps_casts=not (shards and trains_whole))
+    sample_prompts(recipe, base.model, base.tokenizer)
     if recipe.data.packing:
-        check_packing(loss)
+        check_packing(objective)
     specs = group_specs(base.model, recipe.optimizer, recipe.adapter.magnitude)
     if place is not None:
         check_room(
@@ -142,7 +142,7 @@ def prepare(
             keep_best=recipe.training.keep_best,
         )
     updater = Updater(specs, recipe.optimizer)
-    return Prepared(recipe, base, data, loss, updater, total_steps(recipe, len(data.train)), predecessor)
+    return Prepared(recipe, base, data, objective, updater, total_steps(recipe, len(data.train)), predecessor)
 
 
 def total_steps(recipe: Recipe, num_documents: int) -> int:

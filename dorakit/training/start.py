@@ -8,11 +8,11 @@ from pathlib import Path
 
 from dorakit.data.precheck import check_rows
 from dorakit.errors import RunError, UsageError, shown
+from dorakit.interruptions import terminated_at_once
 from dorakit.parallel.environment import Member, this_process
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
 from dorakit.terminal import typed
-from dorakit.training.interruptions import terminated_at_once
 from dorakit.training.trackers import check_trackers
 from dorakit.versions import refuse_unfit_versions
 

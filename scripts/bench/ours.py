@@ -20,15 +20,15 @@ import torch
 
 from dorakit import Recipe, train
 from dorakit.build import build_model
-from dorakit.data.batches import documents_of_step, micro_batches
+from dorakit.data.batches import Batch, documents_of_step, micro_batches
 from dorakit.data.tokens import encode
 from dorakit.evaluation.likelihood import log_likelihoods
 from dorakit.evaluation.task import rows_to_measure
 from dorakit.model.generate import generate_ids
 from dorakit.model.load import load_base, pick_dtype
 from dorakit.model.source import resolve
-from dorakit.training.loss import SupervisedLoss
 from dorakit.training.metrics import Metrics
+from dorakit.training.objectives.supervised import SupervisedLoss
 
 HERE = Path(__file__).parent
 NUM_ROWS = 64  # evaluation
@@ -108,7 +108,8 @@ def scaling(data: str, settings: list[str]) -> dict[str, object]:
     for _ in range(2):
         began = time.perf_counter()
         for some, where in zip(torch.split(ids, size), torch.split(positions, size), strict=True):
-            (loss(some, some, where) / ids.numel()).backward()
+            batch = Batch({"input_ids": some, "position_ids": where}, some, some.numel(), ())
+            (loss(batch) / ids.numel()).backward()
         seconds.append(time.perf_counter() - began)
     return {"seconds": seconds[1:], "tokens": [ids.numel()]}
 
@@ -130,7 +131,7 @@ def profile(data: str, settings: list[str]) -> dict[str, object]:
 
     def step() -> None:
         for batch in batches:
-            loss(batch.input_ids, batch.labels, batch.position_ids).backward()
+            loss(batch).backward()
 
     step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:

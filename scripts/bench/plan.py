@@ -19,17 +19,23 @@ import torch
 
 from dorakit import Recipe
 from dorakit.build import build_model
+from dorakit.data.batches import Batch
 from dorakit.model.load import pick_dtype
 from dorakit.plan.device import this_machine
 from dorakit.plan.ledger import ledger, micro_batch
 from dorakit.plan.skeleton import find_config
 from dorakit.training.groups import group_specs
-from dorakit.training.loss import SupervisedLoss
+from dorakit.training.objectives.supervised import SupervisedLoss
 from dorakit.training.optim import Updater
 from dorakit.training.trained import trained_tensors
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 FIGURES = ("base", "trained", "optimizer", "activations")
+
+
+def supervised(ids: torch.Tensor, positions: torch.Tensor) -> Batch:
+    """Rows whose every token is supervised."""
+    return Batch({"input_ids": ids, "position_ids": positions}, ids, ids.numel(), ())
 
 
 class Training:
@@ -60,7 +66,7 @@ class Training:
         ids = torch.arange(rows * tokens).reshape(rows, tokens) * 7 % (vocabulary - 3) + 3
         self.updater.zero_grad()
         with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-            total = self.loss(ids, ids, torch.arange(tokens).repeat(rows, 1))
+            total = self.loss(supervised(ids, torch.arange(tokens).repeat(rows, 1)))
         saved = sum(storage.nbytes() for storage in kept.values())
         kept.clear()
         (total / ids.numel()).backward()

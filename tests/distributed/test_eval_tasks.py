@@ -19,7 +19,7 @@ from tiny_runs import tiny_run
 
 from dorakit.evaluation import task as rows_of_recipe
 from dorakit.evaluation.tasks import answering, measure, table
-from dorakit.training.loss import SupervisedLoss
+from dorakit.model.logits import Logits
 
 # As LETTERS, by the protocol of the math tasks.
 SUMS = replace(table.TASKS["AddSub"], name="sums", prompt="{instruction} :", max_new_tokens=8)
@@ -67,7 +67,7 @@ def calls(place):
     """For `before`: each rank counts the rows that it generates for or reads, in a file of its own."""
 
     def count(rank):
-        generate, read = answering.generate_ids, SupervisedLoss.logits_at
+        generate, read = answering.generate_ids, Logits.at
 
         def note(rows):
             with open(place / f"calls-{rank}", "a") as file:
@@ -78,10 +78,10 @@ def calls(place):
             return generate(*given, **options)
 
         def reading(self, *given):
-            note(given[0])
+            note(given[0]["input_ids"])
             return read(self, *given)
 
-        answering.generate_ids, SupervisedLoss.logits_at = generating, reading
+        answering.generate_ids, Logits.at = generating, reading
 
     return count
 

@@ -18,7 +18,8 @@ from dorakit.model.shares import Share
 from dorakit.parallel.sharding import shard_, sharded_bytes
 from dorakit.parallel.world import joined
 from dorakit.plan.estimate import estimate
-from dorakit.training import loss, optim_groups, validation
+from dorakit.training import optim_groups, validation
+from dorakit.training.objectives import supervised
 
 FSDP = ("--set", "parallel.strategy=fsdp")
 
@@ -131,7 +132,7 @@ def test_the_best_weights_are_those_that_are_kept(tied, tmp_path):
 
     def ever_worse(rank):
         losses = itertools.count(1)
-        validation.summed_loss = lambda loss, batches: (float(next(losses)), 1)
+        validation.summed_loss = lambda objective, batches: (float(next(losses)), 1)
 
     ended = dorakit_group(2, "train", site.recipe, *FSDP, "--set", "training.keep_best=true", before=ever_worse)
     assert ended.codes == [0, 0] and "keeping step 4" in ended.ranks[0].err, ended.ranks
@@ -173,7 +174,7 @@ def test_a_loss_in_pieces_of_which_ranks_have_different_numbers(tied, tmp_path, 
             site.recipe.write_text(site.recipe.read_text().replace("mode: full", "mode: dora, rank: 4, alpha: 8"))
 
         def small(rank):
-            loss.TOKENS_AT_ONCE = 24
+            supervised.TOKENS_AT_ONCE = 24
 
         ended = dorakit_group(size, "train", site.recipe, *FSDP, "--set", "training.max_steps=4", before=small)
         assert ended.codes == [0] * size, ended.ranks

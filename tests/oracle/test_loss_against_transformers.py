@@ -3,26 +3,27 @@
 import pytest
 import torch
 
+from dorakit.data.batches import Batch
 from dorakit.model.load import load_base
-from dorakit.training import loss as module
-from dorakit.training.loss import SupervisedLoss
+from dorakit.training.objectives import supervised
+from dorakit.training.objectives.supervised import SupervisedLoss
 
 
 @pytest.mark.parametrize("tokens_at_once", [1024, 5])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3"])
 def test_equals_transformers(monkeypatch, architecture, tokens_at_once):
     """gemma2 soft-caps its logits. Planted bugs that die here: labels not shifted; the cap forgotten."""
-    monkeypatch.setattr(module, "TOKENS_AT_ONCE", tokens_at_once)
+    monkeypatch.setattr(supervised, "TOKENS_AT_ONCE", tokens_at_once)
     model = load_base(f"tiny:{architecture}", dtype="float32", attention="eager").model
     model.requires_grad_(True)
     loss = SupervisedLoss(model)
-    assert loss.skips_logits == (architecture != "gemma2")
+    assert loss.logits.skips_others == (architecture != "gemma2")
     torch.manual_seed(0)
     ids = torch.randint(3, 250, (3, 20))
     labels = ids.clone()
     labels[0, :7] = labels[1, 12:] = labels[:, 0] = -100
     positions = torch.arange(20).expand(3, 20)
-    mine = loss(ids, labels, positions) / (labels[:, 1:] != -100).sum()
+    mine = loss(batch_of(ids, labels, positions)) / (labels[:, 1:] != -100).sum()
     mine.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -44,10 +45,14 @@ def test_packed_documents_do_not_see_each_other():
     labels = ids.clone()
     labels[0, 0] = labels[0, 9] = -100
     positions = torch.cat([torch.arange(9), torch.arange(6)])[None]
-    torch.testing.assert_close(loss(ids, labels, positions), apart)
+    torch.testing.assert_close(loss(batch_of(ids, labels, positions)), apart)
+
+
+def batch_of(ids, labels, positions):
+    return Batch({"input_ids": ids, "position_ids": positions}, labels, 0, ())
 
 
 def _alone(loss, document):
     labels = document.clone()
     labels[0] = -100
-    return loss(document[None], labels[None], torch.arange(len(document))[None])
+    return loss(batch_of(document[None], labels[None], torch.arange(len(document))[None]))

@@ -13,7 +13,8 @@ from dorakit.data.tokens import encode
 from dorakit.errors import GateError, Interrupted, ModelError, RunError
 from dorakit.model.generate import generate_ids
 from dorakit.target import open_target
-from dorakit.training import loop, loss, optim, prepare, validation
+from dorakit.training import loop, optim, prepare, validation
+from dorakit.training.objectives import supervised
 
 MODES = ["full", "lora", "dora", "qlora", "qdora"]
 OPTIMIZERS = ["adamw", "sgd", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"]
@@ -251,11 +252,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(monkeypatch, make_recip
     steps = []
     original = optim.Updater.step
     monkeypatch.setattr(optim.Updater, "step", lambda self, rate: (steps.append(rate), original(self, rate)))
-    forward = loss.SupervisedLoss.forward
+    forward = supervised.SupervisedLoss.forward
     monkeypatch.setattr(
-        loss.SupervisedLoss,
+        supervised.SupervisedLoss,
         "forward",
-        lambda self, *batch: forward(self, *batch) * (float("nan") if len(steps) == 2 else 1.0),
+        lambda self, batch: forward(self, batch) * (float("nan") if len(steps) == 2 else 1.0),
     )
     with pytest.raises(
         GateError, match=r"step 3: the loss is not finite.*no step was taken\.\n  rows: rows\.jsonl:"

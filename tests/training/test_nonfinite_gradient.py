@@ -10,25 +10,26 @@ import pytest
 from dorakit import Run, train
 from dorakit.errors import GateError
 from dorakit.files import write_json
-from dorakit.training import loss, optim
+from dorakit.training import optim
 from dorakit.training.nonfinite import pass_over
+from dorakit.training.objectives import supervised
 
 
 def test_no_step_is_taken(monkeypatch, make_recipe):
     """Planted bug caught: only the loss is looked at."""
     steps = []
-    step, forward = optim.Updater.step, loss.SupervisedLoss.forward
+    step, forward = optim.Updater.step, supervised.SupervisedLoss.forward
     monkeypatch.setattr(optim.Updater, "step", lambda self, rate: (steps.append(rate), step(self, rate)))
 
-    def forward_with_a_hole(self, *batch):
-        total = forward(self, *batch)
+    def forward_with_a_hole(self, batch):
+        total = forward(self, batch)
         if len(steps) != 2:
             return total
         # The root of 0 is 0, and its slope is not finite.
         weight = next(p for p in self.parameters() if p.requires_grad)
         return total + (weight * 0).square().sum().sqrt()
 
-    monkeypatch.setattr(loss.SupervisedLoss, "forward", forward_with_a_hole)
+    monkeypatch.setattr(supervised.SupervisedLoss, "forward", forward_with_a_hole)
     with pytest.raises(GateError, match="step 3: the gradient is not finite") as caught:
         train(make_recipe(), quiet=True)
     assert caught.value.exit_code == 5
@@ -48,7 +49,7 @@ def test_a_full_disk_hides_no_rows(tmp_path, monkeypatch, full):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
         monkeypatch.setattr("dorakit.run.write_json", refuse)
-    bad = SimpleNamespace(documents=["rows.jsonl:3", "rows.jsonl:7"])
+    bad = SimpleNamespace(rows=["rows.jsonl:3", "rows.jsonl:7"])
     with pytest.raises(GateError, match="step 5: the loss is not finite") as caught:
         pass_over(run, "stop", step=5, skipped=0, batches=[bad], losses=[math.nan], grad_norm=1.0)
     said = str(caught.value)

@@ -12,7 +12,7 @@ from dorakit import attach_, train
 from dorakit.errors import ModelError
 from dorakit.model.load import load_base
 from dorakit.model.tiny import tiny_tokenizer
-from dorakit.training.loss import SupervisedLoss
+from dorakit.training.objectives.supervised import SupervisedLoss
 
 
 @pytest.fixture

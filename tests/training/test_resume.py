@@ -14,8 +14,9 @@ from dorakit import Run, train
 from dorakit.build import build_tokenizer
 from dorakit.errors import GateError, Interrupted, ResourceError, RunError
 from dorakit.evaluation.rows import validation_rows
-from dorakit.training import checks, loop, loss, optim, result, validation
+from dorakit.training import checks, loop, optim, result, validation
 from dorakit.training.checks import check_room
+from dorakit.training.objectives import supervised
 from dorakit.training.trained import restore_trained
 
 
@@ -217,14 +218,14 @@ def test_a_run_whose_checkpoints_were_taken_away(stopped):
 
 def test_a_run_that_begins_again_says_so_and_is_training(make_recipe, monkeypatch):
     """Planted bugs caught: nothing said; the state stays failed."""
-    forward = loss.SupervisedLoss.forward
+    forward = supervised.SupervisedLoss.forward
     recipe = make_recipe("training.save_every=4", "training.epochs=2")
     with monkeypatch.context() as patch, pytest.raises(GateError):
         done = []
         patch.setattr(
-            loss.SupervisedLoss,
+            supervised.SupervisedLoss,
             "forward",
-            lambda self, *batch: (done.append(1), forward(self, *batch) * (float("nan") if len(done) > 5 else 1))[1],
+            lambda self, batch: (done.append(1), forward(self, batch) * (float("nan") if len(done) > 5 else 1))[1],
         )
         train(recipe, quiet=True)
     run = Run.open(recipe.output_dir.replace("{name}", "small"))
@@ -285,8 +286,8 @@ def test_facts_of_the_base_are_those_of_the_process_that_trained(make_recipe, mo
 def test_steps_done_again_are_told_once_in_nonfinite(stopped, monkeypatch):
     """Planted bug caught: the step that failed stands there twice after a resume that fails again."""
     run = stopped(2)
-    forward = loss.SupervisedLoss.forward
-    monkeypatch.setattr(loss.SupervisedLoss, "forward", lambda self, *batch: forward(self, *batch) * float("nan"))
+    forward = supervised.SupervisedLoss.forward
+    monkeypatch.setattr(supervised.SupervisedLoss, "forward", lambda self, batch: forward(self, batch) * float("nan"))
     for _ in range(2):
         with pytest.raises(GateError, match="step 3"):
             train(run.recipe, resume=run, quiet=True)

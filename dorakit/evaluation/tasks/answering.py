@@ -15,12 +15,12 @@ from dorakit.errors import ModelError
 from dorakit.evaluation.generation import Prediction, judged
 from dorakit.evaluation.likelihood import choose_options
 from dorakit.evaluation.metrics import option_judge
-from dorakit.evaluation.progress import progress, say
 from dorakit.evaluation.tasks.kept import KeptAnswers
 from dorakit.evaluation.tasks.rows import TaskRows
 from dorakit.model.generate import check_prompts, generate_ids
 from dorakit.model.stops import stop_token_ids
 from dorakit.parallel.world import World
+from dorakit.progress import progress, say
 from dorakit.target import Target
 
 # Rows at once; with beams each is several sequences.

@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 from dorakit.evaluation.generation import ready_template_, summary
 from dorakit.evaluation.harness import find_harness_tasks, measure_harness_tasks
-from dorakit.evaluation.progress import say
 from dorakit.evaluation.tasks.answering import answer_rows, check_lengths, questions_of, settings_of
 from dorakit.evaluation.tasks.kept import KeptAnswers, finish, key_of, weights_digest
 from dorakit.evaluation.tasks.rows import TaskRows, data_path, read_tasks
 from dorakit.evaluation.tasks.table import HARNESS, check_processes
 from dorakit.evaluation.written import beside, free_name, output_file
 from dorakit.files import write_json
+from dorakit.interruptions import explain_out_of_memory
 from dorakit.parallel.environment import this_process
 from dorakit.parallel.world import World, joined
 from dorakit.place import find_target
+from dorakit.progress import say
 from dorakit.target import Target, open_target
-from dorakit.training.interruptions import out_of_memory_said
 
 if TYPE_CHECKING:
     from dorakit.recipe.schema import Recipe
     from dorakit.run import Run
 
 
-@out_of_memory_said("smaller at the same result: --batch-size 1")
+@explain_out_of_memory("smaller at the same result: --batch-size 1")
 def evaluate_tasks(
     target: str,
     names: str,

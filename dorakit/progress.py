@@ -1,4 +1,4 @@
-"""How far a measurement is: a bar on a terminal, a plain line now and then elsewhere; always on stderr."""
+"""Progress and plain lines on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @contextlib.contextmanager
 def progress(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Give a function to call with the number of things done so far."""
+    """Yield a function to call with the number of items done so far."""
     console = Console(stderr=True)
     if quiet:
         yield lambda done: None
@@ -29,13 +29,13 @@ def progress(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[int],
     else:
         last = time.monotonic()
 
-        def tell(done: int) -> None:
+        def report(done: int) -> None:
             nonlocal last
             if done >= total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
                 say(f"{label}: {done}/{total}", quiet=False)
 
-        yield tell
+        yield report
 
 
 def say(line: str, *, quiet: bool) -> None:

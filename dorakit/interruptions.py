@@ -1,4 +1,4 @@
-"""What may break into a run from outside: a signal, and the end of memory."""
+"""Interruptions from outside: signals and failed allocations."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dorakit.errors import ResourceError, is_out_of_memory
 
 
 @contextlib.contextmanager
-def out_of_memory_said(advice: str) -> Iterator[None]:
-    """Turn an allocation that failed within the block into a ResourceError that says what to lower."""
+def explain_out_of_memory(advice: str) -> Iterator[None]:
+    """Turn a failed allocation within the block into a ResourceError that says what to lower."""
     try:
         yield
     except (RuntimeError, OSError, MemoryError) as error:
@@ -24,7 +24,7 @@ def out_of_memory_said(advice: str) -> Iterator[None]:
 
 
 class StoppedAtOnce(SystemExit):
-    """A signal to leave now. No Exception, so that no library on the way up can take it for its own."""
+    """Leave now, on a signal. Not an Exception, so that no library on the way up catches it."""
 
     def __init__(self, signal_number: int):
         self.exit_code = 128 + signal_number
@@ -33,7 +33,7 @@ class StoppedAtOnce(SystemExit):
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that receives SIGINT or SIGTERM, to be acted on at the next step boundary; the second one stops at once."""
+    """Collect SIGINT and SIGTERM in a list, for the next step boundary; the second one stops at once."""
     received: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -47,7 +47,7 @@ def stop_requests() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def terminated_at_once() -> Iterator[None]:
-    """SIGTERM raises StoppedAtOnce, so that the block is left through what cleans up, as it is after Ctrl-C."""
+    """SIGTERM raises StoppedAtOnce within the block, so that cleanup runs as after Ctrl-C."""
 
     def leave(number: int, _: Any) -> None:
         raise StoppedAtOnce(number)
@@ -58,7 +58,7 @@ def terminated_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_noted() -> Iterator[list[int]]:
-    """A list that receives SIGINT, however often it comes; what goes on in the block looks at it and ends by itself."""
+    """Collect every SIGINT in a list; the block checks it and ends by itself."""
     received: list[int] = []
     with _handling(lambda number, _: received.append(number), signal.SIGINT):
         yield received
@@ -66,7 +66,7 @@ def interrupts_noted() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def interrupts_raised() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also within `interrupts_noted`."""
+    """SIGINT raises KeyboardInterrupt within the block, even inside `interrupts_noted`."""
     with _handling(signal.default_int_handler, signal.SIGINT):
         yield
 
