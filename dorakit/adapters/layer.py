@@ -131,6 +131,10 @@ class AdapterLinear(nn.Module):
             self.base, x, a_RI, b_OR, scaling=self.scaling, dropped=dropped, gain=gain, has_small_gain=small
         )
 
+    def constants(self) -> list[Tensor]:
+        """Frozen tensors beside the base, which layers may have in common."""
+        return []
+
     # On disk
 
     @classmethod

@@ -25,7 +25,7 @@ class MiSSLinear(AdapterLinear):
 
     update_name: ClassVar = "miss"
     peft_type: ClassVar = "MISS"
-    peft_values: ClassVar = {"mini_r": "number", "miss_dropout": "dropout"}
+    peft_values: ClassVar = {"mini_r": "whole", "miss_dropout": "dropout"}
     on_disk: ClassVar = {"miss_block": "miss_block"}
     rank_dim: ClassVar = {"miss_block": 0}
     grows: ClassVar = "miss_block"
@@ -34,12 +34,16 @@ class MiSSLinear(AdapterLinear):
     def build_(self, device: torch.device, generator: torch.Generator | None, *, mini_rank: int | None = None) -> None:
         """Zeros."""
         self.mini_rank = mini_rank
-        if self.mini_rank and self.out_features % self.mini_rank:
+        if self.mini_rank is not None and (self.mini_rank < 1 or self.out_features % self.mini_rank):
             raise ModelError(
                 f"adapter.miss.mini_rank {self.mini_rank} does not divide the {self.out_features} outputs of a target\n"
                 "  set one that divides the outputs of all of them"
             )
         self.miss_block = nn.Parameter(torch.zeros(self.rank, self.mini_rank or self.out_features, device=device))
+
+    def constants(self) -> list[Tensor]:
+        """A."""
+        return [_block_sum(self.rank, self.in_features, self.miss_block.device)]
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The frozen A, and D^T."""

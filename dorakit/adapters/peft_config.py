@@ -162,6 +162,10 @@ def _check_values(path: Path, config: dict[str, Any], own: dict[str, str]) -> No
         value = config.get(key)
         if kind == "number":
             expect(key, "a number", _is_number(value))
+        elif kind == "whole":
+            expect(
+                key, "a whole number of at least 0", value is None or (_is_number(value) and value == int(value) >= 0)
+            )
         elif kind == "dropout":
             expect(key, "a number from 0 to below 1", value is None or (_is_number(value) and 0 <= value < 1))
         elif kind == "flag":

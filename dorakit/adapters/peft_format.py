@@ -263,7 +263,8 @@ def matched_parameters(model: PreTrainedModel, tensors: dict[str, Tensor], path:
             key = f"{name}.{layer.disk_key(own)}"
             # PEFT strips the trailing .weight of a magnitude on disk; older files have it.
             wanted[key if key in tensors or f"{key}.weight" not in tensors else f"{key}.weight"] = parameter
-    shared = {key for _, layer in adapter_layers(model) for key in layer.shared_keys}
+    layers = dict(adapter_layers(model))
+    shared = next(iter(layers.values())).shared_tensors(layers) if layers else {}
     trained = {
         f"{name}.{key}": parameter
         for name, module in whole_modules(model)
@@ -272,11 +273,18 @@ def matched_parameters(model: PreTrainedModel, tensors: dict[str, Tensor], path:
     tied = {id(parameter) for key, parameter in trained.items() if key in tensors}
     wanted |= {key: parameter for key, parameter in trained.items() if key in tensors or id(parameter) not in tied}
     problems = [f"lacks {name}" for name in sorted(wanted.keys() - tensors.keys())]
-    problems += [f"has {name}, which nothing here reads" for name in sorted(tensors.keys() - wanted.keys() - shared)]
+    problems += [
+        f"has {name}, which nothing here reads" for name in sorted(tensors.keys() - wanted.keys() - shared.keys())
+    ]
     problems += [
         f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(wanted[name].shape)}"
         for name in sorted(wanted.keys() & tensors.keys())
         if tensors[name].shape != wanted[name].shape
+    ]
+    problems += [
+        f"{name} is another one than the model has: it was drawn from another seed, or by another version"
+        for name in sorted(tensors.keys() & shared.keys())
+        if not torch.equal(tensors[name].float(), shared[name].cpu())
     ]
     if problems:
         raise ModelError(f"{path / WEIGHTS} does not fit:\n  {listed(problems)}")

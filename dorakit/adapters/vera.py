@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dorakit.adapters.layer import AdapterLinear
+from dorakit.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class VeRALinear(AdapterLinear):
 
     update_name: ClassVar = "vera"
     peft_type: ClassVar = "VERA"
-    peft_values: ClassVar = {"d_initial": "number", "vera_dropout": "dropout", "projection_prng_key": "number"}
+    peft_values: ClassVar = {"d_initial": "number", "vera_dropout": "dropout", "projection_prng_key": "whole"}
     on_disk: ClassVar = {"vera_lambda_d": "vera_lambda_d", "vera_lambda_b": "vera_lambda_b"}
     rank_dim: ClassVar = {"vera_lambda_d": 0}
     grows: ClassVar = "vera_lambda_b"
@@ -82,8 +83,17 @@ class VeRALinear(AdapterLinear):
         projections = Projections.draw(rank, inputs, outputs, seed=seed, device=device)
         if tensors:
             a, b = (tensors[key].float().to(device) for key in cls.shared_keys)
+            if (a.shape, b.shape) != (projections.A.shape, projections.B.shape):
+                raise ModelError(
+                    f"vera_A and vera_B are {tuple(a.shape)} and {tuple(b.shape)}; the adapted layers need "
+                    f"{tuple(projections.A.shape)} and {tuple(projections.B.shape)}"
+                )
             projections = Projections(a, b, seed)
         return {"projections": projections, **settings}
+
+    def constants(self) -> list[Tensor]:
+        """The projections."""
+        return [self.projections.A, self.projections.B]
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """diag(d) A and diag(b) B."""

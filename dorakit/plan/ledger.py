@@ -85,6 +85,8 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
     if recipe.method == "dora":
         # Squared norms of the base, and the norm in use.
         base += sum(2 * 4 * layer.out_features for _, layer in adapter_layers(model))
+    constants_beside = {id(t): t.nbytes for _, layer in adapter_layers(model) for t in layer.constants()}
+    base += sum(constants_beside.values())
     shared, gathered = shareable(recipe, model, packed)
     trained = num_trained(model)
     specs = group_specs(model, recipe.optimizer, recipe.adapter.magnitude)

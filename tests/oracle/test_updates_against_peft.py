@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from peft import MissConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from dorakit import attach_, load_adapter, save_adapter
+from dorakit.adapters.continued import continue_adapter_
 from dorakit.errors import ModelError
 from dorakit.model.load import load_base
 
@@ -116,4 +118,25 @@ def test_an_update_that_is_not_known(tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "dorakit": {"update": "nova"}}))
     with pytest.raises(ModelError, match="only LORA, VERA, MISS can be read"):
+        load_adapter(base(), tmp_path)
+
+
+def test_other_matrices_than_the_seeds_are_refused(tmp_path):
+    """`--from` an adapter whose frozen matrices the seed does not draw. Planted bug caught: b and d put around other ones."""
+    model, again = base(), base()
+    attach_(model, method="lora", update="vera", rank=6, settings={"seed": 1})
+    attach_(again, method="lora", update="vera", rank=6, settings={"seed": 2})
+    save_adapter(model, tmp_path, base_name_or_path="x")
+    with pytest.raises(ModelError, match="vera_A is another one than the model has"):
+        continue_adapter_(again, tmp_path)
+
+
+def test_matrices_of_another_size_are_refused(tmp_path):
+    model = base()
+    attach_(model, method="lora", update="vera", rank=6)
+    save_adapter(model, tmp_path, base_name_or_path="x")
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    tensors["base_model.vera_A"] = tensors["base_model.vera_A"][:, :8].contiguous()
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"vera_A and vera_B are \(6, 8\)"):
         load_adapter(base(), tmp_path)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from tiny_runs import tiny_recipe
 
+from dorakit.adapters.attach import adapter_layers
+from dorakit.methods import UPDATES
 from dorakit.plan.ledger import ledger
 from dorakit.plan.skeleton import find_config
 
@@ -45,6 +47,21 @@ def test_bytes_are_those_of_a_real_step(tmp_path, mode, tokens, optimizer):
     assert plan.gradients == found["gradients"]
     assert plan.optimizer == found["optimizer"]
     assert plan.checkpoint == found["trained"] + found["optimizer"]
+    assert plan.activations + plan.logits == pytest.approx(found["activations"], rel=0.1)
+
+
+@pytest.mark.parametrize("update", [name for name in UPDATES if name != "lora"])
+@pytest.mark.parametrize("mode", ["lora", "qdora"])
+def test_bytes_of_every_update(tmp_path, mode, update):
+    """What its layers have in common counts once."""
+    scale = ["adapter.alpha=16"] if "adapter.alpha" not in UPDATES[update].ignores else []
+    recipe = tiny_recipe(tmp_path, mode, (f"adapter.update={update}", *scale))
+    training = Training(recipe)
+    plan, found = planned(recipe), training.step(64)
+    constants = {id(t): t.nbytes for _, layer in adapter_layers(training.model) for t in layer.constants()}
+    assert plan.base == found["base"] + sum(constants.values()) + (8_192 if "dora" in mode else 0)
+    assert plan.trained == found["trained"]
+    assert plan.optimizer == found["optimizer"]
     assert plan.activations + plan.logits == pytest.approx(found["activations"], rel=0.1)
 
 
