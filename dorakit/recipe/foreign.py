@@ -297,9 +297,8 @@ KEYS: dict[str, str] = {
     **dict.fromkeys(("warmup_fraction", "warmup_proportion"), "optimizer.warmup_ratio"),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_betas", "beta1", "beta2"), "optimizer.betas"),
     **dict.fromkeys(("adam_epsilon", "adam_eps", "epsilon"), "optimizer.eps"),
-    **dict.fromkeys(
-        ("loraplus_lr_ratio", "dora_lr_ratio", "magnitude_lr_ratio"), "adapter.magnitude.learning_rate_ratio"
-    ),
+    **dict.fromkeys(("dora_lr_ratio", "magnitude_lr_ratio"), "adapter.magnitude.learning_rate_ratio"),
+    "loraplus_lr_ratio": "optimizer.lora_plus.ratio",
     # run
     **dict.fromkeys(("output_path", "adapter_path", "save_dir", "save_path", "out_dir", "run_dir"), "output_dir"),
     **dict.fromkeys(

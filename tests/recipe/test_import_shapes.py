@@ -81,7 +81,13 @@ SHAPES = {
     ),
     "LLaMA-Factory, DoRA with LoRA+ and PiSSA": (
         FACTORY + "use_dora: true\nlora_rank: 16\nloraplus_lr_ratio: 16.0\npissa_init: true\n",
-        {"adapter.mode": "dora", "adapter.alpha": 32, "adapter.magnitude.learning_rate_ratio": 1.0},
+        {
+            "adapter.mode": "dora",
+            "adapter.alpha": 32,
+            "adapter.magnitude.learning_rate_ratio": 1.0,
+            "optimizer.rule": "lora-plus",
+            "optimizer.lora_plus.ratio": 16.0,
+        },
         {"loraplus_lr_ratio", "pissa_init"},
     ),
     "LLaMA-Factory, eight bits": (FACTORY + "quantization_bit: 8\n", {"adapter.mode": "lora"}, {"quantization_bit"}),

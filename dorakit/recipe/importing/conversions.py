@@ -65,6 +65,14 @@ def carry_adapter(ledger: Ledger, *, rank: int | None, alpha: float | None, drop
     ledger.carry("adapter.alpha", "lora_alpha", default=alpha)
     ledger.carry("adapter.dropout", "lora_dropout", default=dropout)
     ledger.carry("adapter.rslora", "use_rslora", "peft_use_rslora")
+    if ratio := ledger.number("loraplus_lr_ratio"):
+        ledger.set("optimizer.rule", "lora-plus", "loraplus_lr_ratio")
+        ledger.set("optimizer.lora_plus.ratio", float(ratio), "loraplus_lr_ratio")
+        if str(ledger.recipe.get("adapter.mode")).endswith("dora"):
+            reason = "of B, as there; a magnitude keeps the recipe's rate here, where it has B's there"
+            ledger.leave("loraplus_lr_ratio", ratio, reason)
+    if (rate := ledger.take("loraplus_lr_embedding")) is not None:
+        ledger.leave("loraplus_lr_embedding", rate, "modules trained whole keep the recipe's rate here")
     for name in ("init_lora_weights", "peft_init_lora_weights"):
         start = ledger.take(name)
         if start in _PAPER_START:

@@ -11,7 +11,6 @@ MEANS_ANOTHER_THING = {
     "max_steps_per_epoch": "training.max_steps counts the steps of all epochs here",
     "model_type": _ARCHITECTURE,
     "architectures": _ARCHITECTURE,
-    "loraplus_lr_ratio": "A and B have one learning rate here; adapter.magnitude.learning_rate_ratio is of DoRA's m",
     "data_seed": "training.seed is the seed of everything here",
     "pad_to_sequence_len": "rows are padded to the longest of a pass here",
     "multipack": "data.packing lays documents into one row here",
