@@ -33,7 +33,7 @@ def find_files(recipe: Recipe, *, dtype: str | None = None) -> BaseFiles:
 def find_files_to_train(recipe: Recipe) -> BaseFiles:
     """As `find_files`, in the dtype that `build_model` loads."""
     # Masters are float32, or updates smaller than half an ulp would round away; the compute dtype is the loop's.
-    return find_files(recipe, dtype="float32" if recipe.method is None else None)
+    return find_files(recipe, dtype="float32" if recipe.trains_whole else None)
 
 
 def build_base(
@@ -44,7 +44,7 @@ def build_base(
     `found` is of `find_files`, where that was called already; `arrival` says what else the weights go through.
     """
     model = recipe.model
-    if recipe.is_quantized and not original:
+    if recipe.stores_nf4 and not original:
         arrival = replace(arrival, nf4=nf4_format(recipe))
     base = load_weights(found or find_files(recipe), attention=model.attention, arrival=arrival)
     if (stored := stored_format(base.model)) is not None:
@@ -71,7 +71,7 @@ def _check_stored(recipe: Recipe, stored: NF4Format) -> None:
     Raises:
         ModelError: Another format than the recipe's, or row norms of weights that are gone.
     """
-    if not recipe.is_quantized:
+    if not recipe.stores_nf4:
         return
     asked = NF4Format(recipe.quantization.block_size, recipe.quantization.double_quant, ())
     if asked != stored:
@@ -112,7 +112,7 @@ def build_model(
     """
     adapter = recipe.adapter
     base = build_base(recipe, found=found or find_files_to_train(recipe), arrival=arrival)
-    if recipe.method is None:
+    if recipe.trains_whole:
         if any(isinstance(module, NF4Linear) for module in base.model.modules()):
             raise ModelError(
                 f"{recipe.model.base} is stored as NF4 and cannot be trained whole; use adapter.mode: qlora or qdora"
@@ -149,11 +149,10 @@ def attach_adapter_(model: nn.Module, recipe: Recipe, *, keeps_ties: bool = True
     Raises:
         ModelError: The adapter does not fit the model.
     """
-    assert recipe.method is not None
     adapter = recipe.adapter
     attach_(
         model,
-        method=recipe.method,
+        method="dora" if recipe.has_magnitude else "lora",
         update=adapter.update,
         target_modules=adapter.target_modules,
         rank=adapter.rank,

@@ -213,7 +213,7 @@ def _storage(directory: Path, recipe: Recipe | None) -> tuple[NF4Format | None, 
     if stored is not None:
         return (None if stored == "unquantized" else stored), []
     silence = f"{directory} has no {STORAGE}, so nothing says how the base was stored in training"
-    if recipe is not None and recipe.is_quantized:
+    if recipe is not None and recipe.stores_nf4:
         return nf4_format(recipe), [f"{silence}: NF4, as in the recipe, is taken"]
     return None, [f"{silence}: its weights are taken as they are"]
 

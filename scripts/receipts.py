@@ -130,7 +130,7 @@ def main() -> None:
         for match in filter(None, rounded):
             lost += f" (bfloat16: {match[1]})"
         kinds = ["layer forgotten", "scale wrong", "file changed"]
-        kinds += ["magnitude dropped"] if run.recipe.method == "dora" else []
+        kinds += ["magnitude dropped"] if run.recipe.has_magnitude else []
         refused = []
         for kind in kinds:
             with wrong(kind):

@@ -135,7 +135,7 @@ def quantize(
         )
     show_moved(content["compared"], "NF4")
     run = run_around(target)
-    if run is not None and run.recipe.method is not None:
+    if run is not None and not run.recipe.trains_whole:
         place = typed(run.path)
         typer.echo(
             printable(

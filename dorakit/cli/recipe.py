@@ -193,7 +193,7 @@ def _recipe_files(arguments: list[str]) -> list[str]:
 
 
 def _summary(recipe: Recipe) -> str:
-    adapter = "" if recipe.method is None else f" rank {recipe.adapter.rank}"
+    adapter = "" if recipe.trains_whole else f" rank {recipe.adapter.rank}"
     sources = ", ".join(source.path for source in recipe.data.train)
     return f"{recipe.adapter.mode}{adapter} on {recipe.model.base}, {sources}"
 

@@ -120,7 +120,7 @@ def train(
         if page is not None:
             typer.echo(printable(f"report: {page}"), err=True)
         typer.echo(printable(f"next:  dorakit eval {typed(finished.path)}"), err=True)
-        if plan.method is not None:
+        if not plan.trains_whole:
             typer.echo(printable(f"       dorakit merge {typed(finished.path)}"), err=True)
 
 

@@ -102,7 +102,7 @@ def plan_merge(
     if place.kind == "model":
         raise UsageError(f"nothing to merge: {place.text} is a whole model, not a run or an adapter directory")
     recipe = place.run.recipe if place.run else None
-    if place.run is not None and recipe is not None and recipe.method is None:
+    if place.run is not None and recipe is not None and recipe.trains_whole:
         raise UsageError(
             f"nothing to merge: {place.run.path} was trained in mode full, {place.run.model} is the whole model"
         )
@@ -118,7 +118,7 @@ def plan_merge(
     plan = MergePlan(
         place, recipe, directory, onto, wants_original, dtype, section.max_lost, base_model, accept_changes, quiet
     )
-    is_nf4 = recipe is not None and recipe.is_quantized
+    is_nf4 = recipe is not None and recipe.stores_nf4
     if place.kind == "adapter" and place.path is not None:
         stored = base_storage(place.path)
         is_nf4, plan.knows_base = isinstance(stored, NF4Format), stored is not None

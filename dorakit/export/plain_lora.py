@@ -156,7 +156,7 @@ def _adapter_place(text: str) -> Place:
     if place.kind == "model":
         raise UsageError(f"no adapter to export: {text} is a whole model, not a run or an adapter directory")
     if place.run is not None:
-        if place.run.recipe.method is None:
+        if place.run.recipe.trains_whole:
             raise UsageError(
                 f"no adapter to export: {text} was trained in mode full, {place.run.model} is the whole model"
             )
@@ -167,7 +167,7 @@ def _adapter_place(text: str) -> Place:
 def _base_of_server(place: Place, onto: _Onto, note: _Note) -> _Onto:
     """What `onto` comes to for this adapter, as for a merge."""
     if place.kind == "run" and place.run is not None:
-        is_nf4 = place.run.recipe.is_quantized
+        is_nf4 = place.run.recipe.stores_nf4
     else:
         assert place.path is not None
         is_nf4 = isinstance(base_storage(place.path), NF4Format)

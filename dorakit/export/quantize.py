@@ -162,14 +162,14 @@ def _source(place: Place, *, quiet: bool) -> tuple[str, str, Literal["trained", 
     run = place.run
     if run is not None and place.path is not None and place.path.resolve() == run.merged.resolve():
         receipt = read_receipt(run.merged, MERGE_RECEIPT)
-        if run.recipe.is_quantized and receipt.get("onto") == "trained":
+        if run.recipe.stores_nf4 and receipt.get("onto") == "trained":
             say(f"{place.text} lies on the NF4 grid of its base: taking the adapter of {run.path} instead", quiet=quiet)
             return str(run.path), "adapter, merged in memory onto the original weights", "original"
     if place.kind == "adapter":
         return place.text, "adapter, merged in memory onto the original weights", "original"
     if place.kind != "run" or run is None or run.result == run.model:
         return place.text, "model", "trained"
-    if run.recipe.is_quantized:
+    if run.recipe.stores_nf4:
         return place.text, "adapter, merged in memory onto the original weights", "original"
     if not (run.merged / MERGE_RECEIPT).is_file():
         return place.text, "adapter, merged in memory", "trained"
@@ -281,7 +281,7 @@ def _skipped(model: PreTrainedModel, form: NF4Format) -> tuple[str, ...]:
 def _format(target: Target) -> NF4Format:
     """As the run stored its base in a q mode, else bitsandbytes' defaults with double quantization."""
     recipe = target.recipe
-    if recipe is None or not recipe.is_quantized:
+    if recipe is None or not recipe.stores_nf4:
         return NF4Format()
     section = recipe.quantization
     return NF4Format(section.block_size, section.double_quant, tuple(section.skip_modules))

@@ -140,7 +140,7 @@ def _of_run(run: Run) -> Trained:
     config = {} if adapter is None else check_adapter(adapter)[0]
     # Only a base from the hub has a commit in the run's record.
     revision = str(run.read("run.json").get("base", {}).get("revision") or "")
-    storage = nf4_format(recipe) if recipe.is_quantized else None
+    storage = nf4_format(recipe) if recipe.stores_nf4 else None
     return Trained(
         str(run.path),
         run.path,

@@ -125,9 +125,9 @@ def _changes(recipe: Recipe, row_tokens: int, on_card: bool) -> Iterator[_Change
             yield _Change(
                 "optimizer.name", (name,), "states in 8 bits" + (", which page to the host" if on_card else "")
             )
-    if recipe.method is None:
+    if recipe.trains_whole:
         yield _Change("adapter.mode", ("lora",), "an adapter instead of all weights: another learning rate")
-    elif not recipe.is_quantized:
+    elif not recipe.stores_nf4:
         yield _Change("adapter.mode", (f"q{mode}",), "the frozen base in 4 bits")
     if row_tokens >= 2 * _SHORTEST:
         yield _Change("data.max_seq_len", _halves(row_tokens, _SHORTEST), _OVERLENGTH[recipe.data.overlength])

@@ -72,7 +72,7 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
     Raises:
         ModelError: The model cannot be planned, or the adapter does not fit it.
     """
-    lowered = dtype if recipe.method is None and dtype != torch.float32 else None
+    lowered = dtype if recipe.trains_whole and dtype != torch.float32 else None
     model = build_skeleton(recipe, config, torch.float32 if lowered else dtype)
     frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
     packed = quantized_layers(recipe, model)
@@ -82,7 +82,7 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
     base += constants + sum(
         layer.weight.numel() // 2 - layer.weight.nbytes + 4 * layer.out_features for layer in packed
     )
-    if recipe.method == "dora":
+    if recipe.has_magnitude:
         # Squared norms of the base, and the norm in use.
         base += sum(2 * 4 * layer.out_features for _, layer in adapter_layers(model))
     constants_beside = {id(t): t.nbytes for _, layer in adapter_layers(model) for t in layer.constants()}
@@ -142,7 +142,7 @@ def _keeps_whole_scores(recipe: Recipe, dtype: torch.dtype, tokens: int, *, on_c
     """As model/attention.py chooses; under autocast, in mode full, queries are float32 and stay with torch's kernel."""
     if recipe.model.attention == "eager":
         return True
-    is_slow = not on_card and dtype == torch.bfloat16 and recipe.method is not None
+    is_slow = not on_card and dtype == torch.bfloat16 and not recipe.trains_whole
     return recipe.model.attention == "auto" and is_slow and tokens <= LONGEST
 
 

@@ -38,12 +38,12 @@ class OnRanks:
 def on_ranks(ledger: Ledger, recipe: Recipe, ranks: int, *, rows: int) -> list[OnRanks]:
     """Of ddp and of fsdp; `rows` is the largest forward pass of one process."""
     part = (ranks - 1) / ranks
-    whole = ledger.base if recipe.method else ledger.base + ledger.trained
+    whole = ledger.base if not recipe.trains_whole else ledger.base + ledger.trained
     base = whole - ledger.shareable + math.ceil(ledger.shareable / ranks)
     passes = math.ceil(recipe.training.batch_size / (rows * ranks))
     gathered = 2 * passes * part * ledger.shareable  # forward and backward
     peak = ledger.peak - whole + base + ledger.gathered
-    if recipe.method is None:  # gradients are summed where they are gathered from, after every backward pass
+    if recipe.trains_whole:  # gradients are summed where they are gathered from, after every backward pass
         gradient = passes * part * ledger.gradients
         followers = ledger.gradients + ledger.optimizer - ledger.paged
         # The gradients of these groups are whole until they are summed.
@@ -69,7 +69,7 @@ def shareable(recipe: Recipe, model: PreTrainedModel, packed: list[nn.Linear]) -
     def taken(module: nn.Module) -> int:
         total = 0
         for parameter in module.parameters():
-            if (parameter.requires_grad and recipe.method) or id(parameter) in seen:
+            if (parameter.requires_grad and not recipe.trains_whole) or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
             total += _stored(parameter, quantized.get(id(parameter)), recipe)

@@ -61,7 +61,7 @@ def build_skeleton(recipe: Recipe, config: Any, dtype: torch.dtype) -> PreTraine
         raise ModelError(f"no causal language model can be built from this config: {reason}") from error
     model.tie_weights()
     model.requires_grad_(False)
-    if recipe.method is None:
+    if recipe.trains_whole:
         train_text_part_(model)
     else:
         attach_adapter_(model, recipe)
@@ -71,8 +71,8 @@ def build_skeleton(recipe: Recipe, config: Any, dtype: torch.dtype) -> PreTraine
 def quantized_layers(recipe: Recipe, model: PreTrainedModel) -> list[nn.Linear]:
     """The linear layers that a q mode stores as NF4, or that the base comes with as NF4; else none."""
     stated = model.config.to_dict()
-    comes_as_nf4 = recipe.method is not None and is_nf4(stated)
-    if not recipe.is_quantized and not comes_as_nf4:
+    comes_as_nf4 = not recipe.trains_whole and is_nf4(stated)
+    if not recipe.stores_nf4 and not comes_as_nf4:
         return []
     skipped = skipped_modules(stated) if comes_as_nf4 else recipe.quantization.skip_modules
     return [layer for _, layer in layers_to_store(model, skipped)]

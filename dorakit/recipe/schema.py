@@ -499,19 +499,24 @@ class Recipe(Section):
     _origin: Origin = PrivateAttr()
 
     @property
-    def is_quantized(self) -> bool:
+    def trains_whole(self) -> bool:
+        """Whether the model itself is trained, with no adapter."""
+        return self.adapter.mode == "full"
+
+    @property
+    def has_magnitude(self) -> bool:
+        """Whether the adapters have DoRA's magnitude."""
+        return self.adapter.mode in ("dora", "qdora")
+
+    @property
+    def stores_nf4(self) -> bool:
         """Whether the frozen base is stored as NF4."""
         return self.adapter.mode in ("qlora", "qdora")
 
     @property
-    def method(self) -> str | None:
-        """The adapter method, lora or dora whatever the base's storage; None for full fine-tuning."""
-        return None if self.adapter.mode == "full" else self.adapter.mode.removeprefix("q")
-
-    @property
     def has_original_magnitude(self) -> bool:
         """Whether a magnitude starts as the row norms of the weight before it was quantized."""
-        return self.method == "dora" and self.adapter.magnitude.init == "original"
+        return self.has_magnitude and self.adapter.magnitude.init == "original"
 
     @property
     def origin(self) -> Origin:

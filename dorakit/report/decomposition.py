@@ -164,10 +164,10 @@ def decompose(run: Run, snapshots: Sequence[Snapshot] | None = None) -> list[Mat
     """
     snapshots = find_snapshots(run)[0] if snapshots is None else snapshots
     recipe = run.recipe
-    measured = _measure_adapters if recipe.method else _measure_whole
+    measured = _measure_adapters if not recipe.trains_whole else _measure_whole
     base = (
         build_model(recipe, keeps_ties=begins_with_ties(run))
-        if recipe.method
+        if not recipe.trains_whole
         else build_base(recipe, found=find_files_to_train(recipe))
     )
     check_base(run, base.identity)

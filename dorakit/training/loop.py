@@ -268,7 +268,7 @@ class _Training:
             self.metrics.say(f"keeping step {done.best_step}, validation loss {done.best_loss:.4f}")
         self.validation.look_after(done, self.metrics)
         whole: dict[str, Tensor] = {}
-        if self.recipe.method is None:
+        if self.recipe.trains_whole:
             whole = whole_model(self.model.to(self.objective.compute_dtype), keep=keep)
         self.world.from_first(lambda: self._write(whole))
         return self.directory

@@ -91,7 +91,7 @@ def prepare(
     if resume is not None:
         keeps_ties = world.from_first(lambda: begins_with_ties(resume))
     shards = recipe.parallel.strategy == "fsdp" and world.size > 1
-    trains_whole, dtype = recipe.method is None, pick_dtype(recipe.model.dtype)
+    trains_whole, dtype = recipe.trains_whole, pick_dtype(recipe.model.dtype)
     # Rows before weights: one that does not fit costs seconds.
     found = find_files_to_train(recipe)
     # The same on all ranks, and on the day of a resume: a chat template may write it.

@@ -47,7 +47,7 @@ def write_result(run: Run, recipe: Recipe, base: Base, whole: dict[str, Tensor])
     Raises:
         RunError: What was written reads back as something else.
     """
-    if recipe.method is None:
+    if recipe.trains_whole:
         with whole_directory(run.model, what="result") as staging:
             # transformers refuses to save some of the settings that models come with.
             with ready_to_generate(base.model):

@@ -93,7 +93,7 @@ def _check_strategy(recipe: Recipe, member: Member) -> None:
             f"parallel.strategy: single, and this is rank {member.rank} of {member.size} processes\n"
             "  start one process, or set parallel.strategy: auto"
         )
-    if strategy == "fsdp" and recipe.method is None and "8bit" in recipe.optimizer.name:
+    if strategy == "fsdp" and recipe.trains_whole and "8bit" in recipe.optimizer.name:
         raise UsageError(
             f"optimizer.name: {recipe.optimizer.name} keeps its state in blocks, which adapter.mode: full with "
             "parallel.strategy: fsdp would cut elsewhere for every number of processes\n"

@@ -174,12 +174,12 @@ def _shape_problems(
 ) -> list[Problem]:
     problems = []
     wanted = recipe.adapter
-    if recipe.method is None or (method == "dora" and recipe.method != "dora"):
+    if recipe.trains_whole or (method == "dora" and not recipe.has_magnitude):
         kind = "magnitudes (DoRA), which" if method == "dora" else "A and B, which"
         message = f"adapter.mode is {wanted.mode}, and the adapter {directory} has {kind} this mode does not train"
         modes = "dora or qdora" if method == "dora" else "dora, qdora, lora or qlora"
         problems.append(problem_at(recipe, "adapter.mode", message, f"set {modes}"))
-        if recipe.method is None:
+        if recipe.trains_whole:
             return problems
     own = layer_class_of(config).from_peft(config)
     if (update := layer_class_of(config).update_name) != wanted.update:
@@ -243,8 +243,8 @@ def _targets(model: PreTrainedModel, modules: frozenset[str]) -> str:
 def _storage_problems(recipe: Recipe, directory: Path) -> list[Problem]:
     """Whether the base is stored as it was when the adapter was trained; PEFT's own adapters do not say."""
     stored = base_storage(directory)
-    own = nf4_format(recipe) if recipe.is_quantized else "unquantized"
-    if recipe.method is None or stored is None or _in_words(stored) == _in_words(own):
+    own = nf4_format(recipe) if recipe.stores_nf4 else "unquantized"
+    if recipe.trains_whole or stored is None or _in_words(stored) == _in_words(own):
         return []
     message = (
         f"adapter.mode {recipe.adapter.mode} trains on a base stored {_in_words(own)}, "

@@ -8,7 +8,7 @@ from dorakit.recipe.schema import Recipe
 
 
 def peak_of(recipe):
-    base = 10 if recipe.is_quantized else 50
+    base = 10 if recipe.stores_nf4 else 50
     states = 5 if recipe.optimizer.name.endswith("8bit") else 20
     kept = 10 * recipe.training.micro_batch_size * recipe.data.max_seq_len // 256
     return base + states + (kept // 4 if recipe.training.gradient_checkpointing else kept)
