@@ -36,6 +36,7 @@ class _Row:
     path: str
     state: str
     mode: str | None = None
+    update: str | None = None
     rank: int | None = None
     base: str | None = None
     steps: int | None = None
@@ -101,6 +102,7 @@ def _row(path: Path) -> _Row:
         path=str(path),
         state=state,
         mode=settings.get("adapter.mode"),
+        update=settings.get("adapter.update"),
         rank=int(rank) if (rank := settings.get("adapter.rank", "")).isdigit() else None,
         base=settings.get("model.base"),
         steps=facts.get("steps", step),
@@ -176,7 +178,11 @@ def _cells(row: _Row) -> dict[str, str]:
     """One run's line of the table, by column."""
     shown = {
         "state": row.state.partition(": ")[0],
-        "mode": "" if row.mode is None else row.mode + (f" r={row.rank}" if row.rank else ""),
+        "mode": " ".join(
+            word
+            for word in (row.mode, "" if row.update == "lora" else row.update, f"r={row.rank}" if row.rank else "")
+            if word
+        ),
         "steps": "" if row.steps is None else str(row.steps),
         "loss": "" if row.loss is None else f"{row.loss:.4f}",
         "validation": "" if row.validation_loss is None else f"{row.validation_loss:.4f}",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dorakit.errors import RunError, UsageError
+from dorakit.methods import UPDATES
 from dorakit.recipe.resolved import settings
 from dorakit.recipe.schema import MODES, Recipe
 from dorakit.run import Run
@@ -35,8 +36,8 @@ class Cell:
             rate = repr(self.learning_rate)
         return f"{self.mode}{rank}-lr{rate}-seed{self.seed}"
 
-    def overrides(self, scale: float, output: Path) -> list[str]:
-        """What makes the recipe this cell's; `scale` is alpha / rank, which is the same in all cells."""
+    def overrides(self, scale: float | None, output: Path) -> list[str]:
+        """What makes the recipe this cell's; `scale` is alpha / rank, the same in all cells, None for an update without alpha."""
         lines = [
             f"adapter.mode={self.mode}",
             f"optimizer.learning_rate={self.learning_rate!r}",
@@ -44,7 +45,9 @@ class Cell:
             f"output_dir={output / self.name}",
         ]
         if self.rank is not None:
-            lines += [f"adapter.rank={self.rank}", f"adapter.alpha={scale * self.rank!r}"]
+            lines.append(f"adapter.rank={self.rank}")
+            if scale is not None:
+                lines.append(f"adapter.alpha={scale * self.rank!r}")
         return lines
 
 
@@ -80,7 +83,8 @@ def grid(
 def cell_recipe(path: Path, cell: Cell, output: Path, overrides: Sequence[str], *, twin: bool) -> Recipe:
     """The recipe of one cell."""
     plain = Recipe.from_yaml(str(path), list(overrides), twin=twin)
-    scale = plain.adapter.alpha / plain.adapter.rank
+    has_alpha = "adapter.alpha" not in UPDATES[plain.adapter.update].ignores
+    scale = plain.adapter.alpha / plain.adapter.rank if has_alpha else None
     return Recipe.from_yaml(str(path), [*overrides, *cell.overrides(scale, output)], twin=twin)
 
 

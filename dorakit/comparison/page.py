@@ -15,6 +15,7 @@ from dorakit.comparison.measure import Measure
 from dorakit.comparison.methods import CellResult, Method
 from dorakit.errors import UsageError, shown
 from dorakit.files import write_whole
+from dorakit.methods import UPDATES
 from dorakit.recipe.schema import Recipe
 from dorakit.report.content import as_dict, read_content
 from dorakit.report.curves import losses, run_colour
@@ -221,7 +222,12 @@ def _compared(comparison: Comparison) -> list[tuple[str, str]]:
         ("ranks", _listed(cell.rank for cell in cells if cell.rank is not None)),
         ("learning rates", _listed(f"{cell.learning_rate:g}" for cell in cells)),
         ("seeds", _listed(cell.seed for cell in cells)),
-        ("alpha / rank", f"{recipe.adapter.alpha / recipe.adapter.rank:g}"),
+        ("update", recipe.adapter.update),
+        *(
+            [("alpha / rank", f"{recipe.adapter.alpha / recipe.adapter.rank:g}")]
+            if "adapter.alpha" not in UPDATES[recipe.adapter.update].ignores
+            else []
+        ),
         ("trained on", ", ".join(str(source.path) for source in recipe.data.train)),
         (
             "measured on",

@@ -15,6 +15,7 @@ from dorakit.comparison import execution
 from dorakit.comparison.cells import Cell, cell_recipe, check_alike, environment_notes, grid
 from dorakit.comparison.sweep import compare
 from dorakit.errors import DataError, Interrupted, RunError, UsageError
+from dorakit.methods import UPDATES
 from dorakit.recipe.schema import Recipe
 
 RECIPE = """\
@@ -317,3 +318,19 @@ def test_a_metric_that_judges_what_is_taught_wrong_is_refused_first(recipe, tmp_
     with pytest.raises(DataError, match="would judge every answer wrong"):
         compare(recipe, output=tmp_path / "cmp", quiet=True)
     assert not commands
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_cell_of_every_update(tmp_path, update):
+    """Planted bug caught: alpha set for an update that has none, which is an error."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "version: 1\nmodel: {base: 'tiny:llama'}\n"
+        f"adapter: {{mode: lora, update: {update}, rank: 4}}\n"
+        "data: {train: [{path: rows.jsonl, format: text}]}\noptimizer: {learning_rate: 1e-3}\n"
+    )
+    for mode in ("lora", "qdora", "full"):
+        rank = None if mode == "full" else 8
+        made = cell_recipe(recipe, Cell(mode, rank, 1e-4, 0), tmp_path / "out", [], twin=False)
+        assert made.adapter.mode == mode
+        assert mode == "full" or (made.adapter.update, made.adapter.rank) == (update, 8)
