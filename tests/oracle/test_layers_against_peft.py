@@ -66,12 +66,12 @@ def both_layers(method, nf4, bias, dtype):
     ours = LoRALinear(base, rank=RANK, alpha=ALPHA, magnitude_init="dequantized" if method == "dora" else None)
     theirs = peft_layer(dense.float(), use_dora=method == "dora", nf4=nf4)
     torch.manual_seed(2)
-    a, b = torch.randn(RANK, IN) * 0.1, torch.randn(OUT, RANK) * 0.1
+    a, b = torch.randn(RANK, IN) * 0.1, torch.randn(OUT, RANK) * 0.02
     with torch.no_grad():
         ours.lora_A.copy_(a), ours.lora_B.copy_(b)
         theirs.lora_A["default"].weight.copy_(a), theirs.lora_B["default"].weight.copy_(b)
         if method == "dora":
-            factor = 1 + 0.2 * torch.randn(OUT)
+            factor = 1 + 0.1 * torch.randn(OUT)
             ours.lora_magnitude_vector.mul_(factor)
             theirs.lora_magnitude_vector["default"].weight.mul_(factor)
     return ours, theirs
@@ -95,6 +95,7 @@ def test_forward_and_gradients(method, nf4, bias, dtype):
     x_ours, x_theirs = x.clone().requires_grad_(), x.float().requires_grad_()
     y_ours, y_theirs = ours(x_ours), theirs(x_theirs)
     assert y_ours.dtype == dtype
+    assert not ours._has_small_gain  # that way is held against float64 in test_norm_cache.py
     # A result in bfloat16 cannot be finer than half an ulp of the bias it holds.
     torch.testing.assert_close(y_ours.float(), y_theirs, rtol=relative, atol=relative)
     y_ours.backward(grad)
