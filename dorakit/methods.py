@@ -88,6 +88,13 @@ RULES: dict[str, Entry] = {
         reads=("optimizer.lora_plus",),
         needs=frozenset({"pair"}),
     ),
+    "lora-pro": Entry(
+        "dorakit.training.rules.lora_pro:LoRAPro",
+        summary="gradients of A and B whose step is nearest to full fine-tuning's",
+        formula="gA' = (B^T B)^-1 gA / s^2 + X A, gB' = (I - P_B) gB (A A^T)^-1 / s^2 - B X",
+        paper="arXiv:2407.18242",
+        needs=frozenset({"pair"}),
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from dorakit.recipe.schema import Recipe
 from dorakit.training.groups import group_specs, state_bytes
 from dorakit.training.objectives.supervised import TOKENS_AT_ONCE
 from dorakit.training.optim import SMALLEST_PAGED, num_trained
+from dorakit.training.rules.rule import rule_of
 
 _NESTED_BLOCK = 256
 _NESTED_TABLE = 1024 + 4  # bytes: 256 float32 values and the offset
@@ -89,7 +90,7 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
     base += sum(constants_beside.values())
     shared, gathered = shareable(recipe, model, packed)
     trained = num_trained(model)
-    specs = group_specs(model, recipe.optimizer, recipe.adapter.magnitude)
+    specs = rule_of(model, recipe.optimizer).groups(group_specs(model, recipe.optimizer, recipe.adapter.magnitude))
     sizes = [size for spec in specs for size in spec.piece_sizes]
     optimizer, paged = state_bytes(recipe.optimizer.name, sizes), 0
     if on_card and recipe.optimizer.name.startswith("paged_"):

@@ -350,7 +350,7 @@ class OptimizerSection(Section):
     name: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"] = (
         setting("adamw", reads="training/optim.py", says="torch's adamw and sgd; the others are bitsandbytes'.")
     )
-    rule: Literal["lora-plus"] | None = setting(
+    rule: Literal["lora-plus", "lora-pro"] | None = setting(
         None, reads="training/groups.py", says="What surrounds a step: a name of `dorakit methods`."
     )
     lora_plus: LoRAPlusSection = setting(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from dorakit.adapters.layer import MAGNITUDE
-from dorakit.methods import RULES
 from dorakit.parallel.sharding import reshard_
 from dorakit.recipe.schema import MagnitudeSection, OptimizerSection
 
@@ -47,8 +46,7 @@ class GroupSpec:
 def group_specs(model: nn.Module, settings: OptimizerSection, magnitude: MagnitudeSection) -> list[GroupSpec]:
     """The groups of a model's trained parameters that are not empty.
 
-    Magnitudes have their own rate and decay; other vectors (norms, biases, VeRA's) have no decay. The recipe's rule may
-    split groups further.
+    Magnitudes have their own rate and decay; other vectors (norms, biases, VeRA's) have no decay.
     """
     reshard_(model)
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -61,11 +59,7 @@ def group_specs(model: nn.Module, settings: OptimizerSection, magnitude: Magnitu
         GroupSpec("magnitudes", those("magnitudes"), magnitude.learning_rate_ratio, magnitude.weight_decay),
         GroupSpec("vectors", those("vectors"), 1.0, 0.0),
     ]
-    specs = [spec for spec in specs if spec.members]
-    if settings.rule is None:
-        return specs
-    split: list[GroupSpec] = RULES[settings.rule].load()(settings).groups(specs)
-    return split
+    return [spec for spec in specs if spec.members]
 
 
 def _kind(name: str, parameter: nn.Parameter) -> str:

@@ -23,6 +23,7 @@ from dorakit.recipe.schema import OptimizerSection
 from dorakit.training.device import why_not_paged
 from dorakit.training.groups import GroupSpec
 from dorakit.training.optim_groups import FlatGroup, ShardedGroup, under
+from dorakit.training.rules.rule import Rule
 
 SMALLEST_PAGED = 100_000  # bitsandbytes' own limit, in elements
 _UNPAGED = {"paged_adamw": "adamw_32bit", "paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_32bit"}
@@ -54,7 +55,8 @@ class Updater:
         notes: Lines to print and record: an optimizer that this machine cannot run as asked, what pages.
     """
 
-    def __init__(self, specs: list[GroupSpec], settings: OptimizerSection):
+    def __init__(self, specs: list[GroupSpec], settings: OptimizerSection, rule: Rule | None = None):
+        self._rule = rule
         self.notes: list[str] = []
         self._groups: list[FlatGroup | ShardedGroup] = [
             (ShardedGroup if isinstance(spec.parameters[0], DTensor) else FlatGroup)(
@@ -78,10 +80,14 @@ class Updater:
             group.zero_grad()
 
     def clip(self, max_norm: float) -> float:
-        """Scale the gradient to `max_norm` if it is longer (0 never scales); returns its norm before.
+        """Let the rule rewrite the gradient, and scale it to `max_norm` if it is longer (0 never scales).
+
+        Returns its norm before it is scaled.
 
         A norm that is not finite is returned and scales nothing.
         """
+        if self._rule is not None:
+            self._rule.on_gradients()
         for group in self._groups:
             group.collect()
         norm = float(torch.stack([group.grad_norm() for group in self._groups]).norm())

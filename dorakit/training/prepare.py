@@ -28,6 +28,7 @@ from dorakit.training.checks import check_packing, check_recomputed, check_room
 from dorakit.training.groups import group_specs, state_bytes
 from dorakit.training.objectives.supervised import SupervisedLoss
 from dorakit.training.optim import Updater, num_trained
+from dorakit.training.rules.rule import rule_of
 from dorakit.training.upgrade import Predecessor, begins_with_ties, find_predecessor
 from dorakit.training.validation import sample_prompts
 
@@ -132,7 +133,8 @@ def prepare(
     sample_prompts(recipe, base.model, base.tokenizer)
     if recipe.data.packing:
         check_packing(objective)
-    specs = group_specs(base.model, recipe.optimizer, recipe.adapter.magnitude)
+    rule = rule_of(base.model, recipe.optimizer)
+    specs = rule.groups(group_specs(base.model, recipe.optimizer, recipe.adapter.magnitude))
     if place is not None:
         check_room(
             place,
@@ -141,7 +143,7 @@ def prepare(
             keep=recipe.training.keep_checkpoints,
             keep_best=recipe.training.keep_best,
         )
-    updater = Updater(specs, recipe.optimizer)
+    updater = Updater(specs, recipe.optimizer, rule)
     return Prepared(recipe, base, data, objective, updater, total_steps(recipe, len(data.train)), predecessor)
 
 

@@ -24,6 +24,7 @@ from dorakit.data.batches import Batch
 from dorakit.training.groups import group_specs
 from dorakit.training.objectives.supervised import SupervisedLoss
 from dorakit.training.optim import Updater
+from dorakit.training.rules.rule import rule_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, LENGTH, WARM_UP, TIMED = 8, 112, 1, 3
@@ -35,7 +36,9 @@ class Training:
     def __init__(self, name: str, mode: str):
         recipe = Recipe.from_yaml(str(ROOT / "recipes" / "methods" / f"{name}.yaml"), [f"adapter.mode={mode}"])
         self.model = build_model(recipe).model
-        self.updater = Updater(group_specs(self.model, recipe.optimizer, recipe.adapter.magnitude), recipe.optimizer)
+        rule = rule_of(self.model, recipe.optimizer)
+        specs = rule.groups(group_specs(self.model, recipe.optimizer, recipe.adapter.magnitude))
+        self.updater = Updater(specs, recipe.optimizer, rule)
         self.objective = SupervisedLoss(self.model).train()
         ids = torch.randint(0, 40000, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
         inputs = {"input_ids": ids, "position_ids": torch.arange(LENGTH).expand_as(ids)}

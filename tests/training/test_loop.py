@@ -51,6 +51,7 @@ OTHER_METHODS = {
     "vera": ("qdora", ["adapter.update=vera"]),
     "miss": ("qlora", ["adapter.update=miss"]),
     "lora-plus": ("dora", ["optimizer.rule=lora-plus"]),
+    "lora-pro": ("qdora", ["optimizer.rule=lora-pro"]),
 }
 
 

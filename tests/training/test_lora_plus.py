@@ -13,6 +13,7 @@ from dorakit.model.load import load_base
 from dorakit.recipe.schema import LoRAPlusSection, MagnitudeSection, OptimizerSection
 from dorakit.training.groups import group_specs
 from dorakit.training.optim import Updater
+from dorakit.training.rules.rule import rule_of
 
 NAMES = ["adamw", "sgd", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"]
 IDS = torch.arange(24).reshape(2, 12) * 7 % 250 + 3
@@ -24,7 +25,8 @@ def model_and_specs(name="adamw", *, ratio=8.0, method="lora", rule="lora-plus",
     optimizer = OptimizerSection(
         name=name, learning_rate=1e-2, rule=rule, lora_plus=LoRAPlusSection(ratio=ratio), **settings
     )
-    return model, group_specs(model, optimizer, MagnitudeSection(learning_rate_ratio=0.5)), optimizer
+    specs = rule_of(model, optimizer).groups(group_specs(model, optimizer, MagnitudeSection(learning_rate_ratio=0.5)))
+    return model, specs, optimizer
 
 
 def test_every_parameter_is_in_one_group():

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import nn
+
 from dorakit.recipe.schema import OptimizerSection
 from dorakit.training.groups import GroupSpec
+from dorakit.training.rules.rule import Rule
 
 
-class LoRAPlus:
+class LoRAPlus(Rule):
     """Splits the groups that hold both an A and a B."""
 
-    def __init__(self, settings: OptimizerSection):
+    def __init__(self, model: nn.Module, settings: OptimizerSection):
         self._ratio = settings.lora_plus.ratio
 
     def groups(self, specs: list[GroupSpec]) -> list[GroupSpec]:

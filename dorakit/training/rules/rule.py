@@ -1,0 +1,29 @@
+"""What a rule may do around an optimizer step. Each method does nothing unless a subclass overrides it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dorakit.methods import RULES
+from dorakit.recipe.schema import OptimizerSection
+from dorakit.training.groups import GroupSpec
+
+
+class Rule:
+    """No rule."""
+
+    def __init__(self, model: nn.Module, settings: OptimizerSection):
+        """Take what the rule needs of a model with its adapters attached."""
+
+    def groups(self, specs: list[GroupSpec]) -> list[GroupSpec]:
+        """Split or change the parameter groups."""
+        return specs
+
+    def on_gradients(self) -> None:
+        """Rewrite the gradients in place: they are summed over micro-batches and ranks, and not clipped."""
+
+
+def rule_of(model: nn.Module, settings: OptimizerSection) -> Rule:
+    """The recipe's rule."""
+    rule: Rule = Rule(model, settings) if settings.rule is None else RULES[settings.rule].load()(model, settings)
+    return rule
