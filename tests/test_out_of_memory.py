@@ -39,7 +39,7 @@ main()
     "error",
     [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU), RuntimeError(ONEDNN), MemoryError()],
 )
-def test_while_a_base_stores_nf4(monkeypatch, tmp_path, error):
+def test_while_a_base_is_quantized(monkeypatch, tmp_path, error):
     """Planted bug caught: transformers keeps the error to itself and the tensors are called missing."""
 
     def full(*_):
@@ -51,7 +51,7 @@ def test_while_a_base_stores_nf4(monkeypatch, tmp_path, error):
     assert caught.value.exit_code == 4
 
 
-def test_another_error_while_a_base_stores_nf4(monkeypatch):
+def test_another_error_while_a_base_is_quantized(monkeypatch):
     """Planted bug caught: only transformers' own report of it is told, which does not name it."""
 
     def wrong(*_):

@@ -100,7 +100,7 @@ class NF4Quantizer(HfQuantizer):  # type: ignore[misc]
             model.set_submodule(name, layer)
         self.filled.clear()
         # transformers refuses to train or save a model that says it is quantized; here the base is simply frozen.
-        setattr(model, "stores_nf4", False)  # noqa: B010
+        setattr(model, "is_quantized", False)  # noqa: B010
         del model.hf_quantizer
         del model.config.quantization_config  # as if it had never been there: saving must not write it
         return model

@@ -351,7 +351,7 @@ class OptimizerSection(Section):
         setting("adamw", reads="training/optim.py", says="torch's adamw and sgd; the others are bitsandbytes'.")
     )
     rule: Literal["lora-plus", "lora-pro"] | None = setting(
-        None, reads="training/groups.py", says="What surrounds a step: a name of `dorakit methods`."
+        None, reads="training/rules/rule.py", says="What surrounds a step: a name of `dorakit methods`."
     )
     lora_plus: LoRAPlusSection = setting(
         LoRAPlusSection(), reads="training/rules/lora_plus.py", says="Settings of rule lora-plus."

@@ -30,17 +30,24 @@ def keep_first_gradient(file: Path) -> None:
     Updater.clip = clip
 
 
+OTHER_METHODS = {
+    "vera": ["adapter.mode=qdora", "adapter.update=vera"],
+    "miss": ["adapter.mode=lora", "adapter.update=miss"],
+    "lora-plus": ["adapter.mode=dora", "optimizer.rule=lora-plus"],
+    "lora-pro": ["adapter.mode=qlora", "optimizer.rule=lora-pro"],
+}
 CASES = [(mode, strategy) for strategy in ("ddp", "fsdp") for mode in MODES]
+CASES += [("vera", "fsdp"), ("miss", "ddp"), ("lora-plus", "ddp"), ("lora-pro", "fsdp")]
 
 
 @pytest.mark.parametrize(("mode", "strategy"), CASES)
 def test_two_ranks_are_one_process(tmp_path, mode, strategy):
     """One process of four micro-batches and two ranks of two each. Planted bugs caught: the loss divided by each rank's own
     tokens; the gradient averaged; a rank that takes the other's share."""
-    runs = {}
+    runs, chosen = {}, OTHER_METHODS.get(mode, [f"adapter.mode={mode}"])
     for size in (1, 2):
         site = plain(make_site(tmp_path / str(size), steps=20))
-        settings = [f"adapter.mode={mode}", "training.eval_every=0", "optimizer.learning_rate=1e-3"]
+        settings = [*chosen, "training.eval_every=0", "optimizer.learning_rate=1e-3"]
         settings.append(f"parallel.strategy={strategy}")
         if mode == "full":
             site.recipe.write_text(site.recipe.read_text().replace(", rank: 4, alpha: 8", ""))
@@ -60,7 +67,7 @@ def test_two_ranks_are_one_process(tmp_path, mode, strategy):
     begun = plain(make_site(tmp_path / "begun", steps=1))
     if mode == "full":
         begun.recipe.write_text(begun.recipe.read_text().replace(", rank: 4, alpha: 8", ""))
-    zero = ["--set", f"adapter.mode={mode}", "--set", "optimizer.learning_rate=1e-30"]
+    zero = [part for setting in [*chosen, "optimizer.learning_rate=1e-30"] for part in ("--set", setting)]
     ended = dorakit_group(1, "train", begun.recipe, *zero, before=lambda rank: unmoved_is_fine())
     assert ended.codes == [0], ended.ranks
     start, alone, together = weights(begun.run), weights(runs[1]), weights(runs[2])
