@@ -77,6 +77,15 @@ UPDATES: dict[str, Entry] = {
         gives=frozenset({"exact lora"}),
         loads="PEFT (without a magnitude)",
     ),
+    "hira": Entry(
+        "dorakit.adapters.hira:HiRALinear",
+        summary="each weight scaled by a low-rank factor of its own (HiRA): a change of high rank",
+        formula="W + W * (B A), elementwise",
+        paper="openreview.net/forum?id=TwJrTz9cRS",
+        parameters="r (in + out)",
+        ignores=("adapter.alpha", "adapter.rslora", "adapter.alpha_pattern"),
+        loads="PEFT (without a magnitude)",
+    ),
 }
 
 RULES: dict[str, Entry] = {

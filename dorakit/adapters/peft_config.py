@@ -37,7 +37,7 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "trainable_token_indices": ((None, [], {}), MERGE_IN_PEFT),
     "use_bdlora": ((None, False), MERGE_IN_PEFT),
     "kasa_config": ((None,), MERGE_IN_PEFT),
-    "init_weights": ((True, "mini"), MERGE_IN_PEFT),
+    "init_weights": ((True, "mini", "gaussian"), MERGE_IN_PEFT),
     "fan_in_fan_out": ((False,), "its base has Conv1D layers (GPT-2), which take no adapter here: use PEFT"),
     "layer_replication": ((None,), "it has layers that its base has not: use PEFT"),
     "use_qalora": ((False,), "it is of a GPTQ base, which is not read here: use PEFT"),

@@ -1,10 +1,10 @@
-"""VeRA and MiSS: our directory gives PEFT the same logits, and PEFT's gives them to us."""
+"""VeRA, MiSS and HiRA: our directory gives PEFT the same logits, and PEFT's gives them to us."""
 
 import json
 
 import pytest
 import torch
-from peft import MissConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from peft import HiraConfig, MissConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 
 from dorakit import attach_, load_adapter, save_adapter
 from dorakit.errors import ModelError
@@ -23,7 +23,9 @@ CASES = {
         MissConfig,
         {"init_weights": "mini", "mini_r": 4},
     ),
+    "hira": ({"update": "hira"}, HiraConfig, {}),
 }
+FROZEN = [name for name in CASES if name != "hira"]  # whose A is drawn anew, by another generator
 every = pytest.mark.parametrize(("ours", "config", "theirs"), CASES.values(), ids=CASES)
 
 
@@ -61,7 +63,7 @@ def test_peft_in_ours(tmp_path, ours, config, theirs, targets):
     torch.testing.assert_close(mine(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
 
 
-@every
+@pytest.mark.parametrize(("ours", "config", "theirs"), [CASES[name] for name in FROZEN], ids=FROZEN)
 def test_they_start_from_the_same(tmp_path, ours, config, theirs):
     """The frozen matrices are PEFT's bit for bit. Planted bug caught: the seed not used."""
     model, peft_model = base(), base()
@@ -90,7 +92,7 @@ def test_vera_of_peft_without_its_matrices(tmp_path):
     torch.testing.assert_close(mine(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("update", ["vera", "miss"])
+@pytest.mark.parametrize("update", ["vera", "miss", "hira"])
 def test_peft_refuses_what_it_has_no_name_for(tmp_path, update):
     """Under a magnitude. Planted bug caught: peft_type VERA, which PEFT loads without the magnitude and says nothing."""
     model = base()
@@ -115,5 +117,5 @@ def test_an_update_that_is_not_known(tmp_path):
     save_adapter(model, tmp_path, base_name_or_path="x")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "dorakit": {"update": "nova"}}))
-    with pytest.raises(ModelError, match="only LORA, VERA, MISS can be read"):
+    with pytest.raises(ModelError, match="only LORA, VERA, MISS, HIRA can be read"):
         load_adapter(base(), tmp_path)

@@ -50,6 +50,7 @@ def stop_after(monkeypatch, step: int) -> None:
 OTHER_METHODS = {
     "vera": ("qdora", ["adapter.update=vera"]),
     "miss": ("qlora", ["adapter.update=miss"]),
+    "hira": ("qdora", ["adapter.update=hira"]),
     "lora-plus": ("dora", ["optimizer.rule=lora-plus"]),
 }
 

@@ -1,0 +1,113 @@
+"""Updates without factors: their formulas element by element, what dropout falls on, and what is kept for backward."""
+
+import pytest
+import torch
+from torch import nn
+
+from dorakit.methods import UPDATES
+from dorakit.model.linear import dense_weight
+from dorakit.model.nf4 import NF4Format, NF4Linear
+
+UNFACTORED = [name for name, entry in UPDATES.items() if not entry.load().has_factors]
+every = pytest.mark.parametrize("update", UNFACTORED)
+
+
+def make(update, outputs=24, inputs=32, rank=4, *, nf4=False, dtype=torch.float32, seed=0, **options):
+    torch.manual_seed(seed)
+    base = nn.Linear(inputs, outputs, dtype=dtype).requires_grad_(False)
+    if nf4:
+        base = NF4Linear.from_dense(base.weight, base.bias, NF4Format())
+    layer_class = UPDATES[update].load()
+    settings = layer_class.shared([base], rank=rank, **options.pop("settings", {}))
+    layer = layer_class(
+        base, rank=rank, alpha=1.0, generator=torch.Generator().manual_seed(seed), **options, **settings
+    )
+    with torch.no_grad():
+        for parameter in layer.trained().values():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return layer
+
+
+def test_hira_scales_each_weight():
+    layer = make("hira")
+    weight, a, b = layer.base.weight, layer.hira_A, layer.hira_B
+    for o, i in ((0, 0), (3, 31), (23, 7)):
+        expected = weight[o, i] * sum(b[o, j] * a[j, i] for j in range(4))
+        torch.testing.assert_close(layer.update()[o, i], expected)
+    assert torch.linalg.matrix_rank(layer.update()) > 4
+
+
+@every
+def test_dropout_falls_on_the_update_alone(update):
+    """Dropping everything leaves the base; over many draws the mean is the undropped output."""
+    layer, x = make(update, dropout=0.5), torch.randn(2, 32)
+    torch.manual_seed(1)
+    mean = sum(layer(x).detach() for _ in range(2000)) / 2000
+    torch.testing.assert_close(mean, layer.eval()(x).detach(), rtol=0.2, atol=0.3)
+    layer.train().dropout.p = 1.0
+    torch.testing.assert_close(layer(x), layer.base(x))
+
+
+@every
+@pytest.mark.parametrize("nf4", [False, True])
+@pytest.mark.parametrize("magnitude_init", [None, "dequantized"])
+def test_no_matrix_is_kept_for_backward(update, nf4, magnitude_init):
+    """Planted bug caught: the update computed outside of the function that computes it again."""
+    layer, x = make(update, 192, 256, nf4=nf4, magnitude_init=magnitude_init), torch.randn(2, 256, requires_grad=True)
+    kept = []
+
+    def see(tensor):
+        own = {id(p) for p in layer.parameters()} | {id(buffer) for buffer in layer.buffers()}
+        if id(tensor) not in own:
+            kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        y = layer(x)
+    assert max(kept) < 192 * 256 // 4
+    y.sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.trained().values())
+
+
+@every
+def test_a_small_update_is_not_lost_beside_a_bfloat16_weight(update):
+    """Planted bug caught: W + U rounded to bfloat16 before the product."""
+    layer = make(update, 192, 256, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.get_parameter(layer.grows).mul_(1e-3)
+    x = torch.randn(64, 256, dtype=torch.bfloat16)
+    expected = x.float() @ layer.update().T
+    torch.testing.assert_close(layer.branch(x).float(), expected, rtol=0.05, atol=1e-2 * expected.abs().max().item())
+    assert layer(x).dtype == torch.bfloat16
+
+
+@every
+def test_parameters_changed_between_forward_and_backward_are_refused(update):
+    """As autograd refuses them everywhere else."""
+    layer = make(update)
+    y = layer(torch.randn(2, 32, requires_grad=True))
+    with torch.no_grad():
+        layer.get_parameter(layer.grows).add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@every
+@pytest.mark.parametrize("magnitude_init", [None, "dequantized"])
+def test_recomputed_activations_give_the_same_gradients(update, magnitude_init):
+    """Under gradient checkpointing."""
+    grads = []
+    for recomputes in (False, True):
+        layer, x = make(update, magnitude_init=magnitude_init), torch.linspace(-1, 1, 64).reshape(2, 32)
+        y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False) if recomputes else layer(x)
+        y.square().sum().backward()
+        grads.append([parameter.grad for parameter in layer.trained().values()])
+    assert all(torch.equal(left, right) for left, right in zip(*grads, strict=True))
+
+
+@every
+def test_a_row_that_cancels_is_taken_as_it_is(update):
+    """n is the row norm of W + U, with nothing expanded."""
+    layer = make(update, magnitude_init="dequantized")
+    expected = (dense_weight(layer.base) + layer.update()).detach().norm(dim=1)
+    torch.testing.assert_close(layer.weight_norm(), expected)
