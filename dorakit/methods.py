@@ -86,6 +86,15 @@ UPDATES: dict[str, Entry] = {
         ignores=("adapter.alpha", "adapter.rslora", "adapter.alpha_pattern"),
         loads="PEFT (without a magnitude)",
     ),
+    "bat": Entry(
+        "dorakit.adapters.bat:BatLinear",
+        summary="a small matrix for every r rows, which multiplies W's blocks (MiSS's Bat, the first Bone)",
+        formula="W_ab + W_ab D_a + D_a, by blocks of r x r",
+        paper="arXiv:2409.15371",
+        parameters="r out",
+        ignores=("adapter.alpha", "adapter.rslora", "adapter.rank_pattern", "adapter.alpha_pattern"),
+        loads="PEFT (without a magnitude)",
+    ),
 }
 
 RULES: dict[str, Entry] = {

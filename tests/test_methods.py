@@ -84,6 +84,7 @@ def test_it_counts_parameters():
     assert counted["vera"] == sum(o + 8 for o, _ in shapes)
     assert counted["miss"] == sum(8 * o for o, _ in shapes)
     assert counted["hira"] == counted["lora"]
+    assert counted["bat"] == counted["miss"]
     assert counted["lora-plus"] is None
 
 

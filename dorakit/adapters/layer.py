@@ -141,6 +141,11 @@ class AdapterLinear(nn.Module):
         return cls.on_disk.get(own, own)
 
     @classmethod
+    def is_described_by(cls, config: dict[str, Any]) -> bool:
+        """Whether adapter_config.json, written by PEFT, is of this update."""
+        return config.get("peft_type") == cls.peft_type
+
+    @classmethod
     def from_peft(cls, config: dict[str, Any]) -> dict[str, Any]:
         """The entries of adapter_config.json that are this update's own, as keyword arguments of `attach_`."""
         raise NotImplementedError

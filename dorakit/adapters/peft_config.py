@@ -37,7 +37,7 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "trainable_token_indices": ((None, [], {}), MERGE_IN_PEFT),
     "use_bdlora": ((None, False), MERGE_IN_PEFT),
     "kasa_config": ((None,), MERGE_IN_PEFT),
-    "init_weights": ((True, "mini", "gaussian"), MERGE_IN_PEFT),
+    "init_weights": ((True, False, "mini", "bat", "gaussian"), MERGE_IN_PEFT),
     "fan_in_fan_out": ((False,), "its base has Conv1D layers (GPT-2), which take no adapter here: use PEFT"),
     "layer_replication": ((None,), "it has layers that its base has not: use PEFT"),
     "use_qalora": ((False,), "it is of a GPTQ base, which is not read here: use PEFT"),
@@ -67,7 +67,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     check_configs(Path(directory))
     config = read_object(path)
     if update_of(config) is None:
-        known = ", ".join(entry.load().peft_type for entry in UPDATES.values())
+        known = ", ".join(dict.fromkeys(entry.load().peft_type for entry in UPDATES.values()))
         raise ModelError(
             f"{path}: peft_type is {config.get('peft_type')!r:.80}; only {known} can be read\n"
             f"  of a kind that PEFT can merge: {MERGE_IN_PEFT}"
@@ -87,10 +87,10 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def update_of(config: dict[str, Any]) -> str | None:
     """The name of an adapter's update in the table of methods; None where there is none."""
-    kind, own = config.get("peft_type"), config.get("dorakit")
-    if kind == OWN_TYPE and isinstance(own, dict) and own.get("update") in UPDATES:
+    own = config.get("dorakit")
+    if config.get("peft_type") == OWN_TYPE and isinstance(own, dict) and own.get("update") in UPDATES:
         return str(own["update"])
-    return next((name for name, entry in UPDATES.items() if entry.load().peft_type == kind), None)
+    return next((name for name, entry in UPDATES.items() if entry.load().is_described_by(config)), None)
 
 
 def layer_class_of(config: dict[str, Any]) -> type[AdapterLinear]:

@@ -126,7 +126,7 @@ class AdapterSection(Section):
     mode: Literal["full", "lora", "dora", "qlora", "qdora"] = setting(
         reads="recipe/schema.py", says="full, lora, dora, or with an NF4 base qlora, qdora."
     )
-    update: Literal["lora", "vera", "miss", "hira"] = setting(
+    update: Literal["lora", "vera", "miss", "hira", "bat"] = setting(
         "lora", reads="build.py", says="What is added to each weight: a name of `dorakit methods`."
     )
     rank: Positive = setting(16, reads="build.py", says="Rank r of A and B.")

@@ -37,6 +37,17 @@ def test_hira_scales_each_weight():
     assert torch.linalg.matrix_rank(layer.update()) > 4
 
 
+def test_bat_multiplies_and_adds_by_blocks():
+    layer = make("bat", 12, 20, rank=4)
+    weight, found = layer.base.weight, layer.update()
+    for a in range(3):
+        for b in range(5):
+            rows, columns = slice(4 * a, 4 * a + 4), slice(4 * b, 4 * b + 4)
+            d_RR = layer.miss_block[a]
+            torch.testing.assert_close(found[rows, columns], weight[rows, columns] @ d_RR + d_RR)
+    assert torch.linalg.matrix_rank(found) == 12
+
+
 @every
 def test_dropout_falls_on_the_update_alone(update):
     """Dropping everything leaves the base; over many draws the mean is the undropped output."""

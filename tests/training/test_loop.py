@@ -51,6 +51,7 @@ OTHER_METHODS = {
     "vera": ("qdora", ["adapter.update=vera"]),
     "miss": ("qlora", ["adapter.update=miss"]),
     "hira": ("qdora", ["adapter.update=hira"]),
+    "bat": ("qlora", ["adapter.update=bat"]),
     "lora-plus": ("dora", ["optimizer.rule=lora-plus"]),
 }
 
