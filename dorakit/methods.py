@@ -95,6 +95,16 @@ UPDATES: dict[str, Entry] = {
         ignores=("adapter.alpha", "adapter.rslora", "adapter.rank_pattern", "adapter.alpha_pattern"),
         loads="PEFT (without a magnitude)",
     ),
+    "mora": Entry(
+        "dorakit.adapters.mora:MoRALinear",
+        summary="one square matrix between a compression and a decompression without parameters (MoRA)",
+        formula="W + decompress M compress, M square with side sqrt(r (in + out))",
+        paper="arXiv:2405.12130",
+        parameters="about r (in + out)",
+        reads=("adapter.mora",),
+        ignores=("adapter.alpha", "adapter.rslora", "adapter.alpha_pattern"),
+        loads="dorakit alone",
+    ),
 }
 
 RULES: dict[str, Entry] = {

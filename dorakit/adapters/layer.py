@@ -25,6 +25,9 @@ from dorakit.model.linear import dense_weight, row_norm_squared, sizes
 from dorakit.model.nf4 import ROWS_AT_ONCE, NF4Linear
 
 MAGNITUDE = "lora_magnitude_vector"
+OWN_TYPE = (
+    "DORAKIT"  # peft_type of what PEFT has no name for, so that it refuses the file instead of loading another adapter
+)
 _SMALL_GAIN = 0.5  # below it g - 1 in bfloat16 is wrong by more than a rounding of g (fused.py)
 
 
@@ -33,7 +36,7 @@ class AdapterLinear(nn.Module):
 
     Attributes:
         update_name: Its name in the table of methods.
-        peft_type: What PEFT calls it.
+        peft_type: What PEFT calls it, or OWN_TYPE.
         peft_values: Entry of adapter_config.json that is read -> its kind, in the words of peft_config.py.
         on_disk: Own parameter -> its key in PEFT's format, the magnitude left out.
         rank_dim: Own parameter -> the dimension of it that is the rank.

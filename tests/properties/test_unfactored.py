@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dorakit.errors import ModelError
 from dorakit.methods import UPDATES
 from dorakit.model.linear import dense_weight
 from dorakit.model.nf4 import NF4Format, NF4Linear
@@ -46,6 +47,56 @@ def test_bat_multiplies_and_adds_by_blocks():
             d_RR = layer.miss_block[a]
             torch.testing.assert_close(found[rows, columns], weight[rows, columns] @ d_RR + d_RR)
     assert torch.linalg.matrix_rank(found) == 12
+
+
+SHAPES = [(16, 16), (40, 12), (12, 40), (7, 33), (10, 12), (12, 10)]
+
+
+@pytest.mark.parametrize("kind", [1, 6])
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+@pytest.mark.parametrize("rank", [2, 7])
+def test_mora_is_its_formula(kind, outputs, inputs, rank):
+    """Planted bugs caught: zeros in place of x's own entries; the rotation backwards; blocks counted from 1."""
+    layer = make("mora", outputs, inputs, rank=rank, settings={"kind": kind})
+    side = int(((inputs + outputs) * rank) ** 0.5 + 0.5)
+    side -= side % 2 if kind == 6 else 0
+    m_rr = layer.mora_M.double()
+    assert m_rr.shape == (side, side)
+    x = torch.randn(inputs, dtype=torch.float64)
+    blocks = -(-inputs // side)
+    x_br = torch.stack([x[k % inputs] for k in range(blocks * side)]).view(blocks, side)
+    if kind == 1:
+        h_br = x_br.sum(dim=0, keepdim=True)
+    else:
+        number = torch.arange(blocks, dtype=torch.float64)[:, None]
+        turn = torch.exp(1j * number * 10000.0 ** (-2 * torch.arange(side // 2, dtype=torch.float64) / side))
+        turned = torch.complex(x_br[:, : side // 2], x_br[:, side // 2 :]) * turn
+        h_br = torch.cat([turned.real, turned.imag], dim=1)
+    parts = (h_br @ m_rr.T).flatten()
+    expected = torch.stack([parts[o % len(parts)] for o in range(outputs)])
+    torch.testing.assert_close(layer.branch(x.float()).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((layer.update() @ x.float()).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ranks_of_mora():
+    """Kind 6 has full rank, kind 1 that of M, and both more than a LoRA of as many numbers."""
+    assert torch.linalg.matrix_rank(make("mora", 64, 64, rank=4).update()) == 64
+    side = make("mora", 64, 64, rank=4, settings={"kind": 1}).side
+    assert torch.linalg.matrix_rank(make("mora", 64, 64, rank=4, settings={"kind": 1}).update()) == side == 23
+
+
+@pytest.mark.parametrize(
+    ("settings", "rank", "words"),
+    [
+        ({"kind": 3}, 4, "update mora has no kind 3; known are 1 .* and 6"),
+        ({}, 25, "update mora of rank 25 is above the layer of 24 x 32\\n  give it a rank of at most 24"),
+    ],
+    ids=["kind", "rank"],
+)
+def test_what_mora_refuses(settings, rank, words):
+    """The second also keeps a stranger's adapter from asking for terabytes."""
+    with pytest.raises(ModelError, match=words):
+        make("mora", settings=settings, rank=rank)
 
 
 @every

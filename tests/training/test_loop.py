@@ -52,6 +52,7 @@ OTHER_METHODS = {
     "miss": ("qlora", ["adapter.update=miss"]),
     "hira": ("qdora", ["adapter.update=hira"]),
     "bat": ("qlora", ["adapter.update=bat"]),
+    "mora": ("dora", ["adapter.update=mora"]),
     "lora-plus": ("dora", ["optimizer.rule=lora-plus"]),
 }
 
