@@ -77,6 +77,34 @@ UPDATES: dict[str, Entry] = {
         gives=frozenset({"exact lora"}),
         loads="PEFT (without a magnitude)",
     ),
+    "hira": Entry(
+        "dorakit.adapters.hira:HiRALinear",
+        summary="each weight scaled by a low-rank factor of its own (HiRA): a change of high rank",
+        formula="W + W * (B A), elementwise",
+        paper="openreview.net/forum?id=TwJrTz9cRS",
+        parameters="r (in + out)",
+        ignores=("adapter.alpha", "adapter.rslora", "adapter.alpha_pattern"),
+        loads="PEFT (without a magnitude)",
+    ),
+    "bat": Entry(
+        "dorakit.adapters.bat:BatLinear",
+        summary="a small matrix for every r rows, which multiplies W's blocks (MiSS's Bat, the first Bone)",
+        formula="W_ab + W_ab D_a + D_a, by blocks of r x r",
+        paper="arXiv:2409.15371",
+        parameters="r out",
+        ignores=("adapter.alpha", "adapter.rslora", "adapter.rank_pattern", "adapter.alpha_pattern"),
+        loads="PEFT (without a magnitude)",
+    ),
+    "mora": Entry(
+        "dorakit.adapters.mora:MoRALinear",
+        summary="one square matrix between a compression and a decompression without parameters (MoRA)",
+        formula="W + decompress M compress, M square with side sqrt(r (in + out))",
+        paper="arXiv:2405.12130",
+        parameters="about r (in + out)",
+        reads=("adapter.mora",),
+        ignores=("adapter.alpha", "adapter.rslora", "adapter.alpha_pattern"),
+        loads="dorakit alone",
+    ),
 }
 
 RULES: dict[str, Entry] = {

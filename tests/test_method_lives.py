@@ -75,12 +75,15 @@ def test_merged_quantized_measured(tmp_path, trained, update, mode):
 def test_as_a_plain_lora(tmp_path, trained, update, mode):
     run = trained(update, mode)
     live = open_target(str(run.path)).model(IDS).logits
-    content = export_plain_lora(run, output=tmp_path / "plain", onto=None, max_lost=1e-3, max_rank=64, quiet=True)
+    is_lora = "exact lora" in UPDATES[update].gives
+    # What is lost is measured on the rows; these ids are none of them, and a change of full rank has more to lose there.
+    lost = 1e-3 if is_lora else 1e-5
+    content = export_plain_lora(run, output=tmp_path / "plain", onto=None, max_lost=lost, max_rank=64, quiet=True)
     plain = base(mode)
     load_adapter(plain, tmp_path / "plain")
     torch.testing.assert_close(plain(IDS).logits, live, rtol=2e-2, atol=2e-2)
     if mode == "lora":
-        assert content["rank"] == 4  # its own
+        assert (content["rank"] == 4) == is_lora  # its own
 
 
 @every

@@ -1,6 +1,7 @@
 """The table of methods: the same names everywhere, and a command that shows it."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import get_args
@@ -83,6 +84,9 @@ def test_it_counts_parameters():
     assert counted["lora"] == sum(8 * (o + i) for o, i in shapes)
     assert counted["vera"] == sum(o + 8 for o, _ in shapes)
     assert counted["miss"] == sum(8 * o for o, _ in shapes)
+    assert counted["hira"] == counted["lora"]
+    assert counted["bat"] == counted["miss"]
+    assert counted["mora"] == sum((int(math.sqrt(8 * (o + i)) + 0.5) // 2 * 2) ** 2 for o, i in shapes)
     assert counted["lora-plus"] is None
 
 
@@ -96,6 +100,9 @@ def test_a_name_that_is_none():
     ("update", "rule", "message"),
     [
         ("update: vera, alpha: 8", "weight_decay: 0.0", "'adapter.alpha' is not read with update vera"),
+        ("update: bat, mora: {kind: 1}", "weight_decay: 0.0", "'adapter.mora' is not read with update bat"),
+        ("update: mora, mora: {kind: 2}", "weight_decay: 0.0", "adapter.mora.kind"),
+        ("update: hira, alpha: 8", "weight_decay: 0.0", "'adapter.alpha' is not read with update hira"),
         ("update: lora, vera: {seed: 3}", "weight_decay: 0.0", "'adapter.vera' is not read with update lora"),
         ("update: vera, miss: {mini_rank: 2}", "weight_decay: 0.0", "'adapter.miss' is not read with update vera"),
         ("rank: 4", "lora_plus: {ratio: 2}", "'optimizer.lora_plus' is not read without a rule"),

@@ -85,16 +85,19 @@ def attach_(
     shared = layer_class.shared([model.get_submodule(name) for name in names], rank=rank, **(settings or {}))
     for name in names:
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-        adapter = layer_class(
-            model.get_submodule(name),
-            rank=pattern_value(name, rank_pattern or {}, rank),
-            alpha=pattern_value(name, alpha_pattern or {}, alpha),
-            dropout=dropout,
-            rslora=rslora,
-            generator=torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1),
-            magnitude_init=magnitude_init if method == "dora" else None,
-            **shared,
-        )
+        try:
+            adapter = layer_class(
+                model.get_submodule(name),
+                rank=pattern_value(name, rank_pattern or {}, rank),
+                alpha=pattern_value(name, alpha_pattern or {}, alpha),
+                dropout=dropout,
+                rslora=rslora,
+                generator=torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1),
+                magnitude_init=magnitude_init if method == "dora" else None,
+                **shared,
+            )
+        except ModelError as error:
+            raise ModelError(f"{name}: {error}") from None
         model.set_submodule(name, adapter)
         return_freed_memory(2 * adapter.in_features * adapter.out_features)
     _train_whole_(model, whole, keeps_ties=keeps_ties)

@@ -25,6 +25,9 @@ from dorakit.model.linear import dense_weight, row_norm_squared, sizes
 from dorakit.model.nf4 import ROWS_AT_ONCE, NF4Linear
 
 MAGNITUDE = "lora_magnitude_vector"
+OWN_TYPE = (
+    "DORAKIT"  # peft_type of what PEFT has no name for, so that it refuses the file instead of loading another adapter
+)
 _SMALL_GAIN = 0.5  # below it g - 1 in bfloat16 is wrong by more than a rounding of g (fused.py)
 
 
@@ -33,13 +36,14 @@ class AdapterLinear(nn.Module):
 
     Attributes:
         update_name: Its name in the table of methods.
-        peft_type: What PEFT calls it.
+        peft_type: What PEFT calls it, or OWN_TYPE.
         peft_values: Entry of adapter_config.json that is read -> its kind, in the words of peft_config.py.
         on_disk: Own parameter -> its key in PEFT's format, the magnitude left out.
         rank_dim: Own parameter -> the dimension of it that is the rank.
         grows: The parameter that stays as it was if, and only if, training had no effect. The others also decay.
         shared_keys: Whole keys on disk of tensors that are saved once for all layers.
         has_alpha: False: s = 1.
+        has_factors: False: the change is no product of two small matrices (adapters/unfactored.py).
         base: The frozen layer.
         scaling: s.
         lora_magnitude_vector: m, float32 (O,), at the start the row norms of the weight in use. None without a magnitude.
@@ -54,6 +58,7 @@ class AdapterLinear(nn.Module):
     grows: ClassVar[str]
     shared_keys: ClassVar[tuple[str, ...]] = ()
     has_alpha: ClassVar[bool] = True
+    has_factors: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -143,6 +148,11 @@ class AdapterLinear(nn.Module):
         return cls.on_disk.get(own, own)
 
     @classmethod
+    def is_described_by(cls, config: dict[str, Any]) -> bool:
+        """Whether adapter_config.json, written by PEFT, is of this update."""
+        return config.get("peft_type") == cls.peft_type
+
+    @classmethod
     def from_peft(cls, config: dict[str, Any]) -> dict[str, Any]:
         """The entries of adapter_config.json that are this update's own, as keyword arguments of `attach_`."""
         raise NotImplementedError
@@ -185,9 +195,12 @@ class AdapterLinear(nn.Module):
 
     @torch.no_grad()
     def changes_nothing(self) -> bool:
-        """Whether the layer computes what its base does: a factor is zero, and a magnitude is as training began."""
-        is_zero = any(not factor.any() for factor in self.factors())
-        return is_zero and (self.lora_magnitude_vector is None or self.has_still_magnitude())
+        """Whether the layer computes what its base does: the update is zero, and a magnitude is as training began."""
+        return self.is_zero() and (self.lora_magnitude_vector is None or self.has_still_magnitude())
+
+    def is_zero(self) -> bool:
+        """Whether the update is zero: a factor is."""
+        return any(not factor.any() for factor in self.factors())
 
     # The magnitude
 
@@ -205,14 +218,18 @@ class AdapterLinear(nn.Module):
         if self._norm is None or versions != self._norm_versions:
             # Outside inference mode: the value is kept for training steps too.
             with torch.inference_mode(False), torch.no_grad():
-                a_RI, b_OR = (factor.detach().float() for factor in self.factors())
-                squared = self._base_norm_squared
-                self._norm = row_norm(self.base, a_RI, b_OR, scaling=self.scaling, base_norm_squared=squared)
+                self._norm = self.row_norm()
                 if not self._norm.is_meta:
                     assert self.lora_magnitude_vector is not None
                     self._has_small_gain = bool((self.lora_magnitude_vector.abs() < _SMALL_GAIN * self._norm).any())
             self._norm_versions = versions
         return self._norm
+
+    def row_norm(self) -> Tensor:
+        """Row norms of W + s B A, float32 (O,)."""
+        a_RI, b_OR = (factor.detach().float() for factor in self.factors())
+        squared = self._base_norm_squared
+        return row_norm(self.base, a_RI, b_OR, scaling=self.scaling, base_norm_squared=squared)
 
     def update_norm(self) -> None:
         """Bring n up to date before a compiled layer uses it."""
@@ -233,11 +250,15 @@ class AdapterLinear(nn.Module):
         a_RI, b_OR = self.factors()
         return (b_OR.float() @ a_RI.float()).mul_(self.scaling)
 
+    def updated_weight(self) -> Tensor:
+        """W + s B A, float32 (O, I)."""
+        a_RI, b_OR = self.factors()
+        return dense_weight(self.base).float().addmm(b_OR.float(), a_RI.float(), alpha=self.scaling)
+
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """The float32 weight (O, I) of the dense layer that computes the same in eval mode: g (W + s B A)."""
-        a_RI, b_OR = self.factors()
-        merged_OI = dense_weight(self.base).float().addmm(b_OR.float(), a_RI.float(), alpha=self.scaling)
+        merged_OI = self.updated_weight()
         if self.lora_magnitude_vector is None:
             return merged_OI
         return merged_OI.mul_((self.lora_magnitude_vector / self.weight_norm())[:, None])

@@ -22,7 +22,7 @@ from dorakit.model.nf4 import ROWS_AT_ONCE
 
 # Of ||W||^2 + ||s B A||^2: a smaller n^2 is not taken from the expansion, which is right to 1e-5 above it.
 _CANCELLED = 0.01
-_SMALLEST_NORM = 1e-12  # an all-zero row has m = 0 and stays zero, instead of 0 / 0
+SMALLEST_NORM = 1e-12  # an all-zero row has m = 0 and stays zero, instead of 0 / 0
 
 
 def row_norm(base: nn.Module, a_RI: Tensor, b_OR: Tensor, *, scaling: float, base_norm_squared: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def row_norm(base: nn.Module, a_RI: Tensor, b_OR: Tensor, *, scaling: float, bas
         for rows in cancelled.nonzero()[:, 0].split(ROWS_AT_ONCE):  # type: ignore[no-untyped-call]
             direct_OI = dense_weight(base)[rows].double().addmm(b_OR[rows].double(), a_RI.double(), alpha=scaling)
             norm_squared[rows] = direct_OI.square().sum(dim=1).float()
-    return norm_squared.clamp_min_(_SMALLEST_NORM**2).sqrt_()
+    return norm_squared.clamp_min_(SMALLEST_NORM**2).sqrt_()
 
 
 def _by_rows(weight_OI: Tensor, function: Callable[[Tensor, slice], Tensor]) -> Tensor:

@@ -52,6 +52,11 @@ class MiSSLinear(AdapterLinear):
         return a_RI, b_OR.repeat(self.out_features // self.mini_rank, 1) if self.mini_rank else b_OR
 
     @classmethod
+    def is_described_by(cls, config: dict[str, Any]) -> bool:
+        """MissConfig, but not with init_weights bat (bat.py)."""
+        return super().is_described_by(config) and config.get("init_weights") != "bat"
+
+    @classmethod
     def from_peft(cls, config: dict[str, Any]) -> dict[str, Any]:
         """MissConfig."""
         mini_rank = int(config.get("mini_r") or 1) if config.get("init_weights") == "mini" else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from dorakit.adapters.layer import AdapterLinear
+from dorakit.adapters.layer import OWN_TYPE, AdapterLinear
 from dorakit.errors import ModelError
 from dorakit.methods import UPDATES
 from dorakit.model.configs import check_configs, read_object
@@ -22,8 +22,6 @@ from dorakit.model.directory import check_files
 from dorakit.model.names import pattern_value
 
 CONFIG = "adapter_config.json"
-# What PEFT has no name for, so that it refuses the file instead of loading another adapter.
-OWN_TYPE = "DORAKIT"
 MERGE_IN_PEFT = (
     "merge it in PEFT (merge_and_unload, then save_pretrained): the merged directory is a model as any other"
 )
@@ -37,7 +35,7 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "trainable_token_indices": ((None, [], {}), MERGE_IN_PEFT),
     "use_bdlora": ((None, False), MERGE_IN_PEFT),
     "kasa_config": ((None,), MERGE_IN_PEFT),
-    "init_weights": ((True, "mini"), MERGE_IN_PEFT),
+    "init_weights": ((True, False, "mini", "bat", "gaussian"), MERGE_IN_PEFT),
     "fan_in_fan_out": ((False,), "its base has Conv1D layers (GPT-2), which take no adapter here: use PEFT"),
     "layer_replication": ((None,), "it has layers that its base has not: use PEFT"),
     "use_qalora": ((False,), "it is of a GPTQ base, which is not read here: use PEFT"),
@@ -67,7 +65,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     check_configs(Path(directory))
     config = read_object(path)
     if update_of(config) is None:
-        known = ", ".join(entry.load().peft_type for entry in UPDATES.values())
+        if config.get("peft_type") == OWN_TYPE:
+            raise ModelError(
+                f"{path}: dorakit is {config.get('dorakit')!r:.80}, expected an object with an update of {', '.join(UPDATES)}\n"
+                "  an update that is none of these needs the version of dorakit that wrote the file"
+            )
+        kinds = dict.fromkeys(entry.load().peft_type for entry in UPDATES.values())
+        known = ", ".join(kind for kind in kinds if kind != OWN_TYPE)
         raise ModelError(
             f"{path}: peft_type is {config.get('peft_type')!r:.80}; only {known} can be read\n"
             f"  of a kind that PEFT can merge: {MERGE_IN_PEFT}"
@@ -87,10 +91,10 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def update_of(config: dict[str, Any]) -> str | None:
     """The name of an adapter's update in the table of methods; None where there is none."""
-    kind, own = config.get("peft_type"), config.get("dorakit")
-    if kind == OWN_TYPE and isinstance(own, dict) and own.get("update") in UPDATES:
-        return str(own["update"])
-    return next((name for name, entry in UPDATES.items() if entry.load().peft_type == kind), None)
+    own = config.get("dorakit")
+    if config.get("peft_type") == OWN_TYPE:
+        return str(own["update"]) if isinstance(own, dict) and own.get("update") in UPDATES else None
+    return next((name for name, entry in UPDATES.items() if entry.load().is_described_by(config)), None)
 
 
 def layer_class_of(config: dict[str, Any]) -> type[AdapterLinear]:
@@ -103,7 +107,10 @@ def layer_class_of(config: dict[str, Any]) -> type[AdapterLinear]:
 
 def method_of(config: dict[str, Any]) -> str:
     """`dora` for an adapter with a magnitude, else `lora`."""
-    return "dora" if config.get("use_dora") or config.get("peft_type") == OWN_TYPE else "lora"
+    has_magnitude = (
+        config["dorakit"].get("magnitude") if config.get("peft_type") == OWN_TYPE else config.get("use_dora")
+    )
+    return "dora" if has_magnitude else "lora"
 
 
 def adapter_base(directory: Path, base_model: str | None = None) -> tuple[str, str]:

@@ -20,10 +20,9 @@ from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers, attach_, whole_modules
 from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
-from dorakit.adapters.layer import AdapterLinear
+from dorakit.adapters.layer import OWN_TYPE, AdapterLinear
 from dorakit.adapters.peft_config import (
     CONFIG,
-    OWN_TYPE,
     layer_class_of,
     method_of,
     read_config,
@@ -186,8 +185,9 @@ def _config(
     rank = max(set(ranks), key=ranks.count)
     first = next(iter(layers.values()))
     kind: dict[str, Any] = {"peft_type": first.peft_type}
-    if first.lora_magnitude_vector is not None and "use_dora" not in first.peft_values:
-        kind = {"peft_type": OWN_TYPE, "dorakit": {"update": first.update_name, "magnitude": True}}
+    has_magnitude = first.lora_magnitude_vector is not None
+    if first.peft_type == OWN_TYPE or (has_magnitude and "use_dora" not in first.peft_values):
+        kind = {"peft_type": OWN_TYPE, "dorakit": {"update": first.update_name, "magnitude": has_magnitude}}
     return {
         **kind,
         "task_type": CAUSAL_LM.peft_type,

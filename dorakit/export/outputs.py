@@ -11,7 +11,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 import dorakit
-from dorakit.adapters.peft_config import CONFIG, OWN_TYPE, update_of
+from dorakit.adapters.layer import OWN_TYPE
+from dorakit.adapters.peft_config import CONFIG, method_of, update_of
 from dorakit.adapters.peft_format import WEIGHTS
 from dorakit.adapters.storage import STORAGE
 from dorakit.build import build_tokenizer
@@ -244,7 +245,8 @@ def _adapter_notes(trained: Trained) -> list[str]:
             f"vLLM, llama.cpp and Ollama load no {kind} adapter: `{lora}`, `{merged}` or `{gguf}` writes what they serve"
         )
     if config["peft_type"] == OWN_TYPE:
-        notes.append("PEFT has no name for this update under a magnitude and refuses the file; dorakit reads it")
+        under = " under a magnitude" if method_of(config) == "dora" else ""
+        notes.append(f"PEFT has no name for this update{under} and refuses the file; dorakit reads it")
     if config.get("modules_to_save"):
         notes.append(f"vLLM loads no adapter with modules_to_save: `{merged}` writes what it serves")
     notes += _base_notes(trained)

@@ -28,7 +28,7 @@ def ranks_to_try(model: PreTrainedModel, max_rank: int) -> list[int]:
     """Ascending, none above the first that leaves nothing out. A LoRA has a rank already, which is taken where it may be."""
     layers = [layer for _, layer in adapter_layers(model)]
     own = max(layer.rank for layer in layers)
-    if own <= max_rank and not any(layer.lora_magnitude_vector is not None for layer in layers):
+    if own <= max_rank and all(layer.has_factors and layer.lora_magnitude_vector is None for layer in layers):
         return [own]
     whole = max(min(layer.in_features, layer.out_features) for layer in layers)
     return [

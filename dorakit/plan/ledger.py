@@ -108,7 +108,11 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
     vocabulary, element = model.get_output_embeddings().weight.shape[0], dtype.itemsize
     # In backward the gradient of the logits, in float32 and in the dtype that they have, or an NF4 weight unpacked.
     of_logits = min(rows * tokens, TOKENS_AT_ONCE) * vocabulary * (4 + (element if element < 4 else 0))
-    backward = max([of_logits, *(layer.weight.numel() * element for layer in packed)])
+    # Of an update without factors, W, the update, its gradient and a product on the way, in float32.
+    unfactored = [
+        4 * 4 * layer.in_features * layer.out_features for _, layer in adapter_layers(model) if not layer.has_factors
+    ]
+    backward = max([of_logits, *(layer.weight.numel() * element for layer in packed), *unfactored])
     # Adam's denominator, where torch and not bitsandbytes takes the step; the activations are gone by then.
     step = 4 * max(sizes) if recipe.optimizer.name == "adamw" else 0
     return Ledger(

@@ -120,13 +120,24 @@ class MiSSSection(Section):
     )
 
 
+class MoRASection(Section):
+    """MoRA's square matrix."""
+
+    kind: Annotated[Literal[1, 6], Whole] = setting(
+        6,
+        reads="adapters/mora.py",
+        says="How x comes to M, a type of the authors: 1 sums blocks of it (for large ranks), 6 takes each block, rotated "
+        "by its number.",
+    )
+
+
 class AdapterSection(Section):
     """What is trained."""
 
     mode: Literal["full", "lora", "dora", "qlora", "qdora"] = setting(
         reads="recipe/schema.py", says="full, lora, dora, or with an NF4 base qlora, qdora."
     )
-    update: Literal["lora", "vera", "miss"] = setting(
+    update: Literal["lora", "vera", "miss", "hira", "bat", "mora"] = setting(
         "lora", reads="build.py", says="What is added to each weight: a name of `dorakit methods`."
     )
     rank: Positive = setting(16, reads="build.py", says="Rank r of A and B.")
@@ -155,11 +166,12 @@ class AdapterSection(Section):
     )
     vera: VeRASection = setting(VeRASection(), reads="recipe/schema.py", says="Settings of update vera.")
     miss: MiSSSection = setting(MiSSSection(), reads="recipe/schema.py", says="Settings of update miss.")
+    mora: MoRASection = setting(MoRASection(), reads="recipe/schema.py", says="Settings of update mora.")
 
     @property
     def update_settings(self) -> dict[str, Any]:
         """What only this update takes: settings of `attach_`."""
-        sections: dict[str, Section] = {"vera": self.vera, "miss": self.miss}
+        sections: dict[str, Section] = {"vera": self.vera, "miss": self.miss, "mora": self.mora}
         return sections[self.update].model_dump() if self.update in sections else {}
 
 

@@ -265,6 +265,9 @@ def _measure_adapters(model: torch.nn.Module, weights: list[_Weights]) -> Iterat
         for at in weights:
             for own, parameter in layer.trained().items():
                 parameter.copy_(at.trained(name, own, layer.disk_key(own), f"{layer.disk_key(own)}.weight"))
+            if not layer.has_factors:
+                yield _change(name, at.step, dense_change(base, layer.merged_weight()), not layer.changes_nothing())
+                continue
             magnitude = None
             if layer.lora_magnitude_vector is not None and start is not None:
                 magnitude = layer.lora_magnitude_vector, start

@@ -1,10 +1,10 @@
-"""VeRA and MiSS: our directory gives PEFT the same logits, and PEFT's gives them to us."""
+"""VeRA, MiSS, HiRA and Bat: our directory gives PEFT the same logits, and PEFT's gives them to us."""
 
 import json
 
 import pytest
 import torch
-from peft import MissConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from peft import HiraConfig, MissConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from dorakit import attach_, load_adapter, save_adapter
@@ -25,7 +25,10 @@ CASES = {
         MissConfig,
         {"init_weights": "mini", "mini_r": 4},
     ),
+    "hira": ({"update": "hira"}, HiraConfig, {}),
+    "bat": ({"update": "bat"}, MissConfig, {"init_weights": "bat"}),
 }
+FROZEN = [name for name in CASES if name != "hira"]  # whose A is drawn anew, by another generator
 every = pytest.mark.parametrize(("ours", "config", "theirs"), CASES.values(), ids=CASES)
 
 
@@ -45,7 +48,7 @@ def perturb_(model):
 def test_ours_in_peft(tmp_path, ours, config, theirs):
     """Planted bugs caught: B drawn before A; D transposed; another gain."""
     model = base()
-    attach_(model, method="lora", rank=6, **ours)
+    attach_(model, method="lora", rank=8, **ours)
     perturb_(model)
     save_adapter(model, tmp_path, base_name_or_path="x")
     peft_model = PeftModel.from_pretrained(base(), tmp_path)
@@ -55,7 +58,7 @@ def test_ours_in_peft(tmp_path, ours, config, theirs):
 @every
 @pytest.mark.parametrize("targets", [["q_proj", "down_proj"], r".*\.0\..*(k|v)_proj"])
 def test_peft_in_ours(tmp_path, ours, config, theirs, targets):
-    model = get_peft_model(base(), config(r=6, target_modules=targets, task_type="CAUSAL_LM", **theirs))
+    model = get_peft_model(base(), config(r=8, target_modules=targets, task_type="CAUSAL_LM", **theirs))
     perturb_(model)
     model.save_pretrained(tmp_path)
     mine = base()
@@ -63,13 +66,13 @@ def test_peft_in_ours(tmp_path, ours, config, theirs, targets):
     torch.testing.assert_close(mine(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
 
 
-@every
+@pytest.mark.parametrize(("ours", "config", "theirs"), [CASES[name] for name in FROZEN], ids=FROZEN)
 def test_they_start_from_the_same(tmp_path, ours, config, theirs):
     """The frozen matrices are PEFT's bit for bit. Planted bug caught: the seed not used."""
     model, peft_model = base(), base()
-    attach_(model, method="lora", rank=6, target_modules=["q_proj", "down_proj"], **ours)
+    attach_(model, method="lora", rank=8, target_modules=["q_proj", "down_proj"], **ours)
     peft_model = get_peft_model(
-        peft_model, config(r=6, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", **theirs)
+        peft_model, config(r=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", **theirs)
     )
     for one in (model, peft_model):
         torch.manual_seed(3)
@@ -92,23 +95,32 @@ def test_vera_of_peft_without_its_matrices(tmp_path):
     torch.testing.assert_close(mine(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("update", ["vera", "miss"])
-def test_peft_refuses_what_it_has_no_name_for(tmp_path, update):
-    """Under a magnitude. Planted bug caught: peft_type VERA, which PEFT loads without the magnitude and says nothing."""
+@pytest.mark.parametrize(
+    ("update", "method"), [("vera", "dora"), ("miss", "dora"), ("hira", "dora"), ("bat", "dora"), ("mora", "lora")]
+)
+def test_peft_refuses_what_it_has_no_name_for(tmp_path, update, method):
+    """Under a magnitude, and MoRA. Planted bug caught: peft_type VERA, which PEFT loads without its magnitude in silence."""
     model = base()
-    attach_(model, method="dora", update=update, rank=6)
+    attach_(model, method=method, update=update, rank=8)
     save_adapter(model, tmp_path, base_name_or_path="x")
     with pytest.raises((KeyError, ValueError), match="DORAKIT"):
         PeftConfig.from_pretrained(tmp_path)
 
 
-def test_bat_is_refused(tmp_path):
-    model = get_peft_model(
-        base(), MissConfig(r=8, init_weights="bat", target_modules=["q_proj"], task_type="CAUSAL_LM")
-    )
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="init_weights = 'bat' is not supported"):
+def test_a_form_of_miss_that_is_not_known_is_refused(tmp_path):
+    model = base()
+    attach_(model, method="lora", update="miss", rank=8)
+    save_adapter(model, tmp_path, base_name_or_path="x")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "init_weights": "spread"}))
+    with pytest.raises(ModelError, match="init_weights = 'spread' is not supported"):
         load_adapter(base(), tmp_path)
+
+
+def test_bat_needs_a_rank_that_divides_every_side():
+    words = r"q_proj: update bat .* rank 6 does not divide its sides 64 x 64\n.*targets: 1, 2, 4, 8, 16, 32$"
+    with pytest.raises(ModelError, match=words):
+        attach_(base(), method="lora", update="bat", rank=6)
 
 
 def test_an_update_that_is_not_known(tmp_path):
@@ -117,7 +129,7 @@ def test_an_update_that_is_not_known(tmp_path):
     save_adapter(model, tmp_path, base_name_or_path="x")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "dorakit": {"update": "nova"}}))
-    with pytest.raises(ModelError, match="only LORA, VERA, MISS can be read"):
+    with pytest.raises(ModelError, match="'update': 'nova'}, expected an object with an update of lora, vera"):
         load_adapter(base(), tmp_path)
 
 

@@ -50,6 +50,9 @@ def stop_after(monkeypatch, step: int) -> None:
 OTHER_METHODS = {
     "vera": ("qdora", ["adapter.update=vera"]),
     "miss": ("qlora", ["adapter.update=miss"]),
+    "hira": ("qdora", ["adapter.update=hira"]),
+    "bat": ("qlora", ["adapter.update=bat"]),
+    "mora": ("dora", ["adapter.update=mora"]),
     "lora-plus": ("dora", ["optimizer.rule=lora-plus"]),
     "lora-pro": ("qdora", ["optimizer.rule=lora-pro"]),
 }
