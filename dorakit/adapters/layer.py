@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from dorakit.adapters.fused import adapted_product
+from dorakit.adapters.initial import Initial
 from dorakit.adapters.magnitude import row_norm
+from dorakit.adapters.original import change_factors, original_weight
 from dorakit.model.linear import dense_weight, row_norm_squared, sizes
 from dorakit.model.nf4 import ROWS_AT_ONCE, NF4Linear
 
@@ -43,7 +45,9 @@ class AdapterLinear(nn.Module):
         base: The frozen layer.
         scaling: s.
         lora_magnitude_vector: m, float32 (O,), at the start the row norms of the weight in use. None without a magnitude.
-        enabled: False leaves the output to the base.
+        start: Where A and B began: a name of the table of methods.
+        initial: A0 (R, I) and B0 (O, R) of a start that changed the base to W - s B0 A0, float32, not trained; else None.
+        enabled: False leaves the output to W, the base as it was before any start.
     """
 
     update_name: ClassVar[str]
@@ -65,6 +69,8 @@ class AdapterLinear(nn.Module):
         rslora: bool = False,
         magnitude_init: str | None = None,
         generator: torch.Generator | None = None,
+        initial: Initial | None = None,
+        name: str = "",
         **settings: Any,
     ):
         """Build the layer.
@@ -78,6 +84,8 @@ class AdapterLinear(nn.Module):
             magnitude_init: `dequantized`: a magnitude that starts as the row norms of the weight in use; `original`: of the
                 weight before it was quantized. None: no magnitude.
             generator: Draws the start; on the CPU, so that a seed means the same adapter on every device.
+            initial: What a start took out of the base already, under `name`.
+            name: Of the module.
             settings: Of the update alone; see its `build_`.
         """
         super().__init__()
@@ -85,10 +93,17 @@ class AdapterLinear(nn.Module):
         self.out_features, self.in_features = sizes(base)
         self.rank = rank
         self.alpha = alpha
-        self.scaling = alpha / (math.sqrt(rank) if rslora else rank) if self.has_alpha else 1.0
+        self.scaling = scaling_of(rank, alpha, rslora=rslora) if self.has_alpha else 1.0
         self.dropout = nn.Dropout(dropout)
         self.enabled = True
         self.build_(next(base.parameters()).device, generator, **settings)
+        self.start = "kaiming" if initial is None else initial.start
+        self.initial: tuple[Tensor, Tensor] | None = None
+        if initial is not None:
+            self.initial = initial.factors_for(name, self.rank, self.scaling)
+            with torch.no_grad():
+                for parameter, value in zip(self.factors(), self.initial, strict=True):
+                    parameter.copy_(value)
         self.lora_magnitude_vector: nn.Parameter | None = None
         self._norm: Tensor | None = None
         self._norm_versions: tuple[int, ...] = ()
@@ -100,6 +115,10 @@ class AdapterLinear(nn.Module):
                 if magnitude_init == "original" and isinstance(base, NF4Linear) and base.original_row_norm.numel():
                     norm = base.original_row_norm
             self.lora_magnitude_vector = nn.Parameter(norm.clone())
+            if initial is not None and magnitude_init == "original":
+                self.lora_magnitude_vector.data.copy_(initial.row_norms[name])
+            elif initial is not None:
+                self.magnitude_to_norm_()
         self._start: dict[str, str] = {}
         self.mark_start_()
 
@@ -118,7 +137,15 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer: x (..., I) -> (..., O), in x's dtype."""
-        return self.product(x) if self.enabled else self.base(x)
+        return self.product(x) if self.enabled else self.base_product(x)
+
+    def base_product(self, x: Tensor) -> Tensor:
+        """W x + b, of the base as it was before any start."""
+        if self.initial is None:
+            out: Tensor = self.base(x)
+            return out
+        a0_RI, b0_OR = self.initial
+        return adapted_product(self.base, x, a0_RI, b0_OR, scaling=self.scaling)
 
     def product(self, x: Tensor) -> Tensor:
         """The adapted product, dropout included."""
@@ -182,7 +209,10 @@ class AdapterLinear(nn.Module):
     @torch.no_grad()
     def changes_nothing(self) -> bool:
         """Whether the layer computes what its base does: a factor is zero, and a magnitude is as training began."""
-        is_zero = any(not factor.any() for factor in self.factors())
+        if self.initial is None:
+            is_zero = any(not factor.any() for factor in self.factors())
+        else:
+            is_zero = all(map(torch.equal, self.factors(), self.initial))
         return is_zero and (self.lora_magnitude_vector is None or self.has_still_magnitude())
 
     # The magnitude
@@ -225,8 +255,8 @@ class AdapterLinear(nn.Module):
 
     @torch.no_grad()
     def update(self) -> Tensor:
-        """S B A, float32 (O, I)."""
-        a_RI, b_OR = self.factors()
+        """The change of W without a magnitude, s (B A - B0 A0), float32 (O, I)."""
+        a_RI, b_OR = change_factors(self)
         return (b_OR.float() @ a_RI.float()).mul_(self.scaling)
 
     @torch.no_grad()
@@ -248,7 +278,7 @@ class AdapterLinear(nn.Module):
         if self.lora_magnitude_vector is None:
             return delta_OI
         gain_O1 = (self.lora_magnitude_vector / self.weight_norm())[:, None]
-        delta_OI, weight_OI = delta_OI.mul_(gain_O1), dense_weight(self.base)
+        delta_OI, weight_OI = delta_OI.mul_(gain_O1), original_weight(self)
         for start in range(0, self.out_features, ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             delta_OI[rows].addcmul_(weight_OI[rows].float(), gain_O1[rows] - 1)
@@ -257,6 +287,11 @@ class AdapterLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
         return f"rank={self.rank}, alpha={self.alpha}, scaling={self.scaling:.4g}"
+
+
+def scaling_of(rank: int, alpha: float, *, rslora: bool) -> float:
+    """S."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 def _digest(tensor: Tensor) -> str:

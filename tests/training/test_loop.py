@@ -51,6 +51,8 @@ OTHER_METHODS = {
     "vera": ("qdora", ["adapter.update=vera"]),
     "miss": ("qlora", ["adapter.update=miss"]),
     "lora-plus": ("dora", ["optimizer.rule=lora-plus"]),
+    "pissa": ("qdora", ["adapter.start=pissa"]),
+    "olora": ("lora", ["adapter.start=olora"]),
 }
 
 
