@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dorakit.adapters.attach import attach_, text_part
+from dorakit.adapters.initial import Initial, taken_out
 from dorakit.adapters.whole import TrainedCopy
 from dorakit.errors import ModelError
 from dorakit.methods import UPDATES
@@ -17,6 +18,7 @@ from dorakit.model.linear import is_linear, sizes
 from dorakit.model.load import Base, BaseFiles, find_base, load_tokenizer, load_weights
 from dorakit.model.nf4 import NF4Format, NF4Linear, stored_format
 from dorakit.recipe.schema import Recipe
+from dorakit.starting import new_initial
 
 
 def find_files(recipe: Recipe, *, dtype: str | None = None) -> BaseFiles:
@@ -101,17 +103,25 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def build_model(
-    recipe: Recipe, *, found: BaseFiles | None = None, keeps_ties: bool = True, arrival: Arrival = AS_STORED
+    recipe: Recipe,
+    *,
+    found: BaseFiles | None = None,
+    keeps_ties: bool = True,
+    arrival: Arrival = AS_STORED,
+    initial: Initial | None = None,
 ) -> Base:
     """The recipe's base with its adapters attached, or with float32 master weights to train in mode full.
 
-    `found`, of `find_files_to_train`, and `arrival` are as for `build_base`, `keeps_ties` as for `attach_`.
+    `found`, of `find_files_to_train`, and `arrival` are as for `build_base`, `keeps_ties` as for `attach_`; `initial` is what an
+    earlier start took out of the base, and without it the recipe's own start is made.
 
     Raises:
         ModelError: The base cannot be had, or the adapter does not fit it.
     """
     adapter = recipe.adapter
-    base = build_base(recipe, found=found or find_files_to_train(recipe), arrival=arrival)
+    found = found or find_files_to_train(recipe)
+    initial = initial or new_initial(recipe, found)
+    base = build_base(recipe, found=found, arrival=taken_out(arrival, initial))
     if recipe.trains_whole:
         if any(isinstance(module, NF4Linear) for module in base.model.modules()):
             raise ModelError(
@@ -121,7 +131,7 @@ def build_model(
         return base
     if "any rank" not in UPDATES[adapter.update].gives:
         _check_ranks(base.model, [adapter.rank, *adapter.rank_pattern.values()])
-    attach_adapter_(base.model, recipe, keeps_ties=keeps_ties)
+    attach_adapter_(base.model, recipe, keeps_ties=keeps_ties, initial=initial)
     ends = (base.model.get_input_embeddings(), base.model.get_output_embeddings())
     if recipe.model.added_tokens and not all(isinstance(module, TrainedCopy) for module in ends if module is not None):
         raise ModelError(
@@ -143,7 +153,9 @@ def _check_ranks(model: nn.Module, ranks: list[int]) -> None:
         )
 
 
-def attach_adapter_(model: nn.Module, recipe: Recipe, *, keeps_ties: bool = True) -> None:
+def attach_adapter_(
+    model: nn.Module, recipe: Recipe, *, keeps_ties: bool = True, initial: Initial | None = None
+) -> None:
     """Attach a recipe's adapters to its base, on any device, meta included.
 
     Raises:
@@ -166,6 +178,7 @@ def attach_adapter_(model: nn.Module, recipe: Recipe, *, keeps_ties: bool = True
         seed=recipe.training.seed,
         magnitude_init=adapter.magnitude.init,
         settings=adapter.update_settings,
+        initial=initial,
     )
 
 

@@ -1,4 +1,4 @@
-"""The table of methods: how a weight is updated, and what surrounds a step. Torch-free, so that recipes can read it.
+"""The table of methods: how a weight is updated, where that starts, what surrounds a step. Torch-free: recipes read it.
 
 A new method is a file of its own, a row here, a section of the schema for its settings, a test and a recipe.
 """
@@ -107,6 +107,30 @@ UPDATES: dict[str, Entry] = {
     ),
 }
 
+STARTS: dict[str, Entry] = {
+    "kaiming": Entry(
+        "torch.nn.init:kaiming_uniform_",
+        summary="the update's own: A random, B zero",
+        formula="B0 A0 = 0",
+        paper="arXiv:2106.09685",
+    ),
+    "pissa": Entry(
+        "dorakit.adapters.starts.pissa:pissa",
+        summary="A and B begin as the principal part of W, and the base keeps the rest",
+        formula="W = U S V^T, A0 = diag(sqrt(S_r / s)) V_r^T, B0 = U_r diag(sqrt(S_r / s)), base W - s B0 A0",
+        paper="arXiv:2404.02948",
+        reads=("adapter.pissa",),
+        needs=frozenset({"pair"}),
+    ),
+    "olora": Entry(
+        "dorakit.adapters.starts.olora:olora",
+        summary="A and B begin as the first part of W's QR decomposition, and the base keeps the rest",
+        formula="W = Q R, B0 = Q[:, :r], A0 = R[:r], base W - s B0 A0",
+        paper="arXiv:2406.01775",
+        needs=frozenset({"pair"}),
+    ),
+}
+
 RULES: dict[str, Entry] = {
     "lora-plus": Entry(
         "dorakit.training.rules.lora_plus:LoRAPlus",
@@ -126,12 +150,14 @@ RULES: dict[str, Entry] = {
 }
 
 
-def misfits(update: str, rule: str | None) -> str | None:
-    """Say why two entries do not go together and what would; None where they do."""
-    if rule is None or RULES[rule].needs <= UPDATES[update].gives:
-        return None
-    fitting = [name for name, entry in UPDATES.items() if RULES[rule].needs <= entry.gives]
-    return (
-        f"optimizer.rule {rule} needs an update that trains A and B themselves, and adapter.update is {update}; "
-        f"{rule} goes with {', '.join(fitting)}"
-    )
+def misfits(update: str, rule: str | None = None, start: str | None = None) -> str | None:
+    """Say why an update and a rule or a start do not go together and what would; None where they do."""
+    for key, name, table in (("optimizer.rule", rule, RULES), ("adapter.start", start, STARTS)):
+        if name is None or table[name].needs <= UPDATES[update].gives:
+            continue
+        fitting = [other for other, entry in UPDATES.items() if table[name].needs <= entry.gives]
+        return (
+            f"{key} {name} needs an update that trains A and B themselves, and adapter.update is {update}; "
+            f"{name} goes with {', '.join(fitting)}"
+        )
+    return None

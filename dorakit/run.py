@@ -10,6 +10,7 @@ run.lock                who writes, while somebody does
 trackers.json           what trackers were told; tensorboard/  wandb/  mlflow.db  trackio/  what they keep here
 nonfinite.jsonl         steps whose loss or gradient was not finite, and their rows
 checkpoints/step-N/     complete or absent (training/checkpoint.py)
+initial.safetensors     what a start took out of the base (adapters/initial.py)
 best/step-N/            the weights of the lowest validation loss that a checkpoint names, with keep_best
 adapter/ or model/      the result; exists only when training finished
 analysis.json           how far each matrix moved (report/analysis.py)
@@ -57,6 +58,7 @@ class Run:
         self.checkpoints = path / "checkpoints"
         self.best = path / "best"
         self.rows = path / "rows"
+        self.initial = path / "initial.safetensors"
         self.adapter = path / "adapter"
         self.model = path / "model"
         self.analysis = path / "analysis.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,6 +135,8 @@ def _digest(files: dict[str, str], name: str) -> str:
 def _open_run(
     run: Run, recipe: Recipe, arrival: Arrival, *, base_only: bool, onto: Onto, accept_changes: Sequence[str]
 ) -> Target:
+    from dorakit.adapters.initial import taken_out
+    from dorakit.adapters.initial_format import initial_of
     from dorakit.adapters.peft_format import check_adapter, load_adapter
     from dorakit.build import build_base
 
@@ -148,11 +149,12 @@ def _open_run(
     if not base_only:
         check_adapter(result)  # from its header, before minutes go into the base
     accepted = refuse_changed({} if base_only else {result: {}}, accept_changes)
-    base = build_base(recipe, original=onto == "original", arrival=arrival)
+    initial = None if base_only else initial_of(result)
+    base = build_base(recipe, original=onto == "original", arrival=taken_out(arrival, initial))
     check_base(run, base.identity)
     notes = [*accepted, *base.notes]
     if not base_only:
-        load_adapter(base.model, result)
+        load_adapter(base.model, result, initial=initial)
         notes = [*notes, *_idle(base, result)]
     return Target(
         base.model,
@@ -176,6 +178,8 @@ def _open_adapter(
     as_stored: bool,
     accept_changes: Sequence[str],
 ) -> Target:
+    from dorakit.adapters.initial import taken_out
+    from dorakit.adapters.initial_format import initial_of
     from dorakit.adapters.peft_config import adapter_base
     from dorakit.adapters.peft_format import check_adapter, load_adapter
 
@@ -185,10 +189,12 @@ def _open_adapter(
         check_adapter(place.path)
     accepted = refuse_changed({} if base_only else {place.path: {}}, accept_changes)
     form, notes = (None, []) if onto == "original" else _storage(place.path, recipe)
-    base = _load(name, revision, recipe, replace(arrival, nf4=form), as_stored=as_stored)
+    initial = None if base_only else initial_of(place.path)
+    arrival = taken_out(replace(arrival, nf4=form), initial)
+    base = _load(name, revision, recipe, arrival, as_stored=as_stored)
     if not base_only:
         _fit_vocabulary_(base, place.path)
-        load_adapter(base.model, place.path)
+        load_adapter(base.model, place.path, initial=initial)
         notes = [*notes, *_idle(base, place.path)]
     return Target(
         base.model,
@@ -279,18 +285,10 @@ def _open_model(
 def _load(name: str, revision: str, recipe: Recipe | None, arrival: Arrival, *, as_stored: bool = False) -> Base:
     """Load a base in the precision of the recipe, where there is one."""
     from dorakit.model.load import load_base
+    from dorakit.model.source import stored_dtype
 
     if recipe is None:
-        dtype = _stored_dtype(name, revision) if as_stored else "auto"
+        dtype = stored_dtype(name, revision) if as_stored else "auto"
         return load_base(name, revision=revision, dtype=dtype, arrival=arrival)
     model = recipe.model
     return load_base(name, revision=revision, dtype=model.dtype, attention=model.attention, arrival=arrival)
-
-
-def _stored_dtype(name: str, revision: str) -> str:
-    """The dtype that config.json states; auto where it states none that weights are computed in."""
-    from dorakit.model.source import resolve
-
-    config = json.loads((resolve(name, revision=revision).directory / "config.json").read_text(encoding="utf-8"))
-    stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
-    return stated if stated in ("bfloat16", "float16", "float32") else "auto"

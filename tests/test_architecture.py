@@ -18,7 +18,7 @@ ORDER = [
     {"run", "run_facts"},
     {"place"},
     {"model", "adapters"},
-    {"parallel"},
+    {"parallel", "starting"},
     {"data", "build"},
     {"training"},
     {"target"},

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from dorakit import Recipe
 from dorakit.cli.app import app
 from dorakit.errors import RecipeError, UsageError
-from dorakit.methods import RULES, UPDATES
+from dorakit.methods import RULES, STARTS, UPDATES
 from dorakit.recipe.fields import default_of, type_at
 
 ROOT = Path(__file__).parent.parent
+EVERY = [*UPDATES, *STARTS, *RULES]
 BASE = """\
 version: 1
 model: {base: "tiny:llama"}
@@ -33,11 +34,12 @@ def words(*arguments):
 
 def test_the_schema_has_the_rows_of_the_table():
     assert list(get_args(type_at(("adapter", "update"))[0])) == list(UPDATES)
+    assert list(get_args(type_at(("adapter", "start"))[0])) == list(STARTS)
     rules = [arm for arm in get_args(type_at(("optimizer", "rule"))[0]) if arm is not type(None)]
     assert [name for arm in rules for name in get_args(arm)] == list(RULES)
 
 
-@pytest.mark.parametrize("entry", [*UPDATES.values(), *RULES.values()], ids=[*UPDATES, *RULES])
+@pytest.mark.parametrize("entry", [*UPDATES.values(), *STARTS.values(), *RULES.values()], ids=EVERY)
 def test_every_row_is_whole(entry):
     """What implements it, its settings, its page, its paper. Planted bug caught: a key that no schema has."""
     assert entry.load()
@@ -47,19 +49,19 @@ def test_every_row_is_whole(entry):
     assert entry.paper.removeprefix("arXiv:") in page
 
 
-@pytest.mark.parametrize("name", [*UPDATES, *RULES])
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "kaiming"])
 def test_there_is_a_recipe(name):
     recipe = Recipe.from_yaml(str(ROOT / "recipes" / "methods" / f"{name}.yaml"))
-    assert name in (recipe.adapter.update, recipe.optimizer.rule)
+    assert name in (recipe.adapter.update, recipe.adapter.start, recipe.optimizer.rule)
 
 
 def test_the_command_lists_them():
     text = words()
-    assert all(name in text for name in (*UPDATES, *RULES))
-    assert list(json.loads(words("--json"))) == [*UPDATES, *RULES]
+    assert all(name in text for name in EVERY)
+    assert list(json.loads(words("--json"))) == EVERY
 
 
-@pytest.mark.parametrize("name", [*UPDATES, *RULES])
+@pytest.mark.parametrize("name", EVERY)
 def test_the_lines_that_it_shows_are_a_recipe(tmp_path, name):
     """Planted bug caught: defaults that are not the schema's."""
     shown = words(name)
@@ -70,8 +72,8 @@ def test_the_lines_that_it_shows_are_a_recipe(tmp_path, name):
     file = tmp_path / "recipe.yaml"
     file.write_text(text.replace("RULE", body if section == "optimizer" else "weight_decay: 0.0"))
     recipe = Recipe.from_yaml(str(file))
-    assert name in (recipe.adapter.update, recipe.optimizer.rule)
-    for key in {**UPDATES, **RULES}[name].reads:
+    assert name in (recipe.adapter.update, recipe.adapter.start, recipe.optimizer.rule)
+    for key in {**UPDATES, **STARTS, **RULES}[name].reads:
         first, second = key.split(".")
         assert getattr(getattr(recipe, first), second) == default_of((first, second))
 
@@ -107,6 +109,9 @@ def test_a_name_that_is_none():
         ("update: vera, miss: {mini_rank: 2}", "weight_decay: 0.0", "'adapter.miss' is not read with update vera"),
         ("rank: 4", "lora_plus: {ratio: 2}", "'optimizer.lora_plus' is not read without a rule"),
         ("update: miss", "rule: lora-plus", "lora-plus goes with lora"),
+        ("update: vera, start: pissa", "weight_decay: 0.0", "pissa goes with lora"),
+        ("update: miss, start: olora", "weight_decay: 0.0", "olora goes with lora"),
+        ("start: olora, pissa: {iterations: 4}", "weight_decay: 0.0", "'adapter.pissa' is not read with start olora"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(tmp_path, update, rule, message):
@@ -114,3 +119,17 @@ def test_what_does_not_go_together_is_refused(tmp_path, update, rule, message):
     file.write_text(BASE.replace("MODE", "lora").replace("UPDATE", update).replace("RULE", rule))
     with pytest.raises(RecipeError, match=re.escape(message)):
         Recipe.from_yaml(str(file))
+
+
+def test_a_start_is_not_read_in_mode_full(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(BASE.replace("MODE", "full").replace("UPDATE", "start: pissa").replace("RULE", "weight_decay: 0.0"))
+    with pytest.raises(RecipeError, match=r"'adapter\.start' is not read in mode full"):
+        Recipe.from_yaml(str(file))
+
+
+def test_dropout_with_pissa_is_noted(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    for update, is_noted in (("start: pissa, dropout: 0.1", True), ("start: pissa", False), ("dropout: 0.1", False)):
+        file.write_text(BASE.replace("MODE", "lora").replace("UPDATE", update).replace("RULE", "weight_decay: 0.0"))
+        assert any("principal" in note for note in Recipe.from_yaml(str(file)).origin.notes) == is_noted

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from dorakit.adapters.initial import Initial
 from dorakit.adapters.layer import AdapterLinear
 from dorakit.adapters.ties import tied_ends
 from dorakit.adapters.whole import TrainedCopy
@@ -40,6 +41,7 @@ def attach_(
     seed: int = 0,
     magnitude_init: str = "dequantized",
     settings: dict[str, Any] | None = None,
+    initial: Initial | None = None,
 ) -> list[str]:
     """Freeze the model and put an adapter on each target, in place. The output does not change.
 
@@ -61,6 +63,7 @@ def attach_(
         seed: A's start is a pure function of (seed, module name).
         magnitude_init: The row norms that dora's magnitude starts as: of the weight in use, `dequantized`, or `original`.
         settings: What only this update takes, e.g. d_initial of vera.
+        initial: A start that changes the base; where that was not done on arrival, dense weights are changed here.
 
     Returns:
         Names of the adapted modules, in model order.
@@ -84,7 +87,8 @@ def attach_(
     layer_class = UPDATES[update].load()
     shared = layer_class.shared([model.get_submodule(name) for name in names], rank=rank, **(settings or {}))
     for name in names:
-        digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+        if initial is not None:
+            initial.take_out_(name, model.get_submodule(name))
         try:
             adapter = layer_class(
                 model.get_submodule(name),
@@ -92,8 +96,9 @@ def attach_(
                 alpha=pattern_value(name, alpha_pattern or {}, alpha),
                 dropout=dropout,
                 rslora=rslora,
-                generator=torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1),
+                generator=generator_of(seed, name),
                 magnitude_init=magnitude_init if method == "dora" else None,
+                **({} if initial is None else {"initial": initial, "name": name}),
                 **shared,
             )
         except ModelError as error:
@@ -102,6 +107,12 @@ def attach_(
         return_freed_memory(2 * adapter.in_features * adapter.out_features)
     _train_whole_(model, whole, keeps_ties=keeps_ties)
     return names
+
+
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """The generator of a module's start, on the CPU."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def text_part(model: PreTrainedModel) -> nn.Module:

@@ -20,43 +20,33 @@ import torch
 from torch import Tensor, nn
 
 from dorakit.adapters.fused import adapted_product
+from dorakit.adapters.initial import Initial
 from dorakit.adapters.magnitude import row_norm
+from dorakit.adapters.on_disk import OnDisk
+from dorakit.adapters.original import change_factors, original_weight
 from dorakit.model.linear import dense_weight, row_norm_squared, sizes
 from dorakit.model.nf4 import ROWS_AT_ONCE, NF4Linear
 
 MAGNITUDE = "lora_magnitude_vector"
-OWN_TYPE = (
-    "DORAKIT"  # peft_type of what PEFT has no name for, so that it refuses the file instead of loading another adapter
-)
 _SMALL_GAIN = 0.5  # below it g - 1 in bfloat16 is wrong by more than a rounding of g (fused.py)
 
 
-class AdapterLinear(nn.Module):
+class AdapterLinear(OnDisk, nn.Module):
     """A frozen linear layer with a trained update of its weight. Complete once built; at step 0 it equals its base.
 
     Attributes:
-        update_name: Its name in the table of methods.
-        peft_type: What PEFT calls it, or OWN_TYPE.
-        peft_values: Entry of adapter_config.json that is read -> its kind, in the words of peft_config.py.
-        on_disk: Own parameter -> its key in PEFT's format, the magnitude left out.
-        rank_dim: Own parameter -> the dimension of it that is the rank.
         grows: The parameter that stays as it was if, and only if, training had no effect. The others also decay.
-        shared_keys: Whole keys on disk of tensors that are saved once for all layers.
         has_alpha: False: s = 1.
         has_factors: False: the change is no product of two small matrices (adapters/unfactored.py).
         base: The frozen layer.
         scaling: s.
         lora_magnitude_vector: m, float32 (O,), at the start the row norms of the weight in use. None without a magnitude.
-        enabled: False leaves the output to the base.
+        start: Where A and B began: a name of the table of methods.
+        initial: A0 (R, I) and B0 (O, R) of a start that changed the base to W - s B0 A0, float32, not trained; else None.
+        enabled: False leaves the output to W, the base as it was before any start.
     """
 
-    update_name: ClassVar[str]
-    peft_type: ClassVar[str]
-    peft_values: ClassVar[dict[str, str]]
-    on_disk: ClassVar[dict[str, str]]
-    rank_dim: ClassVar[dict[str, int]]
     grows: ClassVar[str]
-    shared_keys: ClassVar[tuple[str, ...]] = ()
     has_alpha: ClassVar[bool] = True
     has_factors: ClassVar[bool] = True
 
@@ -70,6 +60,8 @@ class AdapterLinear(nn.Module):
         rslora: bool = False,
         magnitude_init: str | None = None,
         generator: torch.Generator | None = None,
+        initial: Initial | None = None,
+        name: str = "",
         **settings: Any,
     ):
         """Build the layer.
@@ -83,6 +75,8 @@ class AdapterLinear(nn.Module):
             magnitude_init: `dequantized`: a magnitude that starts as the row norms of the weight in use; `original`: of the
                 weight before it was quantized. None: no magnitude.
             generator: Draws the start; on the CPU, so that a seed means the same adapter on every device.
+            initial: What a start took out of the base already, under `name`.
+            name: Of the module.
             settings: Of the update alone; see its `build_`.
         """
         super().__init__()
@@ -90,10 +84,17 @@ class AdapterLinear(nn.Module):
         self.out_features, self.in_features = sizes(base)
         self.rank = rank
         self.alpha = alpha
-        self.scaling = alpha / (math.sqrt(rank) if rslora else rank) if self.has_alpha else 1.0
+        self.scaling = scaling_of(rank, alpha, rslora=rslora) if self.has_alpha else 1.0
         self.dropout = nn.Dropout(dropout)
         self.enabled = True
         self.build_(next(base.parameters()).device, generator, **settings)
+        self.start = "kaiming" if initial is None else initial.start
+        self.initial: tuple[Tensor, Tensor] | None = None
+        if initial is not None:
+            self.initial = initial.factors_for(name, self.rank, self.scaling)
+            with torch.no_grad():
+                for parameter, value in zip(self.factors(), self.initial, strict=True):
+                    parameter.copy_(value)
         self.lora_magnitude_vector: nn.Parameter | None = None
         self._norm: Tensor | None = None
         self._norm_versions: tuple[int, ...] = ()
@@ -105,6 +106,10 @@ class AdapterLinear(nn.Module):
                 if magnitude_init == "original" and isinstance(base, NF4Linear) and base.original_row_norm.numel():
                     norm = base.original_row_norm
             self.lora_magnitude_vector = nn.Parameter(norm.clone())
+            if initial is not None and magnitude_init == "original":
+                self.lora_magnitude_vector.data.copy_(initial.row_norms[name])
+            elif initial is not None:
+                self.magnitude_to_norm_()
         self._start: dict[str, str] = {}
         self.mark_start_()
 
@@ -123,7 +128,15 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer: x (..., I) -> (..., O), in x's dtype."""
-        return self.product(x) if self.enabled else self.base(x)
+        return self.product(x) if self.enabled else self.base_product(x)
+
+    def base_product(self, x: Tensor) -> Tensor:
+        """W x + b, of the base as it was before any start."""
+        if self.initial is None:
+            out: Tensor = self.base(x)
+            return out
+        a0_RI, b0_OR = self.initial
+        return adapted_product(self.base, x, a0_RI, b0_OR, scaling=self.scaling)
 
     def product(self, x: Tensor) -> Tensor:
         """The adapted product, dropout included."""
@@ -139,33 +152,6 @@ class AdapterLinear(nn.Module):
     def constants(self) -> list[Tensor]:
         """Frozen tensors beside the base, which layers may have in common."""
         return []
-
-    # On disk
-
-    @classmethod
-    def disk_key(cls, own: str) -> str:
-        """The key of an own parameter in PEFT's format, after the module's name."""
-        return cls.on_disk.get(own, own)
-
-    @classmethod
-    def is_described_by(cls, config: dict[str, Any]) -> bool:
-        """Whether adapter_config.json, written by PEFT, is of this update."""
-        return config.get("peft_type") == cls.peft_type
-
-    @classmethod
-    def from_peft(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """The entries of adapter_config.json that are this update's own, as keyword arguments of `attach_`."""
-        raise NotImplementedError
-
-    @classmethod
-    def to_peft(cls, layers: dict[str, AdapterLinear], rank: int) -> dict[str, Any]:
-        """The entries of adapter_config.json that are this update's own; `rank` is what it says of most layers."""
-        raise NotImplementedError
-
-    @classmethod
-    def shared_tensors(cls, layers: dict[str, AdapterLinear]) -> dict[str, Tensor]:
-        """The tensors of `shared_keys`."""
-        return {}
 
     # What training did
 
@@ -199,7 +185,9 @@ class AdapterLinear(nn.Module):
         return self.is_zero() and (self.lora_magnitude_vector is None or self.has_still_magnitude())
 
     def is_zero(self) -> bool:
-        """Whether the update is zero: a factor is."""
+        """Whether the update is zero: a factor is, or both are those of the start."""
+        if self.initial is not None:
+            return all(map(torch.equal, self.factors(), self.initial))
         return any(not factor.any() for factor in self.factors())
 
     # The magnitude
@@ -246,8 +234,8 @@ class AdapterLinear(nn.Module):
 
     @torch.no_grad()
     def update(self) -> Tensor:
-        """S B A, float32 (O, I)."""
-        a_RI, b_OR = self.factors()
+        """The change of W without a magnitude, s (B A - B0 A0), float32 (O, I)."""
+        a_RI, b_OR = change_factors(self)
         return (b_OR.float() @ a_RI.float()).mul_(self.scaling)
 
     def updated_weight(self) -> Tensor:
@@ -273,7 +261,7 @@ class AdapterLinear(nn.Module):
         if self.lora_magnitude_vector is None:
             return delta_OI
         gain_O1 = (self.lora_magnitude_vector / self.weight_norm())[:, None]
-        delta_OI, weight_OI = delta_OI.mul_(gain_O1), dense_weight(self.base)
+        delta_OI, weight_OI = delta_OI.mul_(gain_O1), original_weight(self)
         for start in range(0, self.out_features, ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             delta_OI[rows].addcmul_(weight_OI[rows].float(), gain_O1[rows] - 1)
@@ -282,6 +270,11 @@ class AdapterLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
         return f"rank={self.rank}, alpha={self.alpha}, scaling={self.scaling:.4g}"
+
+
+def scaling_of(rank: int, alpha: float, *, rslora: bool) -> float:
+    """S = alpha / r, or alpha / sqrt(r) with rslora."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 def _digest(tensor: Tensor) -> str:

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dorakit.adapters.layer import OWN_TYPE, AdapterLinear
+from dorakit.adapters.layer import AdapterLinear
+from dorakit.adapters.on_disk import OWN_TYPE
 from dorakit.adapters.unfactored import UnfactoredLinear
 from dorakit.errors import ModelError
 

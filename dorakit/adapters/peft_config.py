@@ -14,9 +14,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from dorakit.adapters.layer import OWN_TYPE, AdapterLinear
+from dorakit.adapters.layer import AdapterLinear
+from dorakit.adapters.on_disk import OWN_TYPE
 from dorakit.errors import ModelError
-from dorakit.methods import UPDATES
+from dorakit.methods import STARTS, UPDATES
 from dorakit.model.configs import check_configs, read_object
 from dorakit.model.directory import check_files
 from dorakit.model.names import pattern_value
@@ -76,6 +77,8 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{path}: peft_type is {config.get('peft_type')!r:.80}; only {known} can be read\n"
             f"  of a kind that PEFT can merge: {MERGE_IN_PEFT}"
         )
+    if (begun := start_of(config)) not in STARTS:
+        raise ModelError(f"{path}: start is {begun!r:.80}; only {', '.join(STARTS)} can be read")
     for key, (unused, advice) in UNSUPPORTED.items():
         if key in config and config[key] not in unused:
             raise ModelError(f"{path}: {key} = {config[key]!r:.80} is not supported; only {unused[0]!r} is\n  {advice}")
@@ -107,10 +110,15 @@ def layer_class_of(config: dict[str, Any]) -> type[AdapterLinear]:
 
 def method_of(config: dict[str, Any]) -> str:
     """`dora` for an adapter with a magnitude, else `lora`."""
-    has_magnitude = (
-        config["dorakit"].get("magnitude") if config.get("peft_type") == OWN_TYPE else config.get("use_dora")
-    )
+    own = config.get("dorakit") if config.get("peft_type") == OWN_TYPE else None
+    has_magnitude = own.get("magnitude", False) if isinstance(own, dict) else config.get("use_dora")
     return "dora" if has_magnitude else "lora"
+
+
+def start_of(config: dict[str, Any]) -> str:
+    """Where A and B of an adapter began, and whether its base is W or what a start left of it."""
+    own = config.get("dorakit") if config.get("peft_type") == OWN_TYPE else None
+    return str(own.get("start", "kaiming")) if isinstance(own, dict) else "kaiming"
 
 
 def adapter_base(directory: Path, base_model: str | None = None) -> tuple[str, str]:

@@ -20,7 +20,10 @@ from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers, attach_, whole_modules
 from dorakit.adapters.foreign_names import PREFIX, refuse_foreign_name
-from dorakit.adapters.layer import OWN_TYPE, AdapterLinear
+from dorakit.adapters.initial import Initial
+from dorakit.adapters.initial_format import check_initial, initial_of, save_initial_of
+from dorakit.adapters.layer import AdapterLinear
+from dorakit.adapters.on_disk import OWN_TYPE
 from dorakit.adapters.peft_config import (
     CONFIG,
     layer_class_of,
@@ -69,15 +72,17 @@ def save_adapter(
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
     give_rights_of_new(path / WEIGHTS)
+    save_initial_of(model, path)
     config = _config(model, layers, base_name_or_path, revision)
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (path / STORAGE).write_text(json.dumps({"base_storage": stored_as(model)}, indent=2) + "\n", encoding="utf-8")
 
 
-def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
+def load_adapter(model: PreTrainedModel, directory: Path | str, *, initial: Initial | None = None) -> None:
     """Attach the adapter in a directory to its base, in place.
 
-    Which modules are adapted is read off the tensors themselves, so every way of naming targets works.
+    Which modules are adapted is read off the tensors themselves, so every way of naming targets works. `initial`, of
+    `initial_of`, is given where it was taken out of the base's weights on their arrival.
 
     Raises:
         ModelError: The directory holds no adapter, one of another kind, or one that does not fit this base.
@@ -109,6 +114,7 @@ def load_adapter(model: PreTrainedModel, directory: Path | str) -> None:
         alpha_pattern=used_patterns(config, "alpha_pattern", adapted),
         modules_to_save=whole,
         keeps_ties=keeps_ties(config, {key: tensors[key] for key in beside}),
+        initial=initial or initial_of(path),
         **_with_shared(layer_class, layer_class.from_peft(config), tensors),
     )
     _fill(model, tensors, path)
@@ -127,6 +133,7 @@ def check_saved(model: PreTrainedModel, directory: Path) -> None:
     for name, parameter in matched_parameters(model, tensors, directory).items():
         if not torch.equal(parameter.detach().cpu(), tensors[name]):
             raise ModelError(f"{directory / WEIGHTS}: {name} reads back as something else than what was trained")
+    check_initial(model, directory)
 
 
 def check_adapter(directory: Path | str) -> tuple[dict[str, Any], dict[str, Stored]]:
@@ -186,7 +193,10 @@ def _config(
     first = next(iter(layers.values()))
     kind: dict[str, Any] = {"peft_type": first.peft_type}
     has_magnitude = first.lora_magnitude_vector is not None
-    if first.peft_type == OWN_TYPE or (has_magnitude and "use_dora" not in first.peft_values):
+    if first.initial is not None:  # on W it is another model, so PEFT must not load it
+        stated = {"update": first.update_name, "start": first.start, "magnitude": has_magnitude}
+        kind = {"peft_type": OWN_TYPE, "dorakit": stated}
+    elif first.peft_type == OWN_TYPE or (has_magnitude and "use_dora" not in first.peft_values):
         kind = {"peft_type": OWN_TYPE, "dorakit": {"update": first.update_name, "magnitude": has_magnitude}}
     return {
         **kind,

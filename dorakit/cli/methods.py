@@ -8,15 +8,15 @@ import typer
 
 from dorakit.cli import completion, options
 from dorakit.errors import UsageError
-from dorakit.methods import RULES, UPDATES, Entry
+from dorakit.methods import RULES, STARTS, UPDATES, Entry
 from dorakit.terminal import json_line, printable
 from dorakit.words import did_you_mean
 
 if TYPE_CHECKING:
     from dorakit.recipe.schema import Recipe
 
-_KINDS = {"update": UPDATES, "rule": RULES}
-_KEYS = {"update": "adapter.update", "rule": "optimizer.rule"}
+_KINDS = {"update": UPDATES, "start": STARTS, "rule": RULES}
+_KEYS = {"update": "adapter.update", "start": "adapter.start", "rule": "optimizer.rule"}
 
 
 def methods(
@@ -30,7 +30,7 @@ def methods(
     rank: Annotated[int, typer.Option("--rank", min=1, help="With --model: the rank.")] = 16,
     as_json: options.Json = False,
 ) -> None:
-    """List the methods: what can be added to a weight (update), and what can surround a step (rule).
+    """List the methods: what can be added to a weight (update), where it begins (start), what surrounds a step (rule).
 
     With a base model, their trained parameters on its linear layers are counted.
 
@@ -72,9 +72,10 @@ def _facts(name: str, kind: str, trained: int | None) -> dict[str, Any]:
 
 
 def _partners(name: str, kind: str, entry: Entry) -> list[str]:
-    if kind == "rule":
+    if kind != "update":
         return [update for update, other in UPDATES.items() if entry.needs <= other.gives]
-    return [rule for rule, other in RULES.items() if other.needs <= entry.gives]
+    others = {**STARTS, **RULES}
+    return [other for other, row in others.items() if row.needs <= entry.gives and other != "kaiming"]
 
 
 def _count(model: str, name: str, rank: int) -> int | None:

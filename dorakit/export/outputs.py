@@ -11,8 +11,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 import dorakit
-from dorakit.adapters.layer import OWN_TYPE
-from dorakit.adapters.peft_config import CONFIG, method_of, update_of
+from dorakit.adapters.converted import write_on_original
+from dorakit.adapters.on_disk import OWN_TYPE
+from dorakit.adapters.peft_config import CONFIG, method_of, start_of, update_of
 from dorakit.adapters.peft_format import WEIGHTS
 from dorakit.adapters.storage import STORAGE
 from dorakit.build import build_tokenizer
@@ -107,6 +108,12 @@ def export_peft(
     assert trained.adapter is not None
     directory = place_for(trained, "peft", output)
     accepted = refuse_changed({trained.adapter: {}}, accept_changes)
+    begun = start_of(trained.config)
+    if begun != "kaiming" and trained.storage is not None:
+        raise UsageError(
+            f"--to peft: {trained.adapter} began with {begun} on a base in 4 bits, and no LoRA on that base is the same model\n"
+            f"  `{trained.command('lora')}` or `{trained.command('merged')}`"
+        )
     files = [trained.adapter / name for name in (CONFIG, WEIGHTS, STORAGE) if (trained.adapter / name).is_file()]
     with staged(trained.run, directory) as (staging, _):
         check_space(directory, sum(file.stat().st_size for file in files))
@@ -116,10 +123,12 @@ def export_peft(
         notes = write_generation_config(staging, stated, tokenizer)
         for file in files:
             shutil.copy(file, staging)
+        config = trained.config
+        if begun != "kaiming":
+            config = write_on_original(trained.adapter, staging)
         if (staging / STORAGE).is_file():  # which listed the files of the other directory
             kept = read_receipt(staging, STORAGE)
             write_json(staging / STORAGE, {key: value for key, value in kept.items() if key != "files"})
-        config = trained.config
         if base_model is not None:
             config = {**config, "base_model_name_or_path": base_model, "revision": None}
             write_json(staging / CONFIG, config)
@@ -130,7 +139,7 @@ def export_peft(
                 line = line.replace(unplaced_command(trained, to), trained.command(to))
             say(line, quiet=quiet)
         content = {**described(trained, "peft"), "notes": notes}
-        if adapter_sha256(staging) != content["adapter_sha256"]:
+        if begun == "kaiming" and adapter_sha256(staging) != content["adapter_sha256"]:
             raise GateError(
                 f"{WEIGHTS} as it was copied is not the adapter's\n"
                 "  nothing was written; this is a fault of this machine's memory or disk",
@@ -239,12 +248,17 @@ def _stating(trained: Trained) -> Iterator[Path]:
 def _adapter_notes(trained: Trained) -> list[str]:
     config, notes = trained.config, []
     lora, merged, gguf = (unplaced_command(trained, to) for to in ("lora", "merged", "gguf"))
-    kind = "DoRA" if config.get("use_dora") else "" if config["peft_type"] == "LORA" else str(update_of(config))
+    kind = "DoRA" if config.get("use_dora") else str(update_of(config))
+    kind = "" if kind == "lora" else kind
     if kind:
         notes.append(
             f"vLLM, llama.cpp and Ollama load no {kind} adapter: `{lora}`, `{merged}` or `{gguf}` writes what they serve"
         )
-    if config["peft_type"] == OWN_TYPE:
+    if (begun := start_of(config)) != "kaiming":
+        notes.append(
+            f"{begun} changed the base in training: this is the same model as a LoRA of twice the rank on the original"
+        )
+    elif config["peft_type"] == OWN_TYPE:
         under = " under a magnitude" if method_of(config) == "dora" else ""
         notes.append(f"PEFT has no name for this update{under} and refuses the file; dorakit reads it")
     if config.get("modules_to_save"):

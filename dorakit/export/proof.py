@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers, whole_modules
 from dorakit.adapters.layer import AdapterLinear
+from dorakit.adapters.original import original_weight
 from dorakit.errors import Gate, GateError
 from dorakit.export.peft_reading import PeftReading
 from dorakit.export.tensors import PlainTensor
@@ -115,7 +116,7 @@ def _check_layer(name: str, layer: AdapterLinear, merged_OI: Tensor) -> None:
     """Hold a merged weight against the layer's forward pass over random inputs."""
     generator = torch.Generator().manual_seed(0)
     x_PI = torch.randn(_PROBES, layer.in_features, generator=generator, dtype=torch.float64).to(merged_OI.device)
-    live_PO, weight_OI, bias_O = layer(x_PI), dense_weight(layer.base), layer.base.bias
+    live_PO, weight_OI, bias_O = layer(x_PI), original_weight(layer), layer.base.bias
     errors, changes, norms = [], [], []
     for start in range(0, layer.out_features, ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)

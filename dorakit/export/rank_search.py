@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.lora import LoRALinear
+from dorakit.adapters.original import change_factors, original_base
 from dorakit.errors import Gate, GateError
 from dorakit.export.low_rank import Factors, low_rank_factors
 from dorakit.export.receipt import Sample, compare_logits, share, with_share_lost, worst_part
@@ -27,9 +28,10 @@ RANKS = (8, 16, 32, 64, 128, 256)
 def ranks_to_try(model: PreTrainedModel, max_rank: int) -> list[int]:
     """Ascending, none above the first that leaves nothing out. A LoRA has a rank already, which is taken where it may be."""
     layers = [layer for _, layer in adapter_layers(model)]
-    own = max(layer.rank for layer in layers)
-    if own <= max_rank and all(layer.has_factors and layer.lora_magnitude_vector is None for layer in layers):
-        return [own]
+    if all(layer.has_factors and layer.lora_magnitude_vector is None for layer in layers):
+        own = max(len(change_factors(layer)[0]) for layer in layers)
+        if own <= max_rank:
+            return [own]
     whole = max(min(layer.in_features, layer.out_features) for layer in layers)
     return [
         rank for number, rank in enumerate(RANKS) if rank <= max_rank and (number == 0 or RANKS[number - 1] < whole)
@@ -118,7 +120,7 @@ def _above(lost: float) -> str:
 def _attach_plain_(model: PreTrainedModel, factors: dict[str, Factors], rank: int) -> None:
     """Put the first `rank` directions in the place of each adapter; a smaller matrix has fewer, the others are zero."""
     for name, layer in list(adapter_layers(model)):
-        plain = LoRALinear(layer.base, rank=rank, alpha=rank)
+        plain = LoRALinear(original_base(layer), rank=rank, alpha=rank)
         held = min(rank, len(factors[name].A))
         plain.lora_A.zero_()[:held] = factors[name].A[:rank]
         plain.lora_B.zero_()[:, :held] = factors[name].B[:, :rank]

@@ -228,3 +228,10 @@ def architecture(base: str) -> str | None:
     except ModelError:
         return None
     return found if isinstance(found, str) and found.isidentifier() else None
+
+
+def stored_dtype(name: str, revision: str) -> str:
+    """The dtype that config.json states; auto where it states none that weights are computed in."""
+    config = read_object(resolve(name, revision=revision).directory / "config.json")
+    stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    return stated if stated in ("bfloat16", "float16", "float32") else "auto"

@@ -26,7 +26,7 @@ _NESTED_TABLE = 1024 + 4  # bytes: 256 float32 values and the offset
 
 @dataclass(frozen=True)
 class Ledger:
-    """Bytes but for the two counts. `base` is what is frozen, NF4 and the norms of DoRA included.
+    """Bytes but for the two counts. `base` is what is frozen, NF4, the norms of DoRA and a start's A0 and B0 included.
 
     `shareable` is what several processes may share of it, `gathered` what each of them then has whole at once.
     `quant_constants` is part of `base`: absmax in one or two levels. `paged` is part of `optimizer`. `transients` is what
@@ -88,6 +88,9 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
         base += sum(2 * 4 * layer.out_features for _, layer in adapter_layers(model))
     constants_beside = {id(t): t.nbytes for _, layer in adapter_layers(model) for t in layer.constants()}
     base += sum(constants_beside.values())
+    if not recipe.trains_whole and recipe.adapter.start != "kaiming":
+        # A0 and B0, which are not trained.
+        base += sum(4 * layer.rank * (layer.in_features + layer.out_features) for _, layer in adapter_layers(model))
     shared, gathered = shareable(recipe, model, packed)
     trained = num_trained(model)
     specs = rule_of(model, recipe.optimizer).groups(group_specs(model, recipe.optimizer, recipe.adapter.magnitude))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dorakit.errors import Problem
-from dorakit.methods import RULES, UPDATES, misfits
+from dorakit.methods import RULES, STARTS, UPDATES, misfits
 from dorakit.recipe.fields import default_of, dotted
 from dorakit.recipe.paths import is_path, is_template_text
 from dorakit.recipe.tree import Node, PathKey, Place
@@ -50,6 +50,8 @@ def remarks(root: Node) -> Iterator[str]:
     # sgd takes rates a hundred times those of the others, which normalise the gradient.
     if _is_number(rate) and _MAX_USUAL_RATE < rate and _value(root, ("optimizer", "name")) != "sgd":
         yield f"optimizer.learning_rate {rate:g} is unusually large: most runs diverge above {_MAX_USUAL_RATE:g}"
+    if _value(root, ("adapter", "start")) == "pissa" and _value(root, ("adapter", "dropout")):
+        yield "adapter.dropout with start pissa drops part of W's principal directions; the paper trains without dropout"
     train = root.at(("data", "train"))
     for index, source in enumerate(train.items if train else ()):
         form = source.at(("format",))
@@ -178,14 +180,16 @@ def _compile(root: Node) -> Iterator[Problem]:
 
 
 def _methods(root: Node) -> Iterator[Problem]:
-    rule, update = root.at(("optimizer", "rule")), root.at(("adapter", "update"))
+    update = root.at(("adapter", "update"))
     name = "lora" if update is None else update.value
-    if rule is None or rule.value not in RULES or name not in UPDATES:
-        return
-    if why := misfits(name, rule.value):
-        yield max((node for node in (rule, update) if node), key=lambda node: node.place.layer).place.problem(
-            why, "remove one of the two"
-        )
+    for key, path, table in (("rule", ("optimizer", "rule"), RULES), ("start", ("adapter", "start"), STARTS)):
+        other = root.at(path)
+        if other is None or other.value not in table or name not in UPDATES:
+            continue
+        if why := misfits(name, **{key: other.value}):
+            yield max((node for node in (other, update) if node), key=lambda node: node.place.layer).place.problem(
+                why, "remove one of the two"
+            )
 
 
 def _sources(root: Node) -> Iterator[Problem]:

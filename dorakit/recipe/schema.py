@@ -131,6 +131,14 @@ class MoRASection(Section):
     )
 
 
+class PiSSASection(Section):
+    """PiSSA's singular value decomposition."""
+
+    iterations: Positive | None = setting(
+        None, reads="recipe/schema.py", says="Power iterations of a randomised SVD; without it the exact SVD."
+    )
+
+
 class AdapterSection(Section):
     """What is trained."""
 
@@ -139,6 +147,9 @@ class AdapterSection(Section):
     )
     update: Literal["lora", "vera", "miss", "hira", "bat", "mora"] = setting(
         "lora", reads="build.py", says="What is added to each weight: a name of `dorakit methods`."
+    )
+    start: Literal["kaiming", "pissa", "olora"] = setting(
+        "kaiming", reads="starting.py", says="Where A and B begin: a name of `dorakit methods`."
     )
     rank: Positive = setting(16, reads="build.py", says="Rank r of A and B.")
     alpha: float = setting(32.0, reads="build.py", says="Scaling numerator: s = alpha / rank.", gt=0.0)
@@ -167,12 +178,18 @@ class AdapterSection(Section):
     vera: VeRASection = setting(VeRASection(), reads="recipe/schema.py", says="Settings of update vera.")
     miss: MiSSSection = setting(MiSSSection(), reads="recipe/schema.py", says="Settings of update miss.")
     mora: MoRASection = setting(MoRASection(), reads="recipe/schema.py", says="Settings of update mora.")
+    pissa: PiSSASection = setting(PiSSASection(), reads="recipe/schema.py", says="Settings of start pissa.")
 
     @property
     def update_settings(self) -> dict[str, Any]:
         """What only this update takes: settings of `attach_`."""
         sections: dict[str, Section] = {"vera": self.vera, "miss": self.miss, "mora": self.mora}
         return sections[self.update].model_dump() if self.update in sections else {}
+
+    @property
+    def start_settings(self) -> dict[str, Any]:
+        """What only this start takes: settings of its function."""
+        return {"iterations": self.pissa.iterations} if self.start == "pissa" else {}
 
 
 class QuantizationSection(Section):

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dorakit.errors import Problem
-from dorakit.methods import RULES, UPDATES
+from dorakit.methods import RULES, STARTS, UPDATES, Entry
 from dorakit.recipe.fields import dotted
 from dorakit.recipe.paths import ROW_FILES, is_path
 from dorakit.recipe.tree import Node, PathKey
 
 _ADAPTER = (
     "update",
+    "start",
     "rank",
     "alpha",
     "dropout",
@@ -144,7 +145,8 @@ def _by_mode(mode: Any) -> Iterator[Unread]:
         quantized = "qlora or qdora" if mode == "full" else f"q{mode}"
         yield Unread(("quantization",), cause, when, f"remove it, or write `mode: {quantized}`")
     if mode == "full":
-        for key in (*_ADAPTER, *(key.split(".")[1] for entry in UPDATES.values() for key in entry.reads)):
+        entries = (*UPDATES.values(), *STARTS.values())
+        for key in (*_ADAPTER, *(key.split(".")[1] for entry in entries for key in entry.reads)):
             yield Unread(("adapter", key), cause, when)
         yield Unread(("optimizer", "rule"), cause, when)
         # merge.dtype is also what `dorakit quantize` rounds to first.
@@ -159,7 +161,12 @@ def _by_mode(mode: Any) -> Iterator[Unread]:
 
 def _by_method(get: Callable[[PathKey], Any]) -> Iterator[Unread]:
     """Settings of methods that are not chosen, and those that the chosen ones ignore."""
-    for cause, table, default in ((("adapter", "update"), UPDATES, "lora"), (("optimizer", "rule"), RULES, None)):
+    tables: tuple[tuple[PathKey, dict[str, Entry], str | None], ...] = (
+        (("adapter", "update"), UPDATES, "lora"),
+        (("adapter", "start"), STARTS, "kaiming"),
+        (("optimizer", "rule"), RULES, None),
+    )
+    for cause, table, default in tables:
         chosen = get(cause) or default
         for name, entry in table.items():
             if name == chosen:

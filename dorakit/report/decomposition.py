@@ -33,6 +33,7 @@ from torch import Tensor
 
 from dorakit.adapters.attach import adapter_layers, target_names
 from dorakit.adapters.foreign_names import PREFIX
+from dorakit.adapters.original import change_factors, original_weight
 from dorakit.adapters.peft_format import WEIGHTS, check_adapter
 from dorakit.build import build_base, build_model, find_files_to_train
 from dorakit.digests import changes
@@ -40,6 +41,7 @@ from dorakit.errors import RunError
 from dorakit.model.linear import dense_weight
 from dorakit.model.weights_check import check_weights
 from dorakit.run import Run
+from dorakit.starting import saved_initial
 from dorakit.target import check_base
 from dorakit.terminal import typed
 from dorakit.training.checkpoint import CHECKPOINT_FILES
@@ -166,7 +168,7 @@ def decompose(run: Run, snapshots: Sequence[Snapshot] | None = None) -> list[Mat
     recipe = run.recipe
     measured = _measure_adapters if not recipe.trains_whole else _measure_whole
     base = (
-        build_model(recipe, keeps_ties=begins_with_ties(run))
+        build_model(recipe, keeps_ties=begins_with_ties(run), initial=saved_initial(run))
         if not recipe.trains_whole
         else build_base(recipe, found=find_files_to_train(recipe))
     )
@@ -259,7 +261,7 @@ class _Weights:
 
 def _measure_adapters(model: torch.nn.Module, weights: list[_Weights]) -> Iterator[MatrixChange]:
     for name, layer in adapter_layers(model):
-        base = dense_weight(layer.base)
+        base = original_weight(layer)
         # The layer is fresh from its base: its magnitude is the one that training began with.
         start = None if layer.lora_magnitude_vector is None else layer.lora_magnitude_vector.detach().clone()
         for at in weights:
@@ -271,8 +273,9 @@ def _measure_adapters(model: torch.nn.Module, weights: list[_Weights]) -> Iterat
             magnitude = None
             if layer.lora_magnitude_vector is not None and start is not None:
                 magnitude = layer.lora_magnitude_vector, start
-            update = LowRankUpdate(*layer.factors(), magnitude)
-            yield _change(name, at.step, low_rank_change(base, update, scaling=layer.scaling), update.moved)
+            update = LowRankUpdate(*change_factors(layer), magnitude)
+            moved = update.moved if layer.initial is None else not layer.changes_nothing()
+            yield _change(name, at.step, low_rank_change(base, update, scaling=layer.scaling), moved)
 
 
 def _measure_whole(model: Any, weights: list[_Weights]) -> Iterator[MatrixChange]:

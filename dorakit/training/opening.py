@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dorakit.adapters.initial_format import save_initial_of
 from dorakit.parallel.environment import Member
 from dorakit.progress import say
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
+from dorakit.starting import keep_initial
 from dorakit.training.prepare import Prepared
 from dorakit.training.resumable import check_resumable
 
@@ -30,6 +32,8 @@ def new_run(prepared: Prepared, accept_changes: Sequence[str], member: Member) -
     before = prepared.predecessor
     run = Run.create(prepared.recipe, base=base_facts(prepared), start=before.facts if before else None)
     with run.writing():
+        save_initial_of(prepared.base.model, run.path)  # before any step: every later load needs it
+        keep_initial(run)
         if member.size > 1:  # by which restarted processes know that this run is theirs
             run.update(launch=member.launch)
         yield run

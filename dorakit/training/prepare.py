@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from dorakit.adapters.initial_format import initial_of
 from dorakit.build import build_model, find_files_to_train
 from dorakit.data.batches import steps_per_epoch
 from dorakit.data.documents import check_documents_fit
@@ -24,6 +25,7 @@ from dorakit.parallel.sharding import shard_
 from dorakit.parallel.world import World
 from dorakit.recipe.schema import Recipe
 from dorakit.run import Run
+from dorakit.starting import saved_initial
 from dorakit.training.checks import check_packing, check_recomputed, check_room
 from dorakit.training.groups import group_specs, state_bytes
 from dorakit.training.objectives.supervised import SupervisedLoss
@@ -105,7 +107,10 @@ def prepare(
         today=datetime.fromisoformat(today),
     )
     arrival = Arrival(share=Share(world.rank, world.size, world.stacked)) if shards else AS_STORED
-    base = build_model(recipe, found=found, keeps_ties=keeps_ties, arrival=arrival)
+    initial = None if predecessor is None else initial_of(predecessor.directory)
+    if resume is not None:
+        initial = saved_initial(resume)
+    base = build_model(recipe, found=found, keeps_ties=keeps_ties, arrival=arrival, initial=initial)
     if predecessor is not None:
         predecessor.put_into_(base, recipe)  # before the optimizer takes its copies
     if recipe.parallel.strategy in ("ddp", "fsdp") and world.size == 1:

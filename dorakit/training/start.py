@@ -99,6 +99,11 @@ def _check_strategy(recipe: Recipe, member: Member) -> None:
             "parallel.strategy: fsdp would cut elsewhere for every number of processes\n"
             "  set optimizer.name: adamw, paged_adamw or sgd, or parallel.strategy: ddp"
         )
+    if strategy == "fsdp" and not recipe.trains_whole and recipe.adapter.start != "kaiming":
+        raise UsageError(
+            f"parallel.strategy: fsdp does not go with adapter.start: {recipe.adapter.start}, which needs whole weights\n"
+            "  set parallel.strategy: ddp, or adapter.start: kaiming"
+        )
     if strategy == "fsdp" and recipe.training.compile:
         raise UsageError("parallel.strategy: fsdp does not go with training.compile\n  set training.compile: false")
     check_ranks(recipe, member.size)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.continued import continue_adapter_
-from dorakit.adapters.peft_config import layer_class_of, method_of, refuse_adapted_head, used_patterns
+from dorakit.adapters.peft_config import layer_class_of, method_of, refuse_adapted_head, start_of, used_patterns
 from dorakit.adapters.peft_format import (
     WEIGHTS,
     check_adapter,
@@ -185,6 +185,9 @@ def _shape_problems(
     if (update := layer_class_of(config).update_name) != wanted.update:
         message = f"adapter.update is {wanted.update}, and the adapter {directory} is {update}"
         return [*problems, problem_at(recipe, "adapter.update", message, f"set {update}")]
+    if (begun := start_of(config)) != wanted.start:
+        message = f"adapter.start is {wanted.start}, and the adapter {directory} began with {begun}, which its base depends on"
+        problems.append(problem_at(recipe, "adapter.start", message, f"set {begun}"))
     for key, value in own.get("settings", {}).items():
         if (asked := wanted.update_settings[key]) != value:
             message = f"adapter.{update}.{key} is {asked}, and the adapter {directory} has {value}"

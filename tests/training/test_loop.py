@@ -55,6 +55,8 @@ OTHER_METHODS = {
     "mora": ("dora", ["adapter.update=mora"]),
     "lora-plus": ("dora", ["optimizer.rule=lora-plus"]),
     "lora-pro": ("qdora", ["optimizer.rule=lora-pro"]),
+    "pissa": ("qdora", ["adapter.start=pissa"]),
+    "olora": ("lora", ["adapter.start=olora"]),
 }
 
 
