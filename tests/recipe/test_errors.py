@@ -95,7 +95,7 @@ WRONG = {
     "empty section": ("learning_rate: 2e-4", "", "11:1+9: optimizer: expected a section (lines of key: value), got nothing [write a value or remove the line]"),
     "betas": ("learning_rate: 2e-4", "learning_rate: 2e-4\n  betas: [0.9]", "13:10+1: optimizer.betas: expected a list of 2 entries, each a number of at least 0 and below 1, got a list of 1"),
     "beta of one": ("learning_rate: 2e-4", "learning_rate: 2e-4\n  betas: [0.9, 1]", "13:16+1: optimizer.betas.1: expected a number of at least 0 and below 1, got 1"),
-    "unknown with nothing near": ("rank: 16", "zzz: 16", "6:3+3: unknown key 'adapter.zzz' [known here: mode, update, rank, alpha, dropout, target_modules, rank_pattern, alpha_pattern, modules_to_save, rslora, magnitude, vera, miss]"),
+    "unknown with nothing near": ("rank: 16", "zzz: 16", "6:3+3: unknown key 'adapter.zzz' [known here: mode, update, start, rank, alpha, dropout, target_modules, rank_pattern, alpha_pattern, modules_to_save, rslora, magnitude, vera, miss, pissa]"),
 }  # fmt: skip
 
 
