@@ -33,12 +33,11 @@ from dorakit.adapters.peft_config import (
     used_patterns,
 )
 from dorakit.adapters.storage import STORAGE, base_storage, stored_as
-from dorakit.adapters.tensor_names import adapted_modules, is_of_adapter, module_of
+from dorakit.adapters.tensor_names import adapted_modules, is_of_adapter, module_of, shortest_targets
 from dorakit.adapters.ties import keeps_ties
 from dorakit.errors import ModelError, listed
 from dorakit.files import give_rights_of_new
-from dorakit.model.linear import is_linear
-from dorakit.model.names import has_suffix, pattern_value
+from dorakit.model.names import pattern_value
 from dorakit.model.nf4 import NF4Format
 from dorakit.model.tasks import CAUSAL_LM
 from dorakit.model.weights_check import Stored, check_weights
@@ -209,15 +208,6 @@ def _config(
         "modules_to_save": [name for name, _ in whole_modules(model)] or None,
         **type(first).to_peft(layers, rank),
     }
-
-
-def shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
-    """Last name parts where they select exactly the adapted modules, else whole names; the base may have adapters attached."""
-    endings = sorted({name.rsplit(".", 1)[-1] for name in adapted})
-    linear = {n for n, m in model.named_modules() if is_linear(m) or isinstance(m, AdapterLinear)}
-    inside = {f"{name}.base" for name in adapted}
-    selected = {name for name in linear - inside if any(has_suffix(name, ending) for ending in endings)}
-    return endings if selected == set(adapted) else sorted(adapted)
 
 
 def whole_tensors(directory: Path) -> dict[str, Tensor]:

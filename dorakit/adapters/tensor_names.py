@@ -1,11 +1,15 @@
-"""Which layer a tensor of an adapter file belongs to."""
+"""Names in an adapter's files: which layer a tensor belongs to, and how adapted modules are called."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import nn
+
 from dorakit.adapters.foreign_names import PREFIX
 from dorakit.adapters.layer import MAGNITUDE, AdapterLinear
+from dorakit.model.linear import is_linear
+from dorakit.model.names import has_suffix
 
 
 def adapted_modules(layer_class: type[AdapterLinear], names: Iterable[str]) -> set[str]:
@@ -28,3 +32,12 @@ def module_of(layer_class: type[AdapterLinear], own: str, name: str) -> str | No
         if name.endswith(ending):
             return name.removesuffix(ending)
     return None
+
+
+def shortest_targets(model: nn.Module, adapted: list[str]) -> list[str]:
+    """Last name parts where they select exactly the adapted modules, else whole names; the base may have adapters attached."""
+    endings = sorted({name.rsplit(".", 1)[-1] for name in adapted})
+    linear = {n for n, m in model.named_modules() if is_linear(m) or isinstance(m, AdapterLinear)}
+    inside = {f"{name}.base" for name in adapted}
+    selected = {name for name in linear - inside if any(has_suffix(name, ending) for ending in endings)}
+    return endings if selected == set(adapted) else sorted(adapted)

@@ -22,11 +22,10 @@ from dorakit.adapters.peft_config import layer_class_of, method_of, refuse_adapt
 from dorakit.adapters.peft_format import (
     WEIGHTS,
     check_adapter,
-    shortest_targets,
     whole_tensors,
 )
 from dorakit.adapters.storage import base_storage
-from dorakit.adapters.tensor_names import adapted_modules, is_of_adapter
+from dorakit.adapters.tensor_names import adapted_modules, is_of_adapter, shortest_targets
 from dorakit.adapters.ties import keeps_ties
 from dorakit.build import nf4_format
 from dorakit.digests import sha256

@@ -30,6 +30,26 @@ def keep_first_gradient(file: Path) -> None:
     Updater.clip = clip
 
 
+@pytest.mark.parametrize(("start", "mode"), [("pissa", "qdora"), ("olora", "lora")])
+def test_two_ranks_have_the_start_of_one_process(tmp_path, start, mode):
+    """The same A0 and B0, and the same way from there. Planted bug caught: a seed of each rank's own."""
+    found = []
+    for size in (1, 2):
+        site = plain(make_site(tmp_path / str(size), steps=4))
+        settings = [f"adapter.mode={mode}", f"adapter.start={start}", "parallel.strategy=ddp"]
+        if start == "pissa":
+            settings.append("adapter.pissa.iterations=2")
+        ended = dorakit_group(
+            size, "train", site.recipe, *[part for setting in settings for part in ("--set", setting)]
+        )
+        assert ended.codes == [0] * size, ended.ranks
+        files = [site.run / "adapter" / name for name in ("initial.safetensors", "adapter_model.safetensors")]
+        found.append(tuple(map(load_file, files)))
+    (initial, alone), (initial_too, together) = found
+    assert all(torch.equal(initial[name], initial_too[name]) for name in initial)
+    assert max(float((alone[name] - together[name]).abs().max()) for name in alone) <= 1e-3
+
+
 OTHER_METHODS = {
     "vera": ["adapter.mode=qdora", "adapter.update=vera"],
     "miss": ["adapter.mode=lora", "adapter.update=miss"],
