@@ -1,7 +1,7 @@
 """HiRA (ICLR 2025, openreview.net/forum?id=TwJrTz9cRS): y = W x + (W * (B A)) x, with the elementwise product *.
 
 The change has a rank of up to R times W's. Its product is computed as one dense matrix product. As R products with W,
-U x = sum_j b_j * (W (a_j * x)), it needs no (O, I) matrix of its own, and took 8 to 12 times as long (rank 16, forward and
+U x = sum_j b_j * (W (a_j * x)), it needs no (O, I) matrix of its own, and took 8 to 13 times as long (rank 16, forward and
 backward, one CPU core, 256 and 1024 tokens, the matrices of SmolLM2-135M).
 """
 

@@ -68,8 +68,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     if update_of(config) is None:
         if config.get("peft_type") == OWN_TYPE:
             raise ModelError(
-                f"{path}: dorakit is {config.get('dorakit')!r:.80}, expected an object with an update of {', '.join(UPDATES)}\n"
-                "  an update that is none of these needs the version of dorakit that wrote the file"
+                f"{path}: its own entry is {config.get('dorakit')!r:.80}, expected an object with an update of "
+                f"{', '.join(UPDATES)}\n  any other needs the version that wrote the file"
             )
         kinds = dict.fromkeys(entry.load().peft_type for entry in UPDATES.values())
         known = ", ".join(kind for kind in kinds if kind != OWN_TYPE)

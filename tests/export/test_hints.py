@@ -82,6 +82,7 @@ REFUSED = {
     "other positions": lambda site: [site.with_positions(), "--to", "gguf"],
     "modules trained whole": lambda site: [site.of("tiny:llama", "lora", "adapter.modules_to_save=[norm]"), "--to", "lora"],
     "no rank suffices": lambda site: [site.run("dora"), "--to", "lora", "--max-lost", "1e-12", "--max-rank", "8"],
+    "a start on a base in 4 bits": lambda site: [site.of("tiny:llama", "qlora", "adapter.start=pissa"), "--to", "peft"],
     "not finished": lambda site: [site.unfinished(), "--to", "gguf"],
     "not merged": lambda site: [site.run("lora") / "merged", "--to", "gguf"],
 }  # fmt: skip
