@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -20,8 +22,11 @@ def definition(model, prompt, candidate):
     return sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(candidate))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "falcon_h1", "mamba"])
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize(
+    ("architecture", "batch_size"),
+    # One size for the slow one.
+    [*itertools.product(["llama", "qwen2", "gemma2", "mamba"], [1, 3, 16]), ("falcon_h1", 3)],
+)
 @pytest.mark.parametrize(
     "prompts", [PROMPTS, [[*range(30, 40), *prompt] for prompt in PROMPTS]], ids=["", "alike at first"]
 )
