@@ -45,6 +45,9 @@ class Entry:
         return getattr(import_module(module), name)
 
 
+_SCALE = ("adapter.alpha", "adapter.rslora", "adapter.alpha_pattern")
+_SCALE_AND_RANKS = (*_SCALE, "adapter.rank_pattern")
+
 UPDATES: dict[str, Entry] = {
     "lora": Entry(
         "dorakit.adapters.lora:LoRALinear",
@@ -62,7 +65,7 @@ UPDATES: dict[str, Entry] = {
         paper="arXiv:2310.11454",
         parameters="r + out",
         reads=("adapter.vera",),
-        ignores=("adapter.alpha", "adapter.rslora", "adapter.rank_pattern", "adapter.alpha_pattern"),
+        ignores=_SCALE_AND_RANKS,
         gives=frozenset({"exact lora", "any rank"}),
         loads="PEFT (without a magnitude)",
     ),
@@ -73,7 +76,7 @@ UPDATES: dict[str, Entry] = {
         paper="arXiv:2409.15371",
         parameters="r out",
         reads=("adapter.miss",),
-        ignores=("adapter.alpha", "adapter.rslora", "adapter.rank_pattern", "adapter.alpha_pattern"),
+        ignores=_SCALE_AND_RANKS,
         gives=frozenset({"exact lora"}),
         loads="PEFT (without a magnitude)",
     ),
@@ -83,7 +86,7 @@ UPDATES: dict[str, Entry] = {
         formula="W + W * (B A), elementwise",
         paper="openreview.net/forum?id=TwJrTz9cRS",
         parameters="r (in + out)",
-        ignores=("adapter.alpha", "adapter.rslora", "adapter.alpha_pattern"),
+        ignores=_SCALE,
         loads="PEFT (without a magnitude)",
     ),
     "bat": Entry(
@@ -92,7 +95,7 @@ UPDATES: dict[str, Entry] = {
         formula="W_ab + W_ab D_a + D_a, by blocks of r x r",
         paper="arXiv:2409.15371",
         parameters="r out",
-        ignores=("adapter.alpha", "adapter.rslora", "adapter.rank_pattern", "adapter.alpha_pattern"),
+        ignores=_SCALE_AND_RANKS,
         loads="PEFT (without a magnitude)",
     ),
     "mora": Entry(
@@ -102,7 +105,7 @@ UPDATES: dict[str, Entry] = {
         paper="arXiv:2405.12130",
         parameters="about r (in + out)",
         reads=("adapter.mora",),
-        ignores=("adapter.alpha", "adapter.rslora", "adapter.alpha_pattern"),
+        ignores=_SCALE,
         loads="dorakit alone",
     ),
 }

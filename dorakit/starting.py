@@ -1,4 +1,4 @@
-"""From a recipe to a start that changes the base: which modules, with which rank and s, and by which decomposition."""
+"""Turn a recipe into a start that changes the base: its modules, their ranks and scalings, and the decomposition."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dorakit.terminal import typed
 
 
 def new_initial(recipe: Recipe, found: BaseFiles) -> Initial | None:
-    """What the recipe's start will take out of the base's weights; None where it leaves them as they are.
+    """Prepare the recipe's start; None if it leaves the base as it is.
 
     Raises:
         ModelError: The base is stored in 4 bits already, or a rank is above a side of its matrix.
@@ -61,7 +61,7 @@ def new_initial(recipe: Recipe, found: BaseFiles) -> Initial | None:
 
 
 def saved_initial(run: Run) -> Initial | None:
-    """What the start of a run took out of its base; None where that is nothing, or was not saved before the run stopped.
+    """Read the start of a run; None if it left the base as it was, or the run stopped before it was saved.
 
     Raises:
         RunError: The file is not the one that the run wrote.

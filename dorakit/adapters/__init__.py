@@ -1,1 +1,1 @@
-"""Adapted layers; which there are stands in dorakit/methods.py."""
+"""Adapted layers; dorakit/methods.py lists them."""

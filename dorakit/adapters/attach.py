@@ -98,7 +98,8 @@ def attach_(
                 rslora=rslora,
                 generator=generator_of(seed, name),
                 magnitude_init=magnitude_init if method == "dora" else None,
-                **({} if initial is None else {"initial": initial, "name": name}),
+                initial=initial,
+                name=name,
                 **shared,
             )
         except ModelError as error:

@@ -45,7 +45,7 @@ class BatLinear(UnfactoredLinear):
 
     @classmethod
     def shared(cls, bases: list[nn.Module], *, rank: int, **settings: Any) -> dict[str, Any]:
-        """What the ranks that fit all layers divide."""
+        """The greatest common divisor of all sides, as `common`."""
         return {"common": math.gcd(*(side for base in bases for side in sizes(base))), **settings}
 
     def change(self, weight_OI: Tensor) -> Tensor:

@@ -1,19 +1,18 @@
 """HiRA (ICLR 2025, openreview.net/forum?id=TwJrTz9cRS): y = W x + (W * (B A)) x, with the elementwise product *.
 
 The change has a rank of up to R times W's. Its product is computed as one dense matrix product. As R products with W,
-U x = sum_j b_j * (W (a_j * x)), it needs no (O, I) matrix of its own, and took 8 to 13 times as long (rank 16, forward and
-backward, one CPU core, 256 and 1024 tokens, the matrices of SmolLM2-135M).
+U x = sum_j b_j * (W (a_j * x)), it needs no (O, I) matrix of its own, and R times the work.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dorakit.adapters.layer import AdapterLinear
+from dorakit.adapters.lora import kaiming
 from dorakit.adapters.unfactored import UnfactoredLinear
 
 
@@ -34,9 +33,7 @@ class HiRALinear(UnfactoredLinear):
 
     def build_(self, device: torch.device, generator: torch.Generator | None) -> None:
         """Kaiming and zeros."""
-        start = torch.empty(self.rank, self.in_features)
-        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-        self.hira_A = nn.Parameter(start.to(device))
+        self.hira_A = kaiming(self.rank, self.in_features, device, generator)
         self.hira_B = nn.Parameter(torch.zeros(self.out_features, self.rank, device=device))
 
     def change(self, weight_OI: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Initial:
-    """What a start takes out of the weights of a base.
+    """The part of a base's weights that a start moves into A and B.
 
     Attributes:
         start: Its name in the table of methods.
@@ -39,7 +39,7 @@ class Initial:
     """
 
     def __init__(self, start: str, scalings: dict[str, float], pair_of: Callable[[str, Tensor], Pair]):
-        """Make residuals later; `pair_of` gives A0 and B0 for a module's name and its float32 weight."""
+        """`pair_of` computes A0 and B0 from a module's name and its float32 weight, when the weight arrives."""
         self.start = start
         self.scalings = scalings
         self.factors: dict[str, Pair] = {}
@@ -81,7 +81,7 @@ class Initial:
 
     @torch.no_grad()
     def take_out_(self, name: str, base: nn.Module) -> None:
-        """Put the residual in the place of a dense layer's weight, unless that was done when the weight arrived.
+        """Replace a dense layer's weight by its residual, unless that was done when the weight arrived.
 
         Raises:
             ModelError: The layer is stored in 4 bits, and its weight before that is gone.
@@ -97,7 +97,7 @@ class Initial:
 
 
 def taken_out(arrival: Arrival, initial: Initial | None) -> Arrival:
-    """The arrival of a base's weights out of which a start is taken."""
+    """An arrival that subtracts s B0 A0 from each weight, before its rows are shared out and stored as NF4."""
     return arrival if initial is None else replace(arrival, residual=initial.residual)
 
 
@@ -125,7 +125,7 @@ def save_initial(directory: Path, start: str, layers: dict[str, tuple[Pair, floa
 
 
 def read_initial(directory: Path) -> Initial:
-    """What `save_initial` wrote, to be taken out of a base again.
+    """Read initial.safetensors, to subtract s B0 A0 from a base again.
 
     Raises:
         ModelError: It is missing, damaged, or lacks a factor.

@@ -1,4 +1,4 @@
-"""A0 and B0 of a model's adapters, beside the adapter: written, found, compared."""
+"""Write, find and check initial.safetensors beside an adapter: A0 and B0 of a start that changed the base."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def save_initial_of(model: nn.Module, directory: Path) -> None:
 
 
 def initial_of(directory: Path) -> Initial | None:
-    """What the adapter in a directory needs taken out of its base; None where that is nothing.
+    """Read the start of the adapter in a directory; None if its start left the base as it was.
 
     Raises:
         ModelError: It cannot be read, or is of another start than the adapter.

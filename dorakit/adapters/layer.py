@@ -153,7 +153,7 @@ class AdapterLinear(OnDisk, nn.Module):
         """Frozen tensors beside the base, which layers may have in common."""
         return []
 
-    # What training did
+    # State of training
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The layer's own parameters by name, in the order that optimizers and checkpoints have them."""

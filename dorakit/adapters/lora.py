@@ -35,9 +35,7 @@ class LoRALinear(AdapterLinear):
 
     def build_(self, device: torch.device, generator: torch.Generator | None) -> None:
         """Kaiming and zeros."""
-        start = torch.empty(self.rank, self.in_features)
-        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-        self.lora_A = nn.Parameter(start.to(device))
+        self.lora_A = kaiming(self.rank, self.in_features, device, generator)
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, self.rank, device=device))
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -68,3 +66,10 @@ class LoRALinear(AdapterLinear):
             "init_lora_weights": True,
             "fan_in_fan_out": False,
         }
+
+
+def kaiming(rank: int, inputs: int, device: torch.device, generator: torch.Generator | None) -> nn.Parameter:
+    """A, float32 (R, I), Kaiming-uniform, drawn on the CPU."""
+    start = torch.empty(rank, inputs)
+    nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+    return nn.Parameter(start.to(device))

@@ -70,12 +70,12 @@ class MoRALinear(UnfactoredLinear):
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """What `to_peft` wrote."""
+        """Our own entries, from `to_peft`."""
         return {"dropout": float(config.get("mora_dropout") or 0.0), "settings": {"kind": config.get("mora_type", 6)}}
 
     @classmethod
     def to_peft(cls, layers: dict[str, AdapterLinear], rank: int) -> dict[str, Any]:
-        """PEFT has no MoRA: these are our own."""
+        """Entries of our own, since PEFT has no MoRA."""
         first = next(iter(layers.values()))
         assert isinstance(first, MoRALinear)
         return {

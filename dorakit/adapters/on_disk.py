@@ -1,4 +1,4 @@
-"""What an update says of itself on disk: its tensors' names, and its entries of adapter_config.json."""
+"""How an update is stored: the names of its tensors, and its entries of adapter_config.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an adapted layer does to W, the weight before any start changed the base: W = W_res + s B0 A0.
+"""An adapted layer seen from W, the weight before any start changed the base: W = W_res + s B0 A0.
 
 Shapes: I in, O out, R rank.
 """

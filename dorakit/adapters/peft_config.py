@@ -77,8 +77,8 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{path}: peft_type is {config.get('peft_type')!r:.80}; only {known} can be read\n"
             f"  of a kind that PEFT can merge: {MERGE_IN_PEFT}"
         )
-    if (begun := start_of(config)) not in STARTS:
-        raise ModelError(f"{path}: start is {begun!r:.80}; only {', '.join(STARTS)} can be read")
+    if (initial_start := start_of(config)) not in STARTS:
+        raise ModelError(f"{path}: start is {initial_start!r:.80}; only {', '.join(STARTS)} can be read")
     for key, (unused, advice) in UNSUPPORTED.items():
         if key in config and config[key] not in unused:
             raise ModelError(f"{path}: {key} = {config[key]!r:.80} is not supported; only {unused[0]!r} is\n  {advice}")
@@ -116,7 +116,7 @@ def method_of(config: dict[str, Any]) -> str:
 
 
 def start_of(config: dict[str, Any]) -> str:
-    """Where A and B of an adapter began, and whether its base is W or what a start left of it."""
+    """The start of an adapter, a name of the table of methods; any but kaiming changed its base."""
     own = config.get("dorakit") if config.get("peft_type") == OWN_TYPE else None
     return str(own.get("start", "kaiming")) if isinstance(own, dict) else "kaiming"
 

@@ -249,8 +249,7 @@ def _adapter_notes(trained: Trained) -> list[str]:
     config, notes = trained.config, []
     lora, merged, gguf = (unplaced_command(trained, to) for to in ("lora", "merged", "gguf"))
     kind = "DoRA" if config.get("use_dora") else str(update_of(config))
-    kind = "" if kind == "lora" else kind
-    if kind:
+    if kind != "lora":
         notes.append(
             f"vLLM, llama.cpp and Ollama load no {kind} adapter: `{lora}`, `{merged}` or `{gguf}` writes what they serve"
         )

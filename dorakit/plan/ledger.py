@@ -111,7 +111,7 @@ def ledger(recipe: Recipe, config: Any, *, dtype: torch.dtype, on_card: bool, ro
     vocabulary, element = model.get_output_embeddings().weight.shape[0], dtype.itemsize
     # In backward the gradient of the logits, in float32 and in the dtype that they have, or an NF4 weight unpacked.
     of_logits = min(rows * tokens, TOKENS_AT_ONCE) * vocabulary * (4 + (element if element < 4 else 0))
-    # Of an update without factors, W, the update, its gradient and a product on the way, in float32.
+    # An update without factors holds W, the update, its gradient and one product in float32.
     unfactored = [
         4 * 4 * layer.in_features * layer.out_features for _, layer in adapter_layers(model) if not layer.has_factors
     ]

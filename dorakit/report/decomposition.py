@@ -247,14 +247,13 @@ class _Weights:
             self._homes |= dict.fromkeys(content.keys(), content)
 
     def trained(self, module: str, *names: str) -> Tensor:
-        """The tensor of a module by the first of these names that is there: PEFT's for a result, ours for a checkpoint."""
-        prefix = f"{PREFIX}{module}" if self.is_result and len(names) > 1 else module
-        for name in names:
-            if (home := self._homes.get(f"{prefix}.{name}")) is not None:
-                tensor: Tensor = home.get_tensor(f"{prefix}.{name}")
+        """The tensor of a module by the first of these names that is there, in an adapter with PEFT's prefix."""
+        for key in (f"{prefix}{module}.{name}" for prefix in ("", PREFIX) for name in names):
+            if (home := self._homes.get(key)) is not None:
+                tensor: Tensor = home.get_tensor(key)
                 return tensor
         raise RunError(
-            f"{self._source} has no {prefix}.{names[0]}: it holds {len(self._homes)} tensors under other names\n"
+            f"{self._source} has no {module}.{names[0]}: it holds {len(self._homes)} tensors under other names\n"
             "  checkpoints have the names that are looked for: train with save_every and keep_checkpoints"
         )
 

@@ -19,11 +19,7 @@ from transformers import PreTrainedModel
 from dorakit.adapters.attach import adapter_layers
 from dorakit.adapters.continued import continue_adapter_
 from dorakit.adapters.peft_config import layer_class_of, method_of, refuse_adapted_head, start_of, used_patterns
-from dorakit.adapters.peft_format import (
-    WEIGHTS,
-    check_adapter,
-    whole_tensors,
-)
+from dorakit.adapters.peft_format import WEIGHTS, check_adapter, whole_tensors
 from dorakit.adapters.storage import base_storage
 from dorakit.adapters.tensor_names import adapted_modules, is_of_adapter, shortest_targets
 from dorakit.adapters.ties import keeps_ties

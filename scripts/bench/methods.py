@@ -4,14 +4,12 @@
 
 METHOD is a recipe of recipes/methods without its ending; each is measured alone and under a magnitude, at the rank that its
 recipe has, on 8 rows of 112 random tokens. A step is forward, backward and the optimizer. The ratio is the median of the
-rounds; the peak of memory is a process of its own for each method.
+rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -58,21 +56,6 @@ class Training:
         return min(times)
 
 
-def peak(name: str, mode: str, answer: multiprocessing.Queue[float]) -> None:
-    Training(name, mode).seconds()
-    answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
-
-
-def peak_of(name: str, mode: str) -> float:
-    context = multiprocessing.get_context("spawn")
-    answer: multiprocessing.Queue[float] = context.Queue()
-    process = context.Process(target=peak, args=(name, mode, answer))
-    process.start()
-    found = answer.get()
-    process.join()
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     all_of_them = sorted(path.stem for path in (ROOT / "recipes" / "methods").glob("*.yaml"))
@@ -81,17 +64,14 @@ def main() -> None:
     asked = parser.parse_args()
     plain, dora = Training("lora", "lora"), Training("lora", "dora")
     dora_ratio = statistics.median(dora.seconds() / plain.seconds() for _ in range(asked.rounds))
-    print(
-        f"dora / lora: step {dora_ratio:.3f}, peak {peak_of('lora', 'dora') / peak_of('lora', 'lora'):.3f}", flush=True
-    )
-    print("method | step / LoRA's | under a magnitude / alone | peak / LoRA's")
+    print(f"dora / lora: step {dora_ratio:.3f}", flush=True)
+    print("method | step / LoRA's | under a magnitude / alone")
     for name in asked.methods:
         alone, magnitude = Training(name, "lora"), Training(name, "dora")
         rounds = [(plain.seconds(), alone.seconds(), magnitude.seconds()) for _ in range(asked.rounds)]
         step = statistics.median(a / p for p, a, _ in rounds)
         both = statistics.median(m / a for _, a, m in rounds)
-        memory = peak_of(name, "lora") / peak_of("lora", "lora")
-        print(f"{name} | {step:.3f} | {both:.3f} | {memory:.3f}", flush=True)
+        print(f"{name} | {step:.3f} | {both:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from perturbed import perturb_
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from dorakit import attach_, load_adapter, merge, merge_, save_adapter
@@ -20,14 +21,6 @@ from dorakit.model.load import load_base
 from dorakit.model.nf4 import NF4Format
 
 IDS = torch.arange(24).reshape(2, 12) * 7 % 250 + 3
-
-
-def perturb_(model):
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
 
 
 def base(architecture="llama"):

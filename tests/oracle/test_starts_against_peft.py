@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from perturbed import perturb_
 
 from dorakit import Recipe, save_adapter
 from dorakit.adapters.attach import adapter_layers
@@ -29,14 +30,6 @@ def ours(start, mode="lora", **adapter):
             optimizer={"learning_rate": 1e-4},
         )
     ).model
-
-
-def perturb_(model):
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import HiraConfig, MissConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
+from perturbed import perturb_
 from safetensors.torch import load_file, save_file
 
 from dorakit import attach_, load_adapter, save_adapter
@@ -34,14 +35,6 @@ every = pytest.mark.parametrize(("ours", "config", "theirs"), CASES.values(), id
 
 def base():
     return load_base("tiny:llama", dtype="float32", attention="eager").model
-
-
-def perturb_(model):
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
 
 
 @every

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from perturbed import perturb_
 
 from dorakit import Recipe, load_adapter, merge_, save_adapter
 from dorakit.adapters.attach import adapter_layers, base_only, changes_nothing
@@ -42,14 +43,6 @@ def recipe(start, mode, base="tiny:llama", **adapter):
 
 def dense():
     return load_base("tiny:llama", dtype="float32").model
-
-
-def perturb_(model):
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
 
 
 def weight(outputs=48, inputs=64):

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from perturbed import perturb_
 from torch import nn
 
 from dorakit import attach_, load_adapter, merge_, save_adapter
@@ -43,14 +44,6 @@ def make(update, magnitude, nf4, bias):
     )
 
 
-def perturb_(module):
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-
-
 def change(layer):
     """By autograd."""
     if not layer.has_factors:
@@ -71,7 +64,7 @@ def test_it_starts_as_its_base(update, magnitude, nf4, bias):
 def test_forward_and_gradients_are_those_of_the_plain_formula(update, magnitude, nf4, bias):
     """y = g (W + s B A) x + b by autograd, the norm a constant. Planted bugs caught: s missing from one of the factors."""
     layer = make(update, magnitude, nf4, bias)
-    perturb_(layer)
+    perturb_(layer, 0.1)
     x, weight = torch.randn(5, IN, requires_grad=True), torch.randn(5, OUT)
     layer(x).backward(weight)
     found = {name: parameter.grad.clone() for name, parameter in layer.trained().items()} | {"x": x.grad.clone()}
@@ -93,7 +86,7 @@ def test_forward_and_gradients_are_those_of_the_plain_formula(update, magnitude,
 @every_layer
 def test_merged_weight_and_change_are_what_the_layer_computes(update, magnitude, nf4, bias):
     layer, x = make(update, magnitude, nf4, bias), torch.randn(3, IN)
-    perturb_(layer)
+    perturb_(layer, 0.1)
     bias = layer.base.bias
     torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.merged_weight(), bias), rtol=1e-4, atol=1e-4)
     change = layer.merged_weight() - dense_weight(layer.base).float()
@@ -103,7 +96,7 @@ def test_merged_weight_and_change_are_what_the_layer_computes(update, magnitude,
 @every_layer
 def test_what_moved_is_seen(update, magnitude, nf4, bias):
     layer = make(update, magnitude, nf4, bias)
-    perturb_(layer)
+    perturb_(layer, 0.1)
     assert not layer.changes_nothing()
     assert not layer.is_untrained()
     layer.mark_start_()
@@ -124,7 +117,7 @@ def test_saved_loaded_merged(tmp_path, update, method, nf4):
     attach_(model, method=method, update=update, rank=4, alpha=8)
     torch.testing.assert_close(model(IDS).logits, before, rtol=0, atol=1e-5)
     assert changes_nothing(model)
-    perturb_(model)
+    perturb_(model, 0.1)
     live = model(IDS).logits
     assert not torch.allclose(live, before, atol=1e-2)
     save_adapter(model, tmp_path, base_name_or_path="x")

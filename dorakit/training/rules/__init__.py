@@ -1,1 +1,1 @@
-"""What surrounds an optimizer step. Which rules there are stands in dorakit/methods.py."""
+"""Rules around an optimizer step; dorakit/methods.py lists them."""

@@ -51,7 +51,7 @@ class LoRAPro(Rule):
 
 
 def adjusted(pairs: list[tuple[nn.Parameter, nn.Parameter, float]]) -> list[tuple[Tensor, Tensor]]:
-    """GA' (R, I) and gB' (O, R) of pairs (A, B, s) of one rank, from the gradients that they hold."""
+    """The rewritten gradients, gA' (R, I) and gB' (O, R), of pairs (A, B, s) of one rank, from those in `.grad`."""
     grams_A = torch.stack([a_RI @ a_RI.T for a_RI, _, _ in pairs])
     grams_B = torch.stack([b_OR.T @ b_OR for _, b_OR, _ in pairs])
     squared = grams_A.new_tensor([scaling**2 for _, _, scaling in pairs])[:, None, None]

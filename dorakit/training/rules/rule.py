@@ -1,4 +1,4 @@
-"""What a rule may do around an optimizer step. Each method does nothing unless a subclass overrides it."""
+"""The hooks around an optimizer step. Each does nothing unless a subclass overrides it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dorakit.training.groups import GroupSpec
 
 
 class Rule:
-    """No rule."""
+    """A rule with no effect, which others derive from."""
 
     def __init__(self, model: nn.Module, settings: OptimizerSection):
-        """Take what the rule needs of a model with its adapters attached."""
+        """`model` has its adapters attached."""
 
     def groups(self, specs: list[GroupSpec]) -> list[GroupSpec]:
         """Split or change the parameter groups."""
