@@ -14,6 +14,7 @@ from dorakit.cli.app import app
 from dorakit.errors import RecipeError, UsageError
 from dorakit.methods import RULES, STARTS, UPDATES
 from dorakit.recipe.fields import default_of, type_at
+from dorakit.recipe.resolved import dump_resolved
 
 ROOT = Path(__file__).parent.parent
 EVERY = [*UPDATES, *STARTS, *RULES]
@@ -133,3 +134,14 @@ def test_dropout_with_pissa_is_noted(tmp_path):
     for update, is_noted in (("start: pissa, dropout: 0.1", True), ("start: pissa", False), ("dropout: 0.1", False)):
         file.write_text(BASE.replace("MODE", "lora").replace("UPDATE", update).replace("RULE", "weight_decay: 0.0"))
         assert any("principal" in note for note in Recipe.from_yaml(str(file)).origin.notes) == is_noted
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_of_a_method_tried_in_mode_full(tmp_path, path):
+    """Its settings are taken out and noted, and what the run keeps is a recipe again. Planted bug caught: a rule taken out
+    and its section left, which is an error when the run is opened."""
+    recipe = Recipe.from_yaml(str(path), ["adapter.mode=full"])
+    assert recipe.trains_whole and recipe.optimizer.rule is None
+    kept = tmp_path / "recipe.yaml"
+    kept.write_text(dump_resolved(recipe))
+    assert Recipe.from_yaml(str(kept)).trains_whole

@@ -148,7 +148,8 @@ def _by_mode(mode: Any) -> Iterator[Unread]:
         entries = (*UPDATES.values(), *STARTS.values())
         for key in (*_ADAPTER, *(key.split(".")[1] for entry in entries for key in entry.reads)):
             yield Unread(("adapter", key), cause, when)
-        yield Unread(("optimizer", "rule"), cause, when)
+        for name in ("optimizer.rule", *(key for entry in RULES.values() for key in entry.reads)):
+            yield Unread(tuple(name.split(".")), cause, when)
         # merge.dtype is also what `dorakit quantize` rounds to first.
         yield Unread(("merge", "onto"), cause, when)
         yield Unread(("merge", "max_lost"), cause, when)

@@ -90,6 +90,16 @@ SHAPES = {
         },
         {"loraplus_lr_ratio", "pissa_init"},
     ),
+    "TRL, a rank that is its default and no adapter": (
+        TRL + "peft_lora_r: 16\n",
+        {"adapter.mode": "full"},
+        {"peft_lora_r"},
+    ),
+    "axolotl, LoRA+ and no adapter": (
+        "base_model: org/model\nlearning_rate: 1e-4\nloraplus_lr_ratio: 4\ndatasets: [{path: a.jsonl, type: alpaca}]\n",
+        {"adapter.mode": "full"},
+        {"loraplus_lr_ratio"},
+    ),
     "LLaMA-Factory, eight bits": (FACTORY + "quantization_bit: 8\n", {"adapter.mode": "lora"}, {"quantization_bit"}),
     "TRL, PEFT chooses the targets": (
         TRL + "use_peft: true\nload_in_4bit: true\nlora_target_modules: null\n",

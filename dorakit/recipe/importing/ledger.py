@@ -95,7 +95,11 @@ class Ledger(Keys):
             elif not target:
                 self.leave(name, value, reason)
             elif target in self.recipe and self.recipe[target] == meant:
-                self.sources[target] += f", {name}"
+                if target in self._defaults:  # and written too
+                    self._defaults.remove(target)
+                    self.sources[target] = name
+                else:
+                    self.sources[target] += f", {name}"
             elif target in self.recipe or any(key.startswith(f"{target}.") for key in self.recipe):
                 self.leave(name, value, f"{target} has its value from {self.sources.get(target, 'another key')}")
             elif problem := refused(target, meant):
