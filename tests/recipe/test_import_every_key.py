@@ -96,7 +96,9 @@ def written(toolkit, drawn):
 
 def leaves(toolkit, content):
     for key, value in content.items():
-        if isinstance(value, dict) and value:
+        if key == "dataset_mixer":  # whose keys are names of data sets
+            yield key
+        elif isinstance(value, dict) and value:
             yield from leaves(toolkit, value)
         elif isinstance(value, list) and key in ROWS.get(toolkit, ()):
             yield from (inner for entry in value if isinstance(entry, dict) for inner in entry)
@@ -121,6 +123,8 @@ def test_every_key_is_carried_or_listed(tmp_path, toolkit, data):
     told = " ".join([*result.carried.values(), *(item.key for item in result.left), *result.empty])
     words = set(re.findall(r"[\w-]+", told))
     assert [key for key in leaves(toolkit, content) if key not in words] == []
+    mixer = content.get("dataset_mixer")
+    assert all(name in result.text for name in (mixer if isinstance(mixer, dict) else {}))
     (tmp_path / "recipe.yaml").write_text(result.text)
     try:
         load_recipe(str(tmp_path / "recipe.yaml"), [])

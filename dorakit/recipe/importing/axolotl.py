@@ -97,7 +97,7 @@ def _set_rows(ledger: Ledger) -> None:
     )
     for row in ledger.entries("test_datasets"):
         for source in _sources(row):
-            hold_out(ledger, source, "test_datasets", split="test")
+            hold_out(ledger, source, "test_datasets", split="test", inside=row)
 
 
 def _sources(row: Keys) -> list[dict[str, Any]]:

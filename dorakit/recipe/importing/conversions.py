@@ -140,10 +140,11 @@ def carry_place(row: Keys, source: dict[str, Any], **names: str) -> None:
             source[field] = value
 
 
-def hold_out(ledger: Ledger, source: dict[str, Any], key: str, *, split: str) -> None:
+def hold_out(ledger: Ledger, source: dict[str, Any], key: str, *, split: str, inside: Keys | None = None) -> None:
     """data.validation from a source of rows, which is read in the form of the first training source.
 
-    `split` is the one that the toolkit reads where none is named, which is `validation` here.
+    `split` is the one that the toolkit reads where none is named, which is `validation` here; `inside` is the mapping below
+    `key` that the source is from.
     """
     if ledger.recipe.get("data.validation.path"):
         ledger.leave(key, source.get("path"), "there is one source of validation rows")
@@ -151,9 +152,10 @@ def hold_out(ledger: Ledger, source: dict[str, Any], key: str, *, split: str) ->
     if not source.get("path"):
         ledger.leave(key, source, "names no rows")
         return
-    ledger.set("data.validation.path", source["path"], key)
+    written = key if inside is None else named([key], [inside])
+    ledger.set("data.validation.path", source["path"], written)
     if source.get("split"):
-        ledger.set("data.validation.split", source["split"], key)
+        ledger.set("data.validation.split", source["split"], written)
     elif not str(source["path"]).lower().endswith(ROW_FILES):
         ledger.set_default("data.validation.split", split)
     first = (ledger.recipe.get("data.train") or [{}])[0]

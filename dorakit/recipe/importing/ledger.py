@@ -120,6 +120,7 @@ class Ledger(Keys):
 
     def _check_sources(self, sources: list[dict[str, Any]]) -> None:
         """Take out of the sources of rows what no source takes; a source without a path is none."""
+        written = [source.get("path") for source in sources]
         for source in [source for source in sources if source.get("weight") == 0]:
             self.leave("data.train.weight", f"0 of {source.get('path')}", "none of its rows are read")
             sources.remove(source)
@@ -132,6 +133,8 @@ class Ledger(Keys):
         if kept:
             self.recipe["data.train"] = kept
         else:
+            if written:
+                self.leave(self.sources["data.train"], written, "no rows are left")
             del self.recipe["data.train"], self.sources["data.train"]
 
     def _leave_without_effect(self) -> None:
